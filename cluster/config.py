@@ -1,0 +1,77 @@
+"""The base of every config section, the units that they share, and the `cluster` section."""
+
+import re
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StrictBool
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
+
+
+class Config(BaseModel):
+    """A frozen section of the experiment; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+
+def parse_duration(value: Any) -> Any:
+    """Turn ``90``, ``"90s"``, ``"10m"``, ``"6h"``, ``"60d"`` or ``"2w"`` into a timedelta."""
+    if isinstance(value, bool):
+        raise ValueError("a duration is a number of seconds or a text such as 90s, 10m, 6h, 60d")
+    if isinstance(value, int | float):
+        return timedelta(seconds=value)
+    if isinstance(value, str):
+        match = _DURATION.match(value)
+        if not match:
+            raise ValueError("a duration is a number of seconds or a text such as 90s, 10m, 6h, 60d")
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    return value
+
+
+def format_duration(value: timedelta) -> str:
+    """Write a duration in the largest unit that keeps it whole; the inverse of `parse_duration`."""
+    seconds = value.total_seconds()
+    for unit in ("d", "h", "m"):
+        if seconds and seconds % _UNITS[unit] == 0:
+            return f"{int(seconds // _UNITS[unit])}{unit}"
+    return f"{seconds:g}s"
+
+
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(parse_duration, json_schema_input_type=float | str),
+    PlainSerializer(format_duration, return_type=str),
+]
+
+
+class StorageConfig(Config):
+    """How to reach object storage. Secrets come from the environment or a role, never from here."""
+
+    endpoint: str | None = Field(None, description="S3-compatible endpoint, such as http://minio:9000")
+    region: str | None = None
+    role_arn: str | None = Field(None, description="role to assume")
+    tls_ca_file: str | None = Field(None, description="certificate authorities to trust, a PEM file")
+
+
+class ClusterConfig(Config):
+    """Where the work runs. No part of a run's identity: results do not depend on it."""
+
+    address: str | None = Field(
+        None, description="an existing Ray cluster; none starts a local one when needed"
+    )
+    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    placement: Literal["auto", "inline", "task", "group"] = "auto"
+    storage_path: str = Field("runs", description="folder or URI that holds runs and sharded datasets")
+    storage: StorageConfig = StorageConfig()
+    cache_path: str | None = Field(None, description="where workers keep copies of remote shards")
+    wait: Duration = Field(
+        timedelta(minutes=5), description="how long to wait for resources in use by others"
+    )
+    collective_timeout: Duration = Field(
+        timedelta(minutes=5), description="how long a worker waits for the others in one operation"
+    )
+    debug: StrictBool = Field(False, description="let Ray's own messages through")

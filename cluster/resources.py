@@ -1,0 +1,277 @@
+"""The resource sum: what a job takes, added up and compared before anything starts. Plain arithmetic, no Ray."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shoal.cluster.config import ClusterConfig
+from shoal.cluster.errors import ConfigError, ResourceError
+
+Placement = Literal["inline", "task", "group"]
+_EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
+_SHARES = (0.5, 0.25, 0.1, 0.01)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a machine or a cluster has.
+
+    Parameters
+    ----------
+    cpus, gpus
+        Counts; None in `memory` (bytes) and `disk` (bytes) stands for unknown.
+    where
+        How messages call it: ``this machine``, ``the cluster at 10.0.0.1:6379``.
+    nodes
+        CPUs and GPUs of each node; empty for one machine.
+    """
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float | None = None
+    disk: float | None = None
+    where: str = "this machine"
+    nodes: tuple[tuple[float, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Equal processes of a job: its workers, its controller, its concurrent fits.
+
+    Parameters
+    ----------
+    name
+        In the plural: ``workers``.
+    count
+        How many there are at a time.
+    cpus, gpus, memory, disk
+        What each takes; memory and disk in bytes.
+    """
+
+    name: str
+    count: int
+    cpus: float = 0.0
+    gpus: float = 0.0
+    memory: float = 0.0
+    disk: float = 0.0
+
+
+@dataclass(frozen=True)
+class Demand:
+    """All parts of a job that hold resources at the same time."""
+
+    parts: tuple[Part, ...] = ()
+
+    def total(self, what: str) -> float:
+        """Add up ``cpus``, ``gpus``, ``memory`` or ``disk`` over all parts."""
+        return math.fsum(part.count * getattr(part, what) for part in self.parts)
+
+    def __add__(self, other: "Demand") -> "Demand":
+        return Demand(self.parts + other.parts)
+
+    def __str__(self) -> str:
+        """Write the sum as a short table."""
+        rows: list[tuple[str, ...]] = [("part", "count", "CPUs", "GPUs", "memory", "disk")]
+        rows += [_row(p.name, p.count, *(p.count * getattr(p, w) for w in _WHAT)) for p in self.parts]
+        rows.append(_row("sum", sum(p.count for p in self.parts), *(self.total(w) for w in _WHAT)))
+        shown = [i for i in range(6) if i < 3 or any(row[i] not in ("0", "-") for row in rows[1:])]
+        widths = [max(len(row[i]) for row in rows) for i in range(6)]
+        return "\n".join(
+            "  ".join(row[i].rjust(widths[i]) if i else row[i].ljust(widths[i]) for i in shown)
+            for row in rows
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a fit is spread: the `cluster` section with nothing left open."""
+
+    num_workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    placement: Placement
+
+    @property
+    def demand(self) -> Demand:
+        """The fit's own part of the resource sum; Ray Train's controller takes no CPU."""
+        return Demand((Part("workers", self.num_workers, self.cpus_per_worker, self.gpus_per_worker),))
+
+
+_WHAT = ("cpus", "gpus", "memory", "disk")
+_UNITS = {"cpus": "CPU", "gpus": "GPU"}
+
+
+def check(demand: Demand, total: Totals, maximum: Totals | None = None) -> None:
+    """Refuse a job that can never run here.
+
+    Parameters
+    ----------
+    demand
+        The whole job's.
+    total
+        What there is.
+    maximum
+        What an autoscaler may make of it; without one, `total` is all there will ever be.
+
+    Raises
+    ------
+    ResourceError
+        With the sum, what there is, and what to change.
+    """
+    limit = maximum or total
+    for what in _WHAT:
+        there = getattr(limit, what)
+        if there is not None and demand.total(what) > there + _EPSILON:
+            raise ResourceError(
+                f"{_sum(demand, what)}; {_has(limit, what, maximum)}. {_fix(demand, limit, what)}"
+            )
+    nodes = limit.nodes if maximum is None else ()
+    if nodes and not _fits(demand.parts, nodes):
+        each = "; ".join(sorted({f"{_number(c)} CPUs, {_number(g)} GPUs" for c, g in nodes}))
+        largest = max(demand.parts, key=lambda part: (part.gpus, part.cpus))
+        raise ResourceError(
+            f"{largest.count} {largest.name} of {_number(largest.cpus)} CPUs and {_number(largest.gpus)} GPUs do not "
+            f"fit on the {len(nodes)} nodes of {limit.where} (nodes of {each}): a worker cannot be spread over nodes. "
+            "Lower cluster.cpus_per_worker, cluster.gpus_per_worker or cluster.num_workers"
+        )
+
+
+def resolve_workers(config: ClusterConfig, totals: Totals) -> Shape:
+    """Settle what `auto` leaves open.
+
+    One worker a GPU that is there, otherwise one. ``placement: auto`` is inline for one worker without an
+    address, and a group otherwise.
+
+    Raises
+    ------
+    ConfigError
+        If several workers are to share one process (``inline``) or one task.
+    """
+    if config.gpus_per_worker == "auto":
+        gpus = 1.0 if totals.gpus >= 1 else 0.0
+    else:
+        gpus = float(config.gpus_per_worker)
+    if config.num_workers != "auto":
+        workers = config.num_workers
+    elif config.placement in ("inline", "task") or gpus == 0:
+        workers = 1
+    else:
+        workers = max(1, int((totals.gpus + _EPSILON) // gpus))
+    placement = config.placement
+    if placement == "auto":
+        placement = "inline" if workers == 1 and address_of(config) is None else "group"
+    if placement != "group" and workers > 1:
+        raise ConfigError(
+            f"cluster.placement: {placement} holds one worker, got cluster.num_workers: {workers}; "
+            "set cluster.placement: group, or cluster.num_workers: 1"
+        )
+    return Shape(workers, float(config.cpus_per_worker), gpus, placement)
+
+
+def plan(config: ClusterConfig) -> tuple[Shape, Demand]:
+    """Settle the shape of a fit and its resource sum, and refuse what this machine can never give.
+
+    A cluster is only asked where something is left open; otherwise the session that runs the fit checks it.
+
+    Raises
+    ------
+    ConfigError, ResourceError
+        As `resolve_workers` and `check`; or the cluster cannot be reached.
+    """
+    if address_of(config) is None or config.placement == "inline":
+        from shoal.cluster.machine import local_totals
+
+        totals = local_totals()
+        shape = resolve_workers(config, totals)
+        # An inline fit takes the threads that there are: nothing is reserved.
+        demand = (
+            shape.demand
+            if shape.placement != "inline"
+            else Demand((Part("this process", 1, 0.0, shape.gpus_per_worker),))
+        )
+        check(demand, totals)
+        return shape, demand
+    if "auto" in (config.num_workers, config.gpus_per_worker):
+        from shoal.cluster.session import cluster_totals
+
+        shape = resolve_workers(config, cluster_totals(config))
+    else:
+        shape = resolve_workers(config, Totals(math.inf, math.inf))
+    return shape, shape.demand
+
+
+def address_of(config: ClusterConfig) -> str | None:
+    """Return the address of the cluster to use: `cluster.address`, or ``RAY_ADDRESS`` in the environment."""
+    address = config.address or os.environ.get("RAY_ADDRESS") or None
+    return None if address == "local" else address
+
+
+def _sum(demand: Demand, what: str) -> str:
+    parts = [part for part in demand.parts if part.count * getattr(part, what)]
+    terms = " + ".join(f"{p.count} {p.name} x {_amount(getattr(p, what), what)}" for p in parts)
+    return f"{terms} = {_amount(demand.total(what), what)}"
+
+
+def _has(limit: Totals, what: str, maximum: Totals | None) -> str:
+    grown = " at most, with its autoscaler" if maximum else ""
+    return f"{limit.where} has {_amount(getattr(limit, what), what, unit=what not in _UNITS)}{grown}"
+
+
+def _fix(demand: Demand, limit: Totals, what: str) -> str:
+    there = getattr(limit, what)
+    part = max(demand.parts, key=lambda p: p.count * getattr(p, what))
+    each, rest = getattr(part, what), demand.total(what) - part.count * getattr(part, what)
+    left = max(0.0, there - rest)
+    if part.name != "workers" or what not in _UNITS:
+        place = {
+            "memory": "cluster.num_workers",
+            "disk": "the data, or set cluster.cache_path to a larger disk",
+        }
+        return f"Use fewer {part.name}, or lower {place.get(what, 'what each takes')}"
+    fixes = []
+    if (workers := int((left + _EPSILON) // each)) >= 1:
+        fixes.append(f"cluster.num_workers: {workers}")
+    name = "cluster.cpus_per_worker" if what == "cpus" else "cluster.gpus_per_worker"
+    if (share := _share(left / part.count)) is not None:
+        fixes.append(f"{name}: {share:g}")
+    elif what == "gpus":
+        fixes.append(f"{name}: 0")
+    return f"Set {', or '.join(fixes)}" if fixes else "Choose a larger cluster with cluster.address"
+
+
+def _share(most: float) -> float | None:
+    """Return the largest usual amount that is at most this one: a whole number, a half, a quarter …."""
+    if most >= 1:
+        return float(int(most + _EPSILON))
+    return next((share for share in _SHARES if share <= most + _EPSILON), None)
+
+
+def _fits(parts: Sequence[Part], nodes: Sequence[tuple[float, float]]) -> bool:
+    """Whether every single process finds a node, largest first."""
+    free = [list(node) for node in nodes]
+    for part in sorted(parts, key=lambda p: (p.gpus, p.cpus), reverse=True):
+        for _ in range(part.count if part.cpus or part.gpus else 0):
+            # The tightest node first keeps room for what is still to come.
+            homes = [n for n in free if n[0] + _EPSILON >= part.cpus and n[1] + _EPSILON >= part.gpus]
+            if not homes:
+                return False
+            home = min(homes, key=lambda n: (n[1] - part.gpus, n[0] - part.cpus))
+            home[0], home[1] = home[0] - part.cpus, home[1] - part.gpus
+    return True
+
+
+def _row(name: str, count: int, cpus: float, gpus: float, memory: float, disk: float) -> tuple[str, ...]:
+    sizes = [_amount(size, "memory") if size else "-" for size in (memory, disk)]
+    return (name, str(count), _number(cpus), _number(gpus), *sizes)
+
+
+def _amount(value: float, what: str, unit: bool = True) -> str:
+    if what in _UNITS:
+        return _number(value) + (f" {_UNITS[what]}{'' if value == 1 else 's'}" if unit else "")
+    return f"{value / 2**30:.1f} GiB"
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 4):g}"

@@ -1,0 +1,153 @@
+"""The run folder: one driver at a time, one experiment for good, complete or resumable."""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from shoal.cluster.config import StorageConfig
+from shoal.cluster.errors import ConfigError, StorageError
+from shoal.cluster.filesystems import locate, redact
+from shoal.cluster.lease import LEASE, held
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.storage import Storage
+
+CONFIG = "config.yaml"
+LAST_FILES = ("metrics.json", "manifest.json")
+# The cluster is not the experiment: results do not depend on it.
+NOT_IDENTITY = ("cluster",)
+_ABSENT = "(absent)"
+_MAY_COME_FIRST = (LEASE, "log.txt")
+_SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class RunFolder(Storage):
+    """A folder of results; a `Storage` with a life cycle."""
+
+    @classmethod
+    def open(cls, uri: str, storage_config: StorageConfig | None = None) -> "RunFolder":
+        """Open a run folder; nothing is created until something is written."""
+        return cls(*locate(str(uri), storage_config or StorageConfig()))
+
+    @property
+    def storage(self) -> Storage:
+        """The folder as a plain storage."""
+        return self.plain()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file that is written last is there."""
+        return any(self.exists(name) for name in LAST_FILES)
+
+    def config(self) -> dict[str, Any] | None:
+        """Read the resolved experiment of this run; None where none was written yet.
+
+        Raises
+        ------
+        StorageError
+            If `config.yaml` is not YAML.
+        """
+        if not self.exists(CONFIG):
+            return None
+        fix = "delete it, or choose another --out"
+        try:
+            found = YAML(typ="safe", pure=True).load(self.read_bytes(CONFIG))
+        except YAMLError as error:
+            raise StorageError(f"{self._show(CONFIG)} is damaged ({error}); {fix}") from error
+        if not isinstance(found, dict):
+            raise StorageError(f"{self._show(CONFIG)} holds no experiment; {fix}")
+        return found
+
+    @contextmanager
+    def claim(self, config: Mapping[str, Any], reporter: Reporter = _SILENT) -> Iterator["RunFolder"]:
+        """Hold the run for this process, and for this experiment only.
+
+        Parameters
+        ----------
+        config
+            The resolved experiment in plain values. It is written to `config.yaml`, credentials redacted;
+            where that is there already, everything but the `cluster` section has to be equal.
+        reporter
+            Hears when a dead driver's lease is taken over.
+
+        Raises
+        ------
+        StorageError
+            If a live driver holds the run, the folder is none of ours, or it cannot be written.
+        ConfigError
+            If the run belongs to another experiment; the message lists the difference.
+        """
+        wanted = _plain(config)
+        with held(self.storage, reporter):
+            before = self.config()
+            if before is None:
+                self._refuse_foreign()
+                self.write_text(CONFIG, to_yaml(wanted))
+            elif changes := difference(before, wanted):
+                raise ConfigError(
+                    f"{self.uri} belongs to another experiment:\n"
+                    + "\n".join(f"  {line}" for line in changes)
+                    + "\nchoose another --out, undo the change, or delete that folder"
+                )
+            yield self
+
+    def _refuse_foreign(self) -> None:
+        foreign = [name for name in self.list() if name not in _MAY_COME_FIRST and not name.startswith(".")]
+        if foreign:
+            raise StorageError(
+                f"{self.uri} is no run folder: it has no {CONFIG} but holds {', '.join(foreign[:3])}"
+                f"{' and more' if len(foreign) > 3 else ''}; choose another --out"
+            )
+
+
+def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """List what differs between two experiments, the `cluster` section aside.
+
+    Returns
+    -------
+    list of str
+        ``key: old -> new`` with dotted keys, sorted; empty where nothing differs.
+    """
+    old, new = _flat(before), _flat(after)
+    return [
+        f"{key}: {redact(str(old.get(key, _ABSENT)))} -> {redact(str(new.get(key, _ABSENT)))}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key, _ABSENT) != new.get(key, _ABSENT)
+    ]
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Write plain values as block YAML 1.2, in the order given, credentials redacted."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 110
+    text = io.StringIO()
+    yaml.dump(_plain(config), text)
+    return text.getvalue()
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if not prefix and key in NOT_IDENTITY:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    """Tuples to lists and credentials out, as they are after a round trip through the file."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return redact(value) if isinstance(value, str) else value

@@ -1,0 +1,1 @@
+"""The sharding service: raw Parquet in, a sharded dataset out."""

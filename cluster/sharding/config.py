@@ -1,0 +1,111 @@
+"""The `data` section: where the rows are, what the columns mean, how they are split."""
+
+from datetime import date, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from shoal.cluster.config import Config, Duration
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
+ColumnType = Literal["numeric", "boolean", "categorical", "timestamp", "tensor"]
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...])]
+
+
+class TimeSplit(Config):
+    """Train on the past, test on the future. Equal time stamps stay together."""
+
+    test: Fraction | None = Field(None, description="share of rows, the latest ones (default 0.2)")
+    validation: Fraction = Field(0.1, description="share of rows, the latest before the test rows")
+    test_from: datetime | date | float | None = Field(None, description="first time stamp of the test rows")
+    validation_from: datetime | date | float | None = None
+    gap: Duration | float | None = Field(
+        None,
+        description="left out between one part and the next: a duration, or a number for a numeric column",
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "TimeSplit":
+        if self.test is not None and self.test_from is not None:
+            raise ValueError("test and test_from exclude each other: give the share or the date")
+        return self
+
+
+class HashSplit(Config):
+    """A row's part follows from a hash of its id, so rows never move when data grow."""
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.1
+
+
+class SplitConfig(Config):
+    """Which rows train, validate and test.
+
+    Without `time`, `hash` or `column`: by `data.time` where it is given, by `data.group` where that
+    is given, otherwise stratified by class.
+    """
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.1
+    time: TimeSplit | None = None
+    hash: HashSplit | None = None
+    column: str | None = Field(None, description="column that holds train, validation or test")
+    groups: Literal["allow", "drop"] | None = Field(
+        None, description="groups on both sides of a time split: keep them, or drop their training rows"
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "SplitConfig":
+        named = [name for name in ("time", "hash", "column") if getattr(self, name) is not None]
+        if len(named) > 1:
+            raise ValueError(f"{' and '.join(named)} exclude each other: keep one")
+        if self.test + self.validation >= 1:
+            raise ValueError(
+                f"test {self.test} and validation {self.validation} leave no training rows; "
+                "their sum must be below 1"
+            )
+        return self
+
+
+class DataConfig(Config):
+    """The rows: `path` and `target` are enough."""
+
+    path: Names = Field(
+        description="a Parquet file, folder, glob or list of them; local (from the current directory) or remote"
+    )
+    target: Names = Field(description="column to predict; a list of columns for multi-label")
+    task: Task = "auto"
+    positive: str | bool | int | float | None = Field(
+        None, description="binary: the value that is the event (default: the rarer)"
+    )
+    group: str | None = Field(None, description="rows of one group stay in one part")
+    time: str | None = Field(None, description="column that orders time splits")
+    id: str | None = Field(None, description="carried into predictions, never a feature")
+    features: Names | None = Field(None, description="use these columns only")
+    drop: Names = Field((), description="columns to leave out")
+    private: Names = Field((), description="never in logs, errors or reports")
+    types: dict[str, ColumnType] = Field({}, description="column to type, where the inferred one is wrong")
+    max_categories: int = Field(10_000, ge=2, description="categories kept a column, the most frequent ones")
+    split: SplitConfig = SplitConfig()
+    shards: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
+        "auto", description="logical shards of each part; the most workers that can train"
+    )
+
+    @model_validator(mode="after")
+    def _roles(self) -> "DataConfig":
+        if self.features is not None and self.drop:
+            raise ValueError("features and drop exclude each other: name what to use or what to leave out")
+        roles = {name: role for role in ("group", "time", "id") if (name := getattr(self, role)) is not None}
+        for name in self.target:
+            if name in roles or name in self.drop or name in (self.features or ()):
+                raise ValueError(
+                    f"target {name!r} cannot also be a feature, dropped, a group, a time or an id"
+                )
+        return self

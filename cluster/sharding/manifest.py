@@ -1,0 +1,128 @@
+"""What a sharded dataset says of itself: `manifest.json`.
+
+The sharding pass fits the statistics of every column on the training rows and writes *prepared* rows:
+
+- ``numeric``      float32 ``[n, D]``: numbers standardised, booleans 0 or 1, time stamps as parts; NaN where missing
+- ``categorical``  int32 ``[n, C]``: 0 missing, 1 unknown or rare, 2 and up the categories of the column
+- ``label``        int64 ``[n]`` class index, float32 ``[n, K]`` multi-label, or float64 ``[n]`` regression (raw units)
+- ``row_id``       the id column, or an int64 that identifies the row by its content
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from shoal.cluster.config import Config
+from shoal.cluster.sharding.config import ColumnType
+
+MANIFEST = "manifest.json"
+SPLITS = ("train", "validation", "test")
+MISSING, OTHER, FIRST_CATEGORY = 0, 1, 2
+
+Scalar = bool | int | float | str
+
+
+class Column(Config):
+    """One feature column and the statistics that prepare it, fitted on training rows."""
+
+    name: str
+    type: ColumnType
+    arrow_type: str
+    reason: str = Field("", description="why this type, in a few words")
+    parts: tuple[str, ...] = Field(
+        (), description="names of its numeric features; one for a number, more for a time stamp"
+    )
+    center: tuple[float, ...] = Field((), description="subtracted from each part")
+    scale: tuple[float, ...] = Field((), description="each part is divided by it")
+    has_missing: bool = Field(
+        False, description="whether training rows miss it (an indicator is then a feature too)"
+    )
+    categories: tuple[Scalar, ...] = Field((), description="values of code 2 and up, most frequent first")
+    value_type: Literal["string", "integer", "boolean", "float", ""] = ""
+
+    @property
+    def width(self) -> int:
+        """How many numeric features the column gives."""
+        return len(self.parts)
+
+    @property
+    def cardinality(self) -> int:
+        """How many codes the column has, missing and unknown included."""
+        return FIRST_CATEGORY + len(self.categories)
+
+
+class Target(Config):
+    """What is predicted."""
+
+    columns: tuple[str, ...]
+    task: Literal["binary", "multiclass", "multilabel", "regression"]
+    reason: str = ""
+    classes: tuple[Scalar, ...] = Field(
+        (), description="binary: the event is the second; multi-label: label names"
+    )
+    center: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def n_outputs(self) -> int:
+        """How many logits a model gives: 1 for binary and regression."""
+        return len(self.classes) if self.task in ("multiclass", "multilabel") else 1
+
+
+class Schema(Config):
+    """Raw columns in, prepared tensors out; the same for shards, `predict` and explanations."""
+
+    columns: tuple[Column, ...]
+    target: Target
+    id: str | None = None
+    private: tuple[str, ...] = ()
+
+    @property
+    def numeric(self) -> tuple[Column, ...]:
+        """Columns that give numeric features, in order."""
+        return tuple(c for c in self.columns if c.type != "categorical")
+
+    @property
+    def categorical(self) -> tuple[Column, ...]:
+        """Columns that give codes, in order."""
+        return tuple(c for c in self.columns if c.type == "categorical")
+
+    @property
+    def numeric_width(self) -> int:
+        """D, the width of the prepared numeric matrix."""
+        return sum(c.width for c in self.numeric)
+
+
+class ShardFile(Config):
+    """One logical shard of one split."""
+
+    path: str = Field(description="relative to the manifest")
+    rows: int
+    bytes: int
+    sha256: str
+    class_counts: tuple[int, ...] = ()
+
+
+class Split(Config):
+    """The rows of one part, dealt over the V logical shards."""
+
+    rows: int
+    class_counts: tuple[int, ...] = ()
+    shards: tuple[ShardFile, ...]
+
+
+class Manifest(Config):
+    """A sharded dataset: the only input of a fit."""
+
+    version: Literal[1] = 1
+    key: str = Field(description="hash of inputs, data section and seed")
+    seed: int
+    schema_: Schema = Field(alias="schema")
+    splits: dict[Literal["train", "validation", "test"], Split]
+    n_shards: int
+    sources: tuple[str, ...] = Field((), description="input files, credentials redacted")
+    rows_read: int
+    left_out: dict[str, int] = Field({}, description="rows left out, by reason")
+    dropped: dict[str, str] = Field({}, description="columns left out, with the reason")
+    split_kind: str = Field("", description="how the rows were split, in a few words")
+    notices: tuple[str, ...] = Field((), description="what was inferred and left out, as said aloud")

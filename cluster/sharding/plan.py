@@ -1,0 +1,146 @@
+"""Where each row goes: its part, its logical shard, its place in it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.cluster.sharding.hashing import U64, mix
+from shoal.cluster.sharding.manifest import SPLITS
+
+ROWS_PER_SHARD = 4096
+FEWEST, MOST = 16, 1024
+_STEP = np.uint64(0xD1342543DE82EF95)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The destination of every row.
+
+    The final order is by part, then shard, then key; shards of a part are its *slots*, ``part * n_shards +
+    v``.
+
+    Parameters
+    ----------
+    n_shards
+        V, the same for each part.
+    position
+        Place of each row, in the order of reading, in the final order; -1 where left out. int64 ``[rows
+        read]``.
+    offsets
+        First place of each slot, int64 ``[3 V + 1]``.
+    row_id
+        Of each place: content key, made unique among equal rows; int64 ``[rows kept]``.
+    """
+
+    n_shards: int
+    position: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int64]
+    row_id: npt.NDArray[np.int64]
+
+    @property
+    def n_slots(self) -> int:
+        """Three times V."""
+        return len(self.offsets) - 1
+
+    def part(self, index: int) -> slice:
+        """Return the places of one part."""
+        v = self.n_shards
+        return slice(int(self.offsets[index * v]), int(self.offsets[(index + 1) * v]))
+
+    def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Bring values ``[rows read, …]`` into the final order ``[rows kept, …]``."""
+        kept = np.flatnonzero(self.position >= 0)
+        out = np.empty((len(self.row_id), *values.shape[1:]), values.dtype)
+        out[self.position[kept]] = values[kept]
+        return out
+
+
+def count_shards(train_rows: int, asked: int | str) -> int:
+    """Choose V: a power of two near a shard for every 4096 training rows, at most one a training row.
+
+    It depends on nothing but the number of training rows, so that it never differs between clusters.
+    """
+    if isinstance(asked, int):
+        return max(1, min(asked, train_rows))
+    near = 2 ** round(np.log2(max(1.0, train_rows / ROWS_PER_SHARD)))
+    return int(max(1, min(max(FEWEST, min(near, MOST)), train_rows)))
+
+
+def deal(parts: npt.NDArray[np.int8], strata: npt.NDArray[np.int64], n_shards: int) -> npt.NDArray[np.int64]:
+    """Deal the rows of each part over the shards like cards, class after class.
+
+    Parameters
+    ----------
+    parts
+        In key order, ``[n]``; -1 where left out.
+    strata
+        Class of each row, ``[n]``; zeros where there are none.
+    n_shards
+        V.
+
+    Returns
+    -------
+    int64 ``[n]``: slot, or -1. Within a part, the rows of a class and the rows of all classes differ by at
+    most one
+    between two shards, and the longer shards come first.
+    """
+    slots = np.full(len(parts), -1, np.int64)
+    if len(strata) and strata.max() < 2**15:
+        strata = strata.astype(np.int16)  # numpy sorts 16 bits by radix
+    for part in range(len(SPLITS)):
+        rows = np.flatnonzero(parts == part)
+        rows = rows[np.argsort(strata[rows], kind="stable")]
+        slots[rows] = part * n_shards + np.arange(len(rows)) % n_shards
+    return slots
+
+
+def make_plan(
+    order: npt.NDArray[np.int64],
+    keys: U64,
+    parts: npt.NDArray[np.int8],
+    strata: npt.NDArray[np.int64],
+    n_shards: int,
+    rows_read: int,
+) -> Plan:
+    """Turn parts into a plan.
+
+    Parameters
+    ----------
+    order
+        Index, in the order of reading, of each labelled row in key order, ``[n]``.
+    keys, parts, strata
+        Content key, part and class of each row in key order, ``[n]``.
+    n_shards
+        V.
+    rows_read
+        All rows, unlabelled ones included.
+    """
+    slots = deal(parts, strata, n_shards)
+    kept = np.flatnonzero(slots >= 0)
+    narrow = slots[kept].astype(np.int16) if 3 * n_shards < 2**15 else slots[kept]
+    final = kept[np.argsort(narrow, kind="stable")]
+    offsets = np.zeros(3 * n_shards + 1, np.int64)
+    np.cumsum(np.bincount(slots[kept], minlength=3 * n_shards), out=offsets[1:])
+    position = np.full(rows_read, -1, np.int64)
+    position[order[final]] = np.arange(len(final))
+    return Plan(n_shards, position, offsets, row_ids(keys)[final])
+
+
+def row_ids(keys: U64) -> npt.NDArray[np.int64]:
+    """Return an id for each row: its key, changed for the second and later of equal rows.
+
+    Parameters
+    ----------
+    keys
+        Content keys, equal ones next to each other, ``[n]``.
+    """
+    first = np.ones(len(keys), np.bool_)
+    first[1:] = keys[1:] != keys[:-1]
+    starts = np.flatnonzero(first)
+    nth = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
+    ids = keys.copy()
+    again = nth > 0
+    ids[again] = mix(keys[again] + nth[again].astype(np.uint64) * _STEP)
+    return ids.view(np.int64)

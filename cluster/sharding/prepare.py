@@ -1,0 +1,93 @@
+"""Raw rows to the matrices that a model takes; the same for shards, `predict` and explanations."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal.cluster.errors import DataError
+from shoal.cluster.sharding.arrays import normalise
+from shoal.cluster.sharding.manifest import Column, Schema
+from shoal.cluster.sharding.names import nearest, plural
+from shoal.cluster.sharding.values import codes, raw_numbers
+
+# Rows prepared at a time: a block's columns stay in the processor's cache while they are interleaved.
+BLOCK = 16_384
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Prepared rows.
+
+    Parameters
+    ----------
+    numeric
+        float32 ``[n, D]``: standardised numbers, booleans as 0 and 1, parts of time stamps; NaN where
+        missing.
+    categorical
+        int32 ``[n, C]``: 0 missing, 1 unknown or rare, then the categories.
+    """
+
+    numeric: npt.NDArray[np.float32]
+    categorical: npt.NDArray[np.int32]
+
+
+def prepare(table: pa.Table, schema: Schema) -> Prepared:
+    """Prepare raw rows.
+
+    Parameters
+    ----------
+    table
+        Has the schema's feature columns; others are ignored, their order does not matter.
+    schema
+        From a sharded dataset or a trained model, with the statistics of the training rows.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, of an unsuitable type, or holds infinity.
+    """
+    for column in schema.columns:
+        if column.name not in table.column_names:
+            raise DataError(
+                f"the data have no column {column.name!r}, which the model "
+                f"needs{nearest(column.name, table.column_names)}"
+            )
+    arrays = {column.name: normalise(table.column(column.name)) for column in schema.columns}
+    numeric = np.empty((len(table), schema.numeric_width), np.float32)
+    categorical = np.empty((len(table), len(schema.categorical)), np.int32)
+    for start in range(0, len(table), BLOCK):
+        rows = slice(start, min(start + BLOCK, len(table)))
+        left = 0
+        for column in schema.numeric:
+            values = raw_numbers(arrays[column.name].slice(start, BLOCK), column)
+            _scale(values, column, numeric[rows, left : left + column.width])
+            left += column.width
+    for i, column in enumerate(schema.categorical):
+        categorical[:, i] = codes(arrays[column.name], column)
+    _refuse_infinity(numeric, arrays, schema)
+    return Prepared(numeric, categorical)
+
+
+def _scale(values: npt.NDArray[np.float64], column: Column, out: npt.NDArray[np.float32]) -> None:
+    if column.center != (0.0,) * column.width or column.scale != (1.0,) * column.width:
+        values = (values - np.array(column.center)) / np.array(column.scale)
+    with np.errstate(over="ignore"):  # what overflows is refused below
+        out[...] = values
+
+
+def _refuse_infinity(numeric: npt.NDArray[np.float32], arrays: dict[str, pa.Array], schema: Schema) -> None:
+    if not numeric.size or np.isfinite(numeric.sum(dtype=np.float64)):
+        return
+    infinite = np.isinf(numeric).sum(axis=0)
+    left = 0
+    for column in schema.numeric:
+        count = int(infinite[left : left + column.width].sum())
+        left += column.width
+        if count:
+            raw = int(np.isinf(raw_numbers(arrays[column.name], column)).sum())
+            what = (
+                plural(raw, "infinite value") if raw else f"{plural(count, 'value')} too large for a float32"
+            )
+            raise DataError(f"column {column.name!r} has {what}; make them null (missing), or correct them")

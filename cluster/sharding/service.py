@@ -1,0 +1,371 @@
+"""The sharding service: raw Parquet in, a sharded dataset out.
+
+Pass 1 (`scan`) reads every row once: its content key, its roles, and facts of each column. From these the
+plan
+gives every row its part, its logical shard and its place. Pass 2 (`blocks`) brings raw rows into that order,
+in
+memory where they fit in the budget, through temporary files otherwise. Then the statistics are fitted on the
+training shards, and every shard is prepared and written alone; the manifest comes last.
+
+Memory: the budget (`BUDGET`), plus the plan: up to about 60 bytes a row while it is made and 24 while shards
+are
+written, plus the distinct values of the categorical columns.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal.cluster.config import StorageConfig
+from shoal.cluster.errors import DataError, StorageError
+from shoal.cluster.filesystems import explained
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.sharding.arrays import one_chunk
+from shoal.cluster.sharding.assign import Rows, assign
+from shoal.cluster.sharding.blocks import Blocks, InMemory, Spilled
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.features import Features, candidates, drop_constant, infer_features
+from shoal.cluster.sharding.files import FOLDER, class_counts, shard_path, write_shard
+from shoal.cluster.sharding.hashing import seeded
+from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
+from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split, Target
+from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.plan import Plan, count_shards, make_plan
+from shoal.cluster.sharding.prepare import Prepared, prepare
+from shoal.cluster.sharding.scan import Roles, Scan, merge, pieces, scan_piece
+from shoal.cluster.sharding.source import Source, open_source
+from shoal.cluster.sharding.statistics import Statistics
+from shoal.cluster.sharding.targets import code_labels, infer_target
+from shoal.cluster.storage import Storage
+
+BUDGET = 512 << 20
+_NO_STORAGE_CONFIG = StorageConfig()
+_SILENT = Silent()
+_SPILL = ".tmp-sharding-"
+
+
+def sharding_key(data: DataConfig, seed: int, storage_config: StorageConfig = _NO_STORAGE_CONFIG) -> str:
+    """Return what a sharded dataset is known and reused by.
+
+    Parameters
+    ----------
+    data, seed
+        What determines the shards.
+    storage_config
+        How to reach the input.
+
+    Returns
+    -------
+    32 hexadecimal digits: a hash of the input files' places, sizes and modification times, the section and
+    the seed.
+
+    Raises
+    ------
+    DataError
+        If there are no input files.
+    """
+    return _key(find(data.path, storage_config), data, seed)
+
+
+def shard(
+    data: DataConfig,
+    seed: int,
+    destination: Storage,
+    *,
+    storage_config: StorageConfig = _NO_STORAGE_CONFIG,
+    reporter: Reporter = _SILENT,
+    budget: int = BUDGET,
+) -> Manifest:
+    """Shard the data, or return the manifest of an earlier run with the same key.
+
+    Parameters
+    ----------
+    data
+        The rows and what their columns mean.
+    seed
+        Root of the split and of the order within shards.
+    destination
+        Folder of the sharded dataset.
+    storage_config
+        How to reach the input.
+    reporter
+        Hears the stages and everything that was inferred.
+    budget
+        Bytes of raw rows held at a time. No result depends on it.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used as asked.
+    StorageError
+        If the destination cannot be written.
+    """
+    files = find(data.path, storage_config)
+    key = _key(files, data, seed)
+    if (earlier := _earlier(destination, key)) is not None:
+        reporter.notice(f"sharded dataset reused: {destination.uri}")
+        return earlier
+    source = open_source(files)
+    chosen, excluded, notices = candidates(source.schema, data)
+    reporter.stage("reading")
+    names = list(source.schema.names)
+    # Read, ordered and prepared rows are in memory together.
+    fits = 3 * source.row_bytes(names) * source.n_rows <= budget
+    batch_rows = None if fits else max(1024, budget // 8 // source.row_bytes(names))
+    roles = _roles(data)
+    scans, tables, done = [], [], 0
+    keep = [*chosen, *([data.id] if data.id else [])]
+    for piece in pieces(source, names, batch_rows):
+        scans.append(scan_piece(piece, roles))
+        if fits:
+            tables.append(piece.select(keep))
+        done += len(piece)
+        reporter.advance(done, source.n_rows, "rows")
+    scan = merge(scans)
+    del scans
+    decided = _decide(scan, source, data, seed, chosen)
+    notices = [
+        *source.notices,
+        *partition_notice(files),
+        *decided.notices,
+        *notices,
+        *decided.features.notices,
+    ]
+    kept = [column.name for column in decided.features.columns] + ([data.id] if data.id else [])
+    reporter.stage("ordering")
+    with _blocks(tables, source, decided.plan, kept, batch_rows, budget, destination) as blocks:
+        tables.clear()
+        schema, said = _fit(blocks, decided, data)
+        notices += said
+        for notice in notices:
+            reporter.notice(notice)
+        # An earlier dataset of other data stays whole until this one is.
+        folder = f"{FOLDER}-{key[:8]}" if destination.exists(MANIFEST) else FOLDER
+        destination.delete(folder)
+        reporter.stage("writing shards")
+        splits = _write(blocks, decided, schema, destination, folder, reporter)
+    manifest = Manifest(
+        key=key,
+        seed=seed,
+        schema=schema,
+        splits=splits,
+        n_shards=decided.plan.n_shards,
+        sources=tuple(file.uri for file in files),
+        rows_read=source.n_rows,
+        left_out=decided.left_out,
+        dropped={**excluded, **decided.features.dropped},
+        split_kind=decided.split_kind,
+        notices=tuple(notices),
+    )
+    destination.write_json(MANIFEST, manifest.model_dump(mode="json", by_alias=True))
+    for name in destination.list():
+        if name.split("-")[0] == FOLDER and name != folder:
+            destination.delete(name)
+    return manifest
+
+
+@dataclass
+class _Decided:
+    """Everything that pass 1 settles; labels in final order."""
+
+    target: Target
+    features: Features
+    plan: Plan
+    labels: npt.NDArray[Any]
+    split_kind: str
+    left_out: dict[str, int]
+    notices: list[str]
+
+
+def _key(files: list[Any], data: DataConfig, seed: int) -> str:
+    return fingerprint(files, data.model_dump(mode="json"), seed, "format 1")
+
+
+def _earlier(destination: Storage, key: str) -> Manifest | None:
+    """Return the manifest that is there, if it has this key and its shards are there too."""
+    if not destination.exists(MANIFEST):
+        return None
+    try:
+        found = destination.read_json(MANIFEST)
+        if not isinstance(found, dict) or found.get("key") != key:
+            return None
+        manifest = Manifest.model_validate(found)
+    except (StorageError, ValueError):
+        return None  # damaged: it is made anew
+    shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
+    folders = {path.rpartition("/")[0] for path in shards}
+    there = {f"{folder}/{name}" for folder in folders for name in destination.list(folder)}
+    return manifest if there.issuperset(shards) else None
+
+
+def _roles(data: DataConfig) -> Roles:
+    values = [*data.target, data.time, data.split.column]
+    hashes = [data.group, data.id, data.split.column]
+    return Roles(
+        tuple(dict.fromkeys(name for name in values if name)),
+        tuple(dict.fromkeys(name for name in hashes if name)),
+    )
+
+
+def _decide(scan: Scan, source: Source, data: DataConfig, seed: int, chosen: list[str]) -> _Decided:
+    private = bool(set(data.target) & set(data.private))
+    target, notices = infer_target(scan.roles, data)
+    features = infer_features(source.schema, chosen, scan.facts, data)
+    labels, missing = code_labels(scan.roles, target, private=private)
+    left_out = {}
+    if missing.any():
+        left_out["without a label"] = int(missing.sum())
+        notices.append(f"left out {plural(int(missing.sum()), 'row')} without a label")
+    labelled = np.flatnonzero(~missing)
+    order = labelled[np.argsort(seeded(scan.keys[labelled], seed))]
+    rows = Rows(
+        labels[order],
+        scan.roles.take(pa.array(order)),
+        scan.keys[order],
+        {name: values[order] for name, values in scan.hashes.items()},
+    )
+    result = assign(rows, data, target, seed)
+    train = result.parts == 0
+    n_shards = count_shards(int(train.sum()), data.shards)
+    if isinstance(data.shards, int) and n_shards < data.shards:
+        raise DataError(
+            f"data.shards is {data.shards}, more than the {plural(n_shards, 'training row')}; use fewer"
+        )
+    notices += [*result.notices, *_say_twins(rows, data, result.parts)]
+    plan = make_plan(order, rows.keys, result.parts, _strata(rows.labels, target), n_shards, len(scan.keys))
+    return _Decided(
+        target,
+        features,
+        plan,
+        plan.arrange(labels),
+        result.kind,
+        left_out | result.left_out,
+        notices,
+    )
+
+
+def _say_twins(rows: Rows, data: DataConfig, parts: npt.NDArray[np.int8]) -> list[str]:
+    """Say how many test rows are copies of a training row: their score is partly memory."""
+    contents = rows.keys
+    # A key is a sum over the columns, so the columns that no model sees can be taken out of it.
+    for name in {data.id, data.split.column} - {None}:
+        contents = contents - rows.hashes[str(name)]
+    tests = parts == 2
+    twins = int(np.isin(contents[tests], contents[parts == 0]).sum())
+    if twins == 0:
+        return []
+    return [
+        f"{plural(twins, 'test row')} of {int(tests.sum()):,} equal a training row in every column, target included; "
+        "data.split: {hash: {}} keeps equal rows together"
+    ]
+
+
+def _strata(labels: npt.NDArray[Any], target: Target) -> npt.NDArray[np.int64]:
+    """Return what the rows of a part are dealt by: class, set of labels, or nothing."""
+    if target.task == "regression":
+        return np.zeros(len(labels), np.int64)
+    if target.task == "multilabel":
+        return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return np.asarray(labels, np.int64)
+
+
+@contextmanager
+def _blocks(
+    tables: list[pa.Table],
+    source: Source,
+    plan: Plan,
+    names: list[str],
+    batch_rows: int | None,
+    budget: int,
+    destination: Storage,
+) -> Iterator[Blocks]:
+    if batch_rows is None:
+        table = pa.concat_tables([table.select(names) for table in tables])
+        yield InMemory(table, plan)
+        return
+    # Beside the shards where those are local: it is the disk that has room for the data.
+    parent = None
+    if destination.is_local:
+        parent = destination.local()
+        with explained("write", str(parent)):
+            parent.mkdir(parents=True, exist_ok=True)
+            for left in parent.glob(f"{_SPILL}*"):  # of a run that was killed
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=_SPILL, dir=parent) as folder:
+        block_rows = max(1, budget // 4 // source.row_bytes(names))
+        yield Spilled(pieces(source, names, batch_rows), plan, Path(folder), block_rows)
+
+
+def _fit(blocks: Blocks, decided: _Decided, data: DataConfig) -> tuple[Schema, list[str]]:
+    """Fit the statistics on the training rows, and complete the schema."""
+    plan, features = decided.plan, decided.features
+    said_before = len(features.notices)
+    statistics = Statistics(features.columns)
+    for index, block in enumerate(blocks.blocks):
+        last = min(block.last, plan.n_shards)
+        if block.first >= last:
+            continue
+        base = plan.offsets[block.first]
+        statistics.add(blocks.load(index), [int(o - base) for o in plan.offsets[block.first : last + 1]])
+    columns = []
+    notices: list[str] = []
+    for column in drop_constant(features.columns, statistics.constant, features):
+        complete, said = statistics.finish(column, data.max_categories)
+        columns.append(complete)
+        notices += said
+    target = decided.target
+    if target.task == "regression":
+        of_train = decided.labels[plan.part(0)]
+        target = target.model_copy(
+            update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}
+        )
+    schema = Schema(columns=tuple(columns), target=target, id=data.id, private=data.private)
+    return schema, features.notices[said_before:] + notices
+
+
+def _write(
+    blocks: Blocks, decided: _Decided, schema: Schema, destination: Storage, folder: str, reporter: Reporter
+) -> dict[Any, Split]:
+    plan, labels = decided.plan, decided.labels
+    files: list[ShardFile] = []
+    for index, block in enumerate(blocks.blocks):
+        table = blocks.load(index)
+        base = int(plan.offsets[block.first])
+        rows = prepare(table, schema)
+        ids = (
+            one_chunk(table.column(schema.id))
+            if schema.id
+            else pa.array(plan.row_id[base : int(plan.offsets[block.last])])
+        )
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.dictionary_decode()
+        for slot in range(block.first, block.last):
+            start, stop = int(plan.offsets[slot]) - base, int(plan.offsets[slot + 1]) - base
+            files.append(
+                write_shard(
+                    destination,
+                    shard_path(folder, *divmod(slot, plan.n_shards)),
+                    Prepared(rows.numeric[start:stop], rows.categorical[start:stop]),
+                    labels[base + start : base + stop],
+                    ids.slice(start, stop - start),
+                    schema.target,
+                )
+            )
+            reporter.advance(len(files), plan.n_slots, "shards")
+    v = plan.n_shards
+    return {
+        name: Split(
+            rows=sum(file.rows for file in files[part * v : (part + 1) * v]),
+            class_counts=class_counts(labels[plan.part(part)], schema.target),
+            shards=tuple(files[part * v : (part + 1) * v]),
+        )
+        for part, name in enumerate(SPLITS)
+    }

@@ -1,0 +1,195 @@
+"""Encoder statistics, fitted on training rows shard by shard.
+
+Sums of floats depend on their order, so every sum here runs over the rows of one logical shard in their final
+order, and the shards are merged in theirs: the result is the same to the last bit however the input was cut,
+ordered and read.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from shoal.cluster.errors import DataError
+from shoal.cluster.sharding.arrays import F64, normalise
+from shoal.cluster.sharding.manifest import Column, Scalar
+from shoal.cluster.sharding.values import category_values, raw_numbers
+
+# Up to so many categories each has its own code, however rare; beyond, values seen once train the code
+# "other".
+FEW_CATEGORIES = 50
+_PENDING = 1 << 20
+
+
+@dataclass
+class Moments:
+    """Count, mean, sum of squared deviations, smallest and largest value of a column's parts, each ``[width]``."""
+
+    count: F64
+    mean: F64
+    squares: F64
+    low: F64
+    high: F64
+    missing: int
+
+    @classmethod
+    def of(cls, values: F64) -> "Moments":
+        """Take them from values ``[n, width]``; NaN is missing."""
+        known = ~np.isnan(values)
+        count = known.sum(axis=0).astype(np.float64)
+        filled = np.where(known, values, 0.0)
+        mean = filled.sum(axis=0) / np.maximum(count, 1)
+        with np.errstate(over="ignore"):
+            squares = (np.where(known, values - mean, 0.0) ** 2).sum(axis=0)
+        low = np.where(known, values, np.inf).min(axis=0, initial=np.inf)
+        high = np.where(known, values, -np.inf).max(axis=0, initial=-np.inf)
+        return cls(count, mean, squares, low, high, int((~known).any(axis=1).sum()))
+
+    def merge(self, other: "Moments") -> None:
+        """Add the rows of another shard.
+
+        References
+        ----------
+        Chan, Golub and LeVeque (1983), Algorithms for computing the sample variance, equations 2.1a and 2.1b.
+        """
+        total = np.maximum(self.count + other.count, 1)
+        delta = other.mean - self.mean
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.squares = self.squares + other.squares + delta**2 * (self.count * other.count / total)
+        self.mean = self.mean + delta * (other.count / total)
+        self.count = self.count + other.count
+        self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
+        self.missing += other.missing
+
+    @property
+    def constant(self) -> bool:
+        """Whether all rows are equal, missing ones included."""
+        return bool((self.low >= self.high).all()) and (self.missing == 0 or not self.count.any())
+
+    def scale(self) -> F64:
+        """Return the population's standard deviation, 1 where it is 0."""
+        deviation = np.sqrt(self.squares / np.maximum(self.count, 1))
+        return np.where((deviation > 0) & (self.low < self.high), deviation, 1.0)
+
+
+class Counts:
+    """How often each category comes; exact, so the order of the rows does not matter."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._schema = pa.schema([("value", kind), ("count", pa.int64())])
+        self._table = self._schema.empty_table()
+        self.missing = 0
+
+    def add(self, array: pa.Array, column: Column) -> None:
+        """Count the values of some rows."""
+        self.missing += array.null_count
+        if pa.types.is_dictionary(array.type):
+            indices = array.indices.drop_null().to_numpy(zero_copy_only=False)
+            counts = np.bincount(indices, minlength=len(array.dictionary))
+            used = np.flatnonzero(counts)
+            values = category_values(array.dictionary.take(pa.array(used)), column)
+            piece = [values, pa.array(counts[used], pa.int64())]
+        else:
+            found = pc.value_counts(category_values(array, column).drop_null())
+            piece = [found.field("values"), found.field("counts")]
+        self._table = pa.concat_tables([self._table, pa.table(piece, schema=self._schema)])
+        if len(self._table) > _PENDING:
+            self._table = self._compact()
+
+    def _compact(self) -> pa.Table:
+        grouped = self._table.group_by("value", use_threads=False).aggregate([("count", "sum")])
+        return grouped.rename_columns({"count_sum": "count"}).select(["value", "count"])
+
+    def sorted(self) -> pa.Table:
+        """Return values and counts, most frequent first, ties by value."""
+        return self._compact().sort_by([("count", "descending"), ("value", "ascending")])
+
+
+class Statistics:
+    """Gathers what `prepare` needs of each column. Feed it all training shards in their order."""
+
+    def __init__(self, columns: list[Column]) -> None:
+        self._columns = columns
+        self._moments: dict[str, Moments] = {}
+        kinds = {"string": pa.string(), "boolean": pa.bool_(), "integer": pa.int64()}
+        self._counts = {c.name: Counts(kinds[c.value_type]) for c in columns if c.type == "categorical"}
+
+    def add(self, table: pa.Table, offsets: list[int]) -> None:
+        """Add whole shards.
+
+        Parameters
+        ----------
+        table
+            Raw training rows in final order.
+        offsets
+            First row of each shard, and the end.
+        """
+        for column in self._columns:
+            array = normalise(table.column(column.name))
+            if column.type == "categorical":
+                self._counts[column.name].add(array.slice(offsets[0], offsets[-1] - offsets[0]), column)
+                continue
+            for start, stop in pairwise(offsets):
+                if stop == start:
+                    continue
+                moments = Moments.of(raw_numbers(array.slice(start, stop - start), column))
+                if column.name in self._moments:
+                    self._moments[column.name].merge(moments)
+                else:
+                    self._moments[column.name] = moments
+
+    def constant(self, column: Column) -> bool:
+        """Whether no training row differs from another in this column."""
+        if column.type != "categorical":
+            return self._moments[column.name].constant
+        counts = self._counts[column.name]
+        return len(counts.sorted()) + (counts.missing > 0) < 2
+
+    def finish(self, column: Column, max_categories: int) -> tuple[Column, list[str]]:
+        """Return the column with its statistics, and what to say aloud.
+
+        Raises
+        ------
+        DataError
+            If the numbers are too large for a standard deviation.
+        """
+        if column.type == "categorical":
+            return self._vocabulary(column, max_categories)
+        moments = self._moments[column.name]
+        update: dict[str, object] = {"has_missing": moments.missing > 0}
+        if column.type != "boolean":
+            scale = moments.scale()
+            if not (np.isfinite(scale).all() and np.isfinite(moments.mean).all()):
+                raise DataError(
+                    f"column {column.name!r} has numbers too large to standardise (up to "
+                    f"{max(np.abs(moments.low).max(), np.abs(moments.high).max()):.3g}); correct them, or "
+                    "leave the column "
+                    "out with data.drop"
+                )
+            # Sines and cosines are of unit size as they are.
+            keep = np.array([part.endswith(("_sin", "_cos")) for part in column.parts])
+            update["center"] = tuple(np.where(keep, 0.0, moments.mean).tolist())
+            update["scale"] = tuple(np.where(keep, 1.0, scale).tolist())
+        return column.model_copy(update=update), []
+
+    def _vocabulary(self, column: Column, most: int) -> tuple[Column, list[str]]:
+        counts = self._counts[column.name]
+        table = counts.sorted()
+        found, notices = len(table), []
+        if found > FEW_CATEGORIES:
+            table = table.filter(pc.greater(table.column("count"), 1))
+        once = found - len(table)
+        table = table.slice(0, most)
+        cut = found - once - len(table)
+        rare = [f"{once:,} seen once in the training rows"] if once else []
+        rare += [f"{cut:,} beyond data.max_categories = {most:,}"] if cut else []
+        if rare:
+            notices.append(
+                f"column {column.name!r}: {found:,} categories, of which "
+                f"{' and '.join(rare)} are taken together as one"
+            )
+        categories: list[Scalar] = table.column("value").to_pylist()
+        update = {"categories": tuple(categories), "has_missing": counts.missing > 0}
+        return column.model_copy(update=update), notices

@@ -1,0 +1,25 @@
+"""The `evaluation` section."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from shoal.cluster.config import Config
+
+
+def _as_tuple(value: Any) -> Any:
+    return (value,) if isinstance(value, str) and value != "auto" else value
+
+
+class EvaluationConfig(Config):
+    """How a model is judged."""
+
+    scoring: (
+        Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...])]
+        | Literal["auto"]
+    ) = Field(
+        "auto",
+        description="metrics; the first drives early stopping (auto: average_precision, log_loss or rmse)",
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="coverage of the intervals")
+    replicates: Annotated[int, Field(ge=100, le=100_000)] = Field(1000, description="bootstrap replicates")

@@ -1,0 +1,37 @@
+"""What every metric would be without a model, which is what makes a value large or small."""
+
+import math
+
+import numpy as np
+
+from shoal.cluster.sharding.manifest import Manifest
+from shoal.evaluation.metrics import Metric
+from shoal.evaluation.report.facts import Part
+from shoal.evaluation.tallies import Floats
+
+WORDS = {
+    "binary": "always answering with the share of events among the training rows",
+    "multiclass": "always answering with the class shares of the training rows",
+    "multilabel": "always answering with each label's share among the training rows",
+    "regression": "always predicting the mean of the training rows",
+}
+
+
+def know_nothing(manifest: Manifest, n: int) -> Floats | None:
+    """Return the scores of a model that knows the training labels only, for n rows; None without counts."""
+    target, train = manifest.schema_.target, manifest.splits["train"]
+    if target.task == "regression":
+        return np.full(n, target.center)
+    if not train.class_counts or not train.rows:
+        return None
+    shares = np.array(train.class_counts, dtype=np.float64) / train.rows
+    return np.full(n, shares[1]) if target.task == "binary" else np.tile(shares, (n, 1))
+
+
+def baselines(metrics: list[Metric], manifest: Manifest, part: Part, threshold: float) -> dict[str, float]:
+    """Compute each metric of that model on a part; undefined ones are left out."""
+    scores = know_nothing(manifest, len(part.y))
+    if scores is None:
+        return {}
+    values = {metric.name: metric.value(part.y, scores, threshold) for metric in metrics}
+    return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -1,0 +1,158 @@
+"""What a report is made from: everything of a run folder, as plain values."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shoal.cluster.run_folder import CONFIG, RunFolder
+from shoal.cluster.sharding.manifest import Manifest, Target
+from shoal.evaluation.evaluate import Scores, labels_and_scores, part_of
+from shoal.evaluation.metrics import METRICS, Metric
+from shoal.evaluation.tallies import Array, Floats
+from shoal.training.config import TrainingConfig
+from shoal.training.early_stopping import EarlyStopping
+
+HISTORY, PREDICTIONS, PROVENANCE = "history.parquet", "predictions.parquet", "provenance.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Labels and scores of one part's rows, as `Metric.value` takes them."""
+
+    y: Array
+    scores: Floats
+
+
+@dataclass(frozen=True)
+class Best:
+    """The epoch whose weights the model has."""
+
+    epoch: int
+    value: float
+    restored: bool
+
+
+@dataclass(frozen=True)
+class ReportFacts:
+    """One run, ready to be rendered.
+
+    Parameters
+    ----------
+    name
+        The run's name, for the title.
+    metrics
+        As `evaluate` gives them: part to metric name to value, low, high, method.
+    parts
+        Test and validation rows; a part without rows is left out.
+    history
+        The long table of a fit, None where there is none.
+    config, config_text
+        The resolved experiment, as values and as YAML.
+    """
+
+    name: str
+    manifest: Manifest
+    metrics: Scores
+    parts: dict[str, Part]
+    history: pa.Table | None
+    config: dict[str, Any]
+    config_text: str
+    provenance: dict[str, Any]
+    threshold: float = 0.5
+
+    @property
+    def target(self) -> Target:
+        """What is predicted."""
+        return self.manifest.schema_.target
+
+    @property
+    def judged(self) -> str:
+        """The part that the headline is about: test where there is one."""
+        return "test" if "test" in self.parts else "validation"
+
+    @property
+    def confidence(self) -> float:
+        """Coverage of the intervals."""
+        return float(self.config.get("evaluation", {}).get("confidence", 0.95))
+
+    @property
+    def private(self) -> bool:
+        """Whether the target's values must not be shown."""
+        return any(name in self.manifest.schema_.private for name in self.target.columns)
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes or labels, numbers where the target is private."""
+        if self.private:
+            return [f"class {k + 1}" for k in range(len(self.target.classes))]
+        return [str(c) for c in self.target.classes]
+
+    @property
+    def chosen(self) -> list[Metric]:
+        """The metrics of this run, the one that drove choices first."""
+        names: dict[str, None] = {}
+        for part in self.metrics.values():
+            names |= dict.fromkeys(part)
+        return [METRICS[name] for name in names]
+
+    @property
+    def best(self) -> Best | None:
+        """The best epoch by the first metric, as early stopping saw it; None without validation scores."""
+        if self.history is None or not self.chosen:
+            return None
+        training = TrainingConfig.model_validate(self.config.get("training", {}))
+        rule = EarlyStopping(training.early_stopping, self.chosen[0].greater_is_better)
+        for row in self.history.to_pylist():
+            if row["split"] == "validation" and row["metric"] == self.chosen[0].name:
+                rule.update(row["epoch"], row["value"])
+        if math.isnan(rule.best):
+            return None
+        restored = training.early_stopping is not None and training.early_stopping.restore_best
+        return Best(rule.best_epoch, rule.best, restored)
+
+
+def collect(
+    run: RunFolder,
+    manifest: Manifest,
+    metrics: Scores,
+    provenance: Mapping[str, Any] | None = None,
+    threshold: float = 0.5,
+) -> ReportFacts:
+    """Read a run folder.
+
+    Parameters
+    ----------
+    metrics
+        What will be, or is, in `metrics.json`.
+    provenance
+        What will be in `provenance.json`; None reads it, and goes without where it is not written yet.
+
+    Raises
+    ------
+    DataError
+        If the predictions do not belong to the manifest's target.
+    StorageError
+        If the run has no predictions, or they cannot be read.
+    """
+    predictions = run.read_table(PREDICTIONS)
+    parts = {}
+    for split in ("test", "validation"):
+        rows = part_of(predictions, split)
+        if rows.num_rows:
+            parts[split] = Part(*labels_and_scores(rows, manifest.schema_.target))
+    if provenance is None:
+        provenance = run.read_json(PROVENANCE) if run.exists(PROVENANCE) else {}
+    return ReportFacts(
+        name=run.uri.rstrip("/").rpartition("/")[2],
+        manifest=manifest,
+        metrics=metrics,
+        parts=parts,
+        history=run.read_table(HISTORY) if run.exists(HISTORY) else None,
+        config=run.config() or {},
+        config_text=run.read_bytes(CONFIG).decode() if run.exists(CONFIG) else "",
+        provenance=dict(provenance),
+        threshold=threshold,
+    )

@@ -1,0 +1,148 @@
+"""Where the numbers come from: the rows and their split, the columns, and the provenance."""
+
+import numpy as np
+
+from shoal.cluster.sharding.manifest import SPLITS
+from shoal.evaluation.report.facts import ReportFacts
+from shoal.evaluation.report.markup import (
+    Html,
+    count,
+    definitions,
+    details,
+    number,
+    paragraph,
+    pre,
+    section,
+    share,
+    table,
+    text,
+)
+
+CLASSES = 20  # classes that get a column each
+
+
+def data(facts: ReportFacts) -> Html:
+    """Rows and classes of each part, what was left out, what was inferred, and the columns."""
+    manifest = facts.manifest
+    return section(
+        "data",
+        "Data and split",
+        _rows_sentence(facts),
+        _parts_table(facts),
+        _left_out(facts),
+        details(f"What was inferred ({len(manifest.notices)})", _list(manifest.notices))
+        if manifest.notices
+        else "",
+        details(f"Columns used ({len(manifest.schema_.columns)})", _columns(facts)),
+    )
+
+
+def provenance(facts: ReportFacts) -> Html:
+    """Show what is needed to make the result again."""
+    manifest = facts.manifest
+    known = dict(facts.provenance) or {"seed": facts.config.get("seed", manifest.seed)}
+    shown = {"data fingerprint": manifest.key, **known}
+    missing = "" if facts.provenance else paragraph("No provenance was recorded yet.", css="soft")
+    return section(
+        "provenance",
+        "Provenance",
+        missing,
+        definitions(shown),
+        details("The resolved experiment", pre(facts.config_text)) if facts.config_text else "",
+    )
+
+
+def _rows_sentence(facts: ReportFacts) -> Html:
+    manifest, target = facts.manifest, facts.target
+    kept = sum(split.rows for split in manifest.splits.values())
+    files = len(manifest.sources)
+    source = f" from {count(files)} file{'s' if files != 1 else ''}" if files else ""
+    kind = manifest.split_kind
+    parts = [f"{count(manifest.rows_read)} rows read{source}, {count(kept)} used."]
+    if kind:
+        parts.append(f"Split: {kind}.")
+    if target.reason:
+        parts.append(f"Task: {target.task} ({target.reason}).")
+    if target.task == "binary":
+        parts.append(f"The event is {facts.class_names[1]}.")
+    return paragraph(*parts)
+
+
+def _parts_table(facts: ReportFacts) -> Html:
+    splits = facts.manifest.splits
+    present = [(name, splits[name]) for name in SPLITS if name in splits]
+    total = sum(split.rows for _, split in present)
+    names = facts.class_names
+    if facts.target.task == "regression":
+        headers = ["part", "rows", "share", "mean of the target", "standard deviation"]
+        rows = []
+        for name, split in present:
+            part = facts.parts.get(name)
+            mean, spread = (
+                (facts.target.center, facts.target.scale)
+                if part is None
+                else (float(part.y.mean()), float(np.std(part.y)))
+            )
+            rows.append([name, count(split.rows), share(split.rows, total), number(mean), number(spread)])
+        return table("Rows of each part", headers, rows)
+    if len(names) > CLASSES:
+        headers = ["part", "rows", "share", "classes present", "rarest", "commonest"]
+        rows = [
+            [
+                name,
+                count(split.rows),
+                share(split.rows, total),
+                f"{sum(c > 0 for c in split.class_counts)} of {len(names)}",
+                count(min(split.class_counts, default=0)),
+                count(max(split.class_counts, default=0)),
+            ]
+            for name, split in present
+        ]
+        return table("Rows of each part", headers, rows)
+    rows = [
+        [
+            name,
+            count(split.rows),
+            share(split.rows, total),
+            *(Html(f"{count(c)}<small>{share(c, split.rows)}</small>") for c in split.class_counts),
+        ]
+        for name, split in present
+    ]
+    kind = "label" if facts.target.task == "multilabel" else "class"
+    headers = ["part", "rows", "share", *names]
+    return table(f"Rows of each part, and of each {kind} in it", headers, rows)
+
+
+def _left_out(facts: ReportFacts) -> Html:
+    manifest = facts.manifest
+    lines = [
+        Html(f"{count(rows)} row{'s' if rows != 1 else ''}: {text(why)}")
+        for why, rows in manifest.left_out.items()
+    ]
+    lines += [
+        Html(f"column <code>{text(name)}</code>: {text(why)}") for name, why in manifest.dropped.items()
+    ]
+    lines += [
+        Html(f"column <code>{text(name)}</code> is private: its values appear nowhere in this report")
+        for name in manifest.schema_.private
+    ]
+    if not lines:
+        return paragraph("No row and no column was left out.")
+    return Html(f"<p>Left out:</p>{_list(lines)}")
+
+
+def _columns(facts: ReportFacts) -> Html:
+    rows = []
+    for column in facts.manifest.schema_.columns:
+        width = f"{column.cardinality:,} codes" if column.type == "categorical" else f"{column.width} numbers"
+        missing = "yes" if column.has_missing else "no"
+        rows.append([column.name, column.type, column.arrow_type, width, missing, column.reason])
+    return table(
+        "Features, as fitted on the training rows",
+        ["column", "type", "stored as", "gives", "missing values", "why this type"],
+        rows,
+    )
+
+
+def _list(lines: "list[Html] | tuple[str, ...]") -> Html:
+    return Html("<ul>" + "".join(f"<li>{text(line)}</li>" for line in lines) + "</ul>")

@@ -1,0 +1,96 @@
+"""The page: facts in, one HTML file out."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.manifest import Manifest
+from shoal.evaluation.evaluate import Scores
+from shoal.evaluation.report import inputs, judgement, overview
+from shoal.evaluation.report.facts import ReportFacts, collect
+from shoal.evaluation.report.markup import Html, text
+
+REPORT = "report.html"
+
+
+def render(facts: ReportFacts) -> str:
+    """Write a run as one self-contained HTML page: no script, nothing fetched.
+
+    Returns
+    -------
+    str
+        A whole HTML document, the same for the same facts.
+    """
+    style = files("shoal.evaluation.report").joinpath("style.css").read_text()
+    title = overview.title(facts)
+    body = "\n".join(
+        block
+        for block in (
+            overview.headline(facts),
+            overview.warnings(facts),
+            inputs.data(facts),
+            judgement.learning(facts),
+            judgement.ranking(facts),
+            judgement.decisions(facts),
+            judgement.errors(facts),
+            judgement.scores(facts),
+            judgement.method(facts),
+            inputs.provenance(facts),
+        )
+        if block
+    )
+    return Html(
+        f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{text(title)} · Shoal report</title>
+<style>
+{style}</style>
+</head>
+<body>
+<header>
+<h1>{text(title)}</h1>
+{overview.subtitle(facts)}
+</header>
+<main>
+{body}
+</main>
+<footer>Written by Shoal. This file is complete in itself and fetches nothing.</footer>
+</body>
+</html>
+"""
+    )
+
+
+def write_report(
+    run: RunFolder,
+    manifest: Manifest,
+    metrics: Scores,
+    provenance: Mapping[str, Any] | None = None,
+    threshold: float = 0.5,
+) -> None:
+    """Write `report.html` into a run folder.
+
+    Parameters
+    ----------
+    run
+        Has `config.yaml`, `predictions.parquet` and, for a fit, `history.parquet`.
+    manifest
+        Of the sharded dataset.
+    metrics
+        What will be, or is, in `metrics.json`.
+    provenance
+        What will be in `provenance.json`; None reads it where it is written already.
+    threshold
+        An event is predicted where its score is at least this.
+
+    Raises
+    ------
+    StorageError, DataError
+        If the run cannot be read, its predictions do not belong to the manifest, or it cannot be written.
+    """
+    run.write_text(REPORT, render(collect(run, manifest, metrics, provenance, threshold)))

@@ -1,0 +1,1 @@
+"""Running it elsewhere: Kubernetes objects, rendered from configs."""

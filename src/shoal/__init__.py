@@ -1,0 +1,47 @@
+"""Train, tune, adapt, validate and explain models on a Ray cluster, with numbers you can defend."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.cluster.errors import ShoalError
+    from shoal.experiment import Experiment, load_experiment
+    from shoal.training.artifact import TrainedModel
+    from shoal.training.estimators import TorchClassifier, TorchRegressor
+    from shoal.verbs.fit import train
+    from shoal.verbs.judge import evaluate
+    from shoal.verbs.look import check
+    from shoal.verbs.predictions import predict
+
+__all__ = [
+    "Experiment",
+    "ShoalError",
+    "TorchClassifier",
+    "TorchRegressor",
+    "TrainedModel",
+    "check",
+    "evaluate",
+    "load_experiment",
+    "predict",
+    "train",
+]
+
+_HOMES = {
+    "Experiment": "experiment",
+    "ShoalError": "cluster.errors",
+    "TorchClassifier": "training.estimators",
+    "TorchRegressor": "training.estimators",
+    "TrainedModel": "training.artifact",
+    "check": "verbs.look",
+    "evaluate": "verbs.judge",
+    "load_experiment": "experiment",
+    "predict": "verbs.predictions",
+    "train": "verbs.fit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `import shoal` must not wait for torch or ray."""
+    if name in _HOMES:
+        return getattr(import_module(f"shoal.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,198 @@
+"""The verbs and their arguments; what they do is in `shoal.verbs`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shoal.cli import show_results
+from shoal.cli.options import Common, verb
+from shoal.cli.output import Output, state
+
+app = typer.Typer(
+    name="shoal",
+    help="Train, judge and report models, on one laptop or a Ray cluster, from one experiment file.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Config = Annotated[str, typer.Argument(metavar="CONFIG", help="Experiment file, YAML.", show_default=False)]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="Folder or URI of a finished run.", show_default=False)
+]
+AllowImport = Annotated[
+    bool, typer.Option("--allow-import", help="Import a model of your own by the name in the run.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the file.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"shoal {version('shoal')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")
+    ] = False,
+) -> None:
+    """Train, judge and report models, on one laptop or a Ray cluster, from one experiment file."""
+
+
+@app.command()
+@verb
+def demo(common: Common) -> Output:
+    """Run the whole path on embedded real data, in about a minute."""
+    from shoal.verbs.digits import FOLDER
+    from shoal.verbs.digits import demo as run
+
+    state.run = common.out or FOLDER
+    result = run(
+        common.out or FOLDER,
+        overrides=common.overrides,
+        cluster_file=common.cluster_file,
+        reporter=common.reporter(),
+    )
+    return Output(result.as_dict(), show_results.demo(result))
+
+
+@app.command()
+@verb
+def init(
+    common: Common,
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Parquet file, folder or glob.", show_default=False)
+    ],
+    target: Annotated[
+        list[str],
+        typer.Option("--target", metavar="COLUMN", help="Column to predict; repeat for multi-label."),
+    ],
+    force: Force = False,
+) -> Output:
+    """Write a commented experiment file from the data; --out names it."""
+    from shoal.verbs.first_file import init as run
+
+    common.refuse("init", cluster=True)
+    result = run(
+        data, target, common.out, overrides=common.overrides, force=force, reporter=common.reporter()
+    )
+    return Output(result.as_dict(), show_results.init(result))
+
+
+@app.command()
+@verb
+def check(common: Common, config: Config) -> Output:
+    """Validate, look at the data, show the resolved experiment and the resources; run nothing."""
+    common.refuse("check", out=True)
+    experiment = common.load(config)
+    from shoal.verbs.look import check as run  # after the file: its errors need not wait for pyarrow
+
+    result = run(experiment, common.reporter())
+    return Output(result.as_dict(), show_results.check(result))
+
+
+@app.command()
+@verb
+def shard(common: Common, config: Config) -> Output:
+    """Write the sharded dataset that every fit reads, or find it."""
+    experiment = common.load(config)
+    from shoal.verbs.dataset import shard as run
+
+    state.run = common.out or experiment.cluster.storage_path
+    result = run(experiment, common.out, name=Path(config).stem, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.shard(result))
+
+
+@app.command()
+@verb
+def train(common: Common, config: Config) -> Output:
+    """Fit a model, judge it on rows it never saw, and write the report."""
+    experiment = common.load(config)
+    from shoal.verbs.fit import train as run
+    from shoal.verbs.runs import run_uri
+
+    name = Path(config).stem
+    state.run = run_uri(experiment, "train", name, common.out)
+    result = run(experiment, state.run, name=name, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.train(result))
+
+
+@app.command()
+@verb
+def evaluate(
+    common: Common,
+    run: Run,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Other labelled data, Parquet or CSV.")
+    ] = None,
+    allow_import: AllowImport = False,
+) -> Output:
+    """Score a run with intervals: its own test rows again, or other labelled data."""
+    from shoal.verbs.judge import evaluate as judge
+
+    result = judge(
+        run,
+        data,
+        out=common.out,
+        overrides=common.overrides,
+        cluster=common.cluster(),
+        reporter=common.reporter(),
+        allow_import=allow_import,
+    )
+    return Output(result.as_dict(), show_results.evaluate(result))
+
+
+@app.command()
+@verb
+def predict(
+    common: Common,
+    run: Run,
+    data: Annotated[str, typer.Option("--data", metavar="IN", help="Rows to predict, Parquet or CSV.")],
+    to: Annotated[str, typer.Option("--to", metavar="OUT", help="File to write, .parquet or .csv.")],
+    force: Force = False,
+    allow_import: AllowImport = False,
+) -> Output:
+    """Predict rows in their order; OUT appears whole or not at all."""
+    from shoal.verbs.predictions import predict as answer
+
+    common.refuse("predict", overrides=True, out=True)
+    result = answer(
+        run,
+        data,
+        to,
+        force=force,
+        cluster=common.cluster(),
+        reporter=common.reporter(),
+        allow_import=allow_import,
+    )
+    return Output(result.as_dict(), show_results.predict(result))
+
+
+@app.command()
+@verb
+def report(common: Common, run: Run) -> Output:
+    """Build a run's report.html again."""
+    from shoal.verbs.judge import report as build
+
+    common.refuse("report", overrides=True, out=True)
+    result = build(run, cluster=common.cluster(), reporter=common.reporter())
+    return Output(result.as_dict(), show_results.report(result))
+
+
+@app.command()
+@verb
+def schema(common: Common) -> Output:
+    """Print the JSON Schema of the experiment file, for editors."""
+    import json
+
+    from shoal.experiment import json_schema
+
+    common.refuse("schema", overrides=True, cluster=True, out=True)
+    found: dict[str, Any] = json_schema()
+    return Output(found, [json.dumps(found, indent=2, ensure_ascii=False)])

@@ -1,0 +1,66 @@
+"""The entry point: runs a verb, and turns whatever ends it into a few lines and an exit code.
+
+0 done; 1 the run failed; 2 the request was wrong; 130 interrupted. Nothing heavy is imported here:
+``shoal --help`` must not wait for torch, ray, pandas or scikit-learn.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from shoal.cli.app import app
+from shoal.cli.output import fail, state
+from shoal.cluster.errors import ShoalError
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    state.reset(arguments)
+    try:
+        code = app(arguments or ["--help"], prog_name="shoal", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `shoal schema | head`; the interpreter would complain again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (KeyboardInterrupt, typer.Abort):
+        return fail(state.interrupted(), INTERRUPTED)
+    except typer.TyperException as error:
+        return fail(_usage(error.format_message()), 2)
+    except ShoalError as error:
+        _trace()
+        return fail(str(error), error.exit_code)
+    except MemoryError:
+        _trace()
+        return fail(
+            "out of memory; lower training.batch_size or cluster.num_workers, or use a larger machine", 1
+        )
+    except Exception as error:
+        # The last door: nothing is hidden, it is only kept from the terminal until asked for.
+        _trace()
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return fail(
+            f"unexpected {type(error).__name__}: {reason}\nthis is a fault of Shoal's; run again with --debug for "
+            "the traceback",
+            1,
+        )
+    return code if isinstance(code, int) else 0
+
+
+def _usage(message: str) -> str:
+    verbs = [
+        str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands
+    ]
+    if state.verb in verbs:
+        return f"{message}\nsee: shoal {state.verb} --help"
+    return f"{message}\nverbs: {', '.join(verbs)}"
+
+
+def _trace() -> None:
+    if state.debug:
+        traceback.print_exc()

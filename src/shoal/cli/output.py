@@ -1,0 +1,93 @@
+"""What a command prints: its result on stdout, everything else on stderr."""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from shoal.cluster.errors import ShoalError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass
+class State:
+    """What the last door needs to know of the command that it ends."""
+
+    verb: str = ""
+    json: bool = False
+    debug: bool = False
+    run: str | None = None
+    kept: list[str] = field(default_factory=list)
+
+    def reset(self, arguments: Sequence[str]) -> None:
+        """Start anew. The flags are read here already, because a usage error comes before they are parsed."""
+        options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        self.verb = next((a for a in arguments if not a.startswith("-")), "")
+        self.json, self.debug = "--json" in options, "--debug" in options
+        self.run, self.kept = None, []
+
+    def interrupted(self) -> str:
+        """Say what an interrupted command leaves behind."""
+        if self.run is None:
+            return "interrupted; nothing was written"
+        return f"interrupted; kept: {self.run}\nthe same command again goes on from there"
+
+
+state = State()
+
+
+@dataclass(frozen=True)
+class Output:
+    """A command's result: plain values for `--json`, and the same for people."""
+
+    data: dict[str, Any]
+    text: Sequence[Any] = ()  # rich renderables or lines
+
+
+def show(output: Output, quiet: bool = False) -> None:
+    """Print a result on stdout."""
+    if state.json:
+        print(json.dumps(output.data, indent=2, ensure_ascii=False, allow_nan=False))
+    elif not quiet:
+        for item in output.text:
+            if isinstance(item, str):
+                print(item)
+            else:
+                stdout().print(item)
+
+
+def fail(message: str, code: int) -> int:
+    """Print why a command ended, on stderr (and as the JSON result), and return its exit code."""
+    text = _masked(message)
+    first, *rest = text.splitlines() or [""]
+    print("\n".join([f"error: {first}", *(f"       {line}" for line in rest)]), file=sys.stderr)
+    if state.json:
+        print(json.dumps({"error": text, "exit_code": code}, ensure_ascii=False))
+    return code
+
+
+def stdout() -> "Console":
+    """Return a console for results; plain text where stdout is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
+def stderr() -> "Console":
+    """Return a console for progress; plain text where stderr is no terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, width=None if sys.stderr.isatty() else 110)
+
+
+def _masked(message: str) -> str:
+    if "://" not in message and "=" not in message:  # spares the import of pyarrow
+        return message
+    try:
+        from shoal.cluster.filesystems import redact
+    except ShoalError:
+        return message
+    return redact(message)

@@ -1,0 +1,145 @@
+"""Results for people: tables of scores with their intervals, paths, and what to do next."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.verbs.dataset import ShardResult
+    from shoal.verbs.digits import DemoResult
+    from shoal.verbs.first_file import InitResult
+    from shoal.verbs.fit import TrainResult
+    from shoal.verbs.judge import EvaluateResult, ReportResult
+    from shoal.verbs.look import CheckResult, Look
+    from shoal.verbs.predictions import PredictResult
+
+ORDER = ("data", "test", "validation")
+NAMED = {"test": "test rows", "validation": "validation rows", "data": "rows of --data"}
+
+
+def scores(found: dict[str, Any]) -> list[Any]:
+    """Return a table for each part: metric, value, interval."""
+    from rich import box
+    from rich.table import Table
+
+    shown: list[Any] = []
+    for part in [p for p in ORDER if p in found]:
+        metrics = found[part]
+        first = next(iter(metrics.values()))
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"{NAMED[part]} ({first['n']:,})",
+            title_justify="left",
+            title_style="bold",
+        )
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        table.add_column("interval", justify="right")
+        for name, entry in metrics.items():
+            if entry["value"] is None:
+                table.add_row(name, "undefined", entry.get("reason", ""))
+            else:
+                table.add_row(name, _number(entry["value"]), _interval(entry))
+        shown.append(table)
+        shown.append(f"intervals: {first['method']}, {first['replicates']:,} replicates")
+    return shown
+
+
+def train(result: "TrainResult") -> list[Any]:
+    """Return the test scores, how the fit went and where everything is."""
+    fit = result.fit
+    best = f", best epoch {fit['best_epoch']}" if fit["best_epoch"] else ""
+    lines: list[Any] = ["this run was complete already; these are its results"] if result.was_complete else []
+    parts = {"test": result.scores["test"]} if "test" in result.scores else result.scores
+    return [
+        *lines,
+        *scores(parts),
+        f"fit:    {fit['epochs']} epochs, {fit['steps']:,} steps{best}; {fit['stopped']}",
+        f"run:    {result.run}",
+        f"report: {result.report}",
+    ]
+
+
+def demo(result: "DemoResult") -> list[Any]:
+    """Return the run's results and three commands to try."""
+    return [*train(result.train), "", "next:", *(f"  {command}" for command in result.next_commands)]
+
+
+def shard(result: "ShardResult") -> list[Any]:
+    """Return how many rows are where."""
+    manifest = result.manifest
+    rows = ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())
+    return [
+        f"{'found' if result.reused else 'written'}: {result.uri}",
+        f"rows:   {rows}; {manifest.n_shards} shards each",
+        f"split:  {manifest.split_kind}",
+    ]
+
+
+def evaluate(result: "EvaluateResult") -> list[Any]:
+    """Return the scores."""
+    return [*scores(result.scores), *([f"written: {result.written}"] if result.written else [])]
+
+
+def predict(result: "PredictResult") -> list[Any]:
+    """Return what was written."""
+    return [f"{result.rows:,} rows written: {result.predictions}", f"columns: {', '.join(result.columns)}"]
+
+
+def report(result: "ReportResult") -> list[Any]:
+    """Return where the report is."""
+    return [f"report: {result.report}"]
+
+
+def init(result: "InitResult") -> list[Any]:
+    """Return the file's name and the next command."""
+    return [*_notices(result.data), f"written: {result.file}", f"next:    shoal check {result.file}"]
+
+
+def check(result: "CheckResult") -> list[Any]:
+    """Return the resolved experiment, what the data hold, and the resources."""
+    from shoal.experiment import dump_yaml
+
+    return [
+        "# the resolved experiment",
+        dump_yaml(result.experiment).rstrip(),
+        "",
+        "# the data",
+        *_data(result.data),
+        *_notices(result.data),
+        "",
+        "# the resources",
+        *result.resource_lines,
+    ]
+
+
+def _data(found: "Look") -> list[Any]:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("column", "type", "why"):
+        table.add_column(name)
+    for column in found.columns:
+        table.add_row(column.name, column.type, column.reason)
+    for name, reason in found.dropped.items():
+        table.add_row(name, "not a feature", reason)
+    classes = ", ".join(f"{name}: {rows:,}" for name, rows in list(found.class_rows.items())[:20])
+    parts = ", ".join(f"{name} {rows:,}" for name, rows in found.parts.items())
+    return [
+        f"{found.rows:,} rows in {found.files} file{'s' if found.files > 1 else ''}; task {found.target.task}"
+        + (f" ({found.target.reason})" if found.target.reason else ""),
+        *([f"classes: {classes}"] if classes else []),
+        f"split: {found.split_kind}: {parts}",
+        table,
+    ]
+
+
+def _notices(found: "Look") -> list[Any]:
+    return [f"notice: {text}" for text in found.notices]
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    return "" if entry["low"] is None else f"{_number(entry['low'])} to {_number(entry['high'])}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"

@@ -1,0 +1,165 @@
+"""The experiment: one YAML file, or the same values from Python."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
+
+from shoal.cluster.config import ClusterConfig, Config, format_duration
+from shoal.cluster.sharding.config import DataConfig
+from shoal.evaluation.config import EvaluationConfig
+from shoal.experiment_keys import root
+from shoal.training.config import MODELS, OPTIMIZERS, MLPConfig, ModelChoice, TrainingConfig
+from shoal.yaml_file import Document, dump, load
+
+
+class Experiment(Config):
+    """Everything that determines a result, and the cluster that it runs on, which does not."""
+
+    data: DataConfig
+    model: ModelChoice = MLPConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
+
+
+ROOT = root(Experiment)
+
+
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), cluster_file: str | Path | None = None
+) -> Experiment:
+    """Read an experiment file.
+
+    Parameters
+    ----------
+    path
+        The YAML file.
+    overrides
+        ``key.key=value`` each, applied in order after everything else.
+    cluster_file
+        A YAML file that holds the `cluster` section (its keys, or the section itself); it takes the place
+        of the one in `path`.
+
+    Raises
+    ------
+    ConfigError
+        With a line for everything that is wrong: where it is, the key, the value, what is allowed.
+    """
+    document = load(Path(path))
+    if cluster_file is not None:
+        _replace_cluster(document, load(Path(cluster_file)))
+    return from_document(document, overrides)
+
+
+def load_cluster(path: str | Path) -> ClusterConfig:
+    """Read a file that holds the `cluster` section.
+
+    Raises
+    ------
+    ConfigError
+        As for `load_experiment`.
+    """
+    document = Document({"data": {"path": "-", "target": "-"}}, {(): str(path)})
+    _replace_cluster(document, load(Path(path)))
+    return from_document(document).cluster
+
+
+def from_dict(data: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "") -> Experiment:
+    """Build an experiment from plain data, as they come from YAML or JSON; `name` says where they are from.
+
+    Raises
+    ------
+    ConfigError
+        As for `load_experiment`.
+    """
+    return from_document(Document(json.loads(json.dumps(data)), {(): name} if name else {}), overrides)
+
+
+def from_document(document: Document, overrides: Sequence[str] = ()) -> Experiment:
+    """Validate a parsed file with its overrides.
+
+    Raises
+    ------
+    ConfigError
+        As for `load_experiment`.
+    """
+    from shoal.experiment_errors import check_written, config_error
+    from shoal.overrides import apply
+
+    apply(document, overrides, ROOT)
+    try:
+        experiment = Experiment.model_validate(document.data)
+    except ValidationError as error:
+        raise config_error(error, document, ROOT) from error
+    check_written(document, experiment, ROOT)
+    return experiment
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """All values, defaults included, as plain data; credentials in paths are masked."""
+    from shoal.cluster.storage import redact
+
+    def masked(value: Any) -> Any:
+        if isinstance(value, str):
+            return redact(value)
+        if isinstance(value, dict):
+            return {key: masked(item) for key, item in value.items()}
+        return [masked(item) for item in value] if isinstance(value, list) else value
+
+    return {key: masked(value) for key, value in experiment.model_dump(mode="json").items()}
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """Write the resolved experiment; reading it gives an equal one."""
+    return dump(to_dict(experiment))
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """Return what a run is the run of: everything but the cluster."""
+    return {key: value for key, value in to_dict(experiment).items() if key != "cluster"}
+
+
+def run_name(stem: str, verb: str, experiment: Experiment) -> str:
+    """``<stem>-<verb>-<8 hex digits of the identity>``, the same after every restart."""
+    text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
+    return f"{stem}-{verb}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, for editors and other checkers."""
+    schema = Experiment.model_json_schema(schema_generator=_Schema)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "Shoal experiment",
+        "description": "Relative paths are relative to the directory that the command runs in.",
+    }
+
+
+class _Schema(GenerateJsonSchema):
+    """Defaults as the file has them: durations such as ``5m``, components with their names."""
+
+    def encode_default(self, dft: Any) -> Any:
+        if isinstance(dft, timedelta):
+            return format_duration(dft)
+        name = next((n for n, cls in {**MODELS, **OPTIMIZERS}.items() if type(dft) is cls), None)
+        return {name: dft.model_dump(mode="json")} if name else super().encode_default(dft)
+
+
+def _replace_cluster(document: Document, cluster: Document) -> None:
+    nested = set(cluster.data) == {"cluster"}
+    document.data["cluster"] = cluster.data["cluster"] if nested else cluster.data
+    for path in [p for p in document.places if p[:1] == ("cluster",)]:
+        del document.places[path]
+    for path, place in cluster.places.items():
+        if not nested:
+            document.places[("cluster", *path)] = place
+        elif path:
+            document.places[path] = place

@@ -1,0 +1,254 @@
+"""pydantic's errors in the words of the experiment file: place, key, value, what is allowed."""
+
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from shoal.cluster.components import Imported
+from shoal.cluster.errors import ConfigError
+from shoal.experiment_keys import SWITCH, Slot, all_keys
+from shoal.yaml_file import Document, Key, KeyPath, describe
+
+# Keys, and values of keys, that the design has and this version has not. None: the key itself.
+RESERVED: Mapping[str, Sequence[str] | None] = {
+    "tuning": None,
+    "transfer": None,
+    "data.imbalance": None,
+    "training.schedule": None,
+    "training.loss": None,
+    "training.l1": None,
+    "training.l2": None,
+    "training.checkpoint": None,
+    "training.strategy": None,
+    "training.precision": ("bf16", "fp16"),
+    "training.optimizer": (
+        *("adadelta", "adafactor", "adagrad", "adamax", "asgd", "lbfgs", "muon", "nadam", "radam"),
+        *("rmsprop", "rprop", "sparseadam", "nonlinear_cg", "import"),
+    ),
+    "evaluation.cv": None,
+    "evaluation.costs": None,
+    "evaluation.threshold": None,
+}
+
+_ALLOWED = {
+    "greater_than": "above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "too_short": "a list of at least {min_length}",
+    "too_long": "a list of at most {max_length}",
+}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "a text",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "a section of names and values",
+    "model": "a section of keys",
+    "datetime": "a date such as 2026-10-01 or a time stamp",
+    "date": "a date such as 2026-10-01",
+    "time": "a duration such as 90s, 10m, 6h, 60d",
+}
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str | None:
+    """Return the allowed name that looks most like `name`, None where none does."""
+    lower = {a.lower(): a for a in allowed}
+    found = difflib.get_close_matches(name.lower(), lower, n=1, cutoff=0.6)
+    return lower[found[0]] if found else None
+
+
+def dotted(path: KeyPath) -> str:
+    """``("training", "hidden", 0)`` -> ``training.hidden[0]``."""
+    text = ""
+    for key in path:
+        text += f"[{key}]" if isinstance(key, int) else f".{key}"
+    return text.lstrip(".")
+
+
+def config_error(error: ValidationError, document: Document, root: Slot) -> ConfigError:
+    """All that is wrong with an experiment as one error, a line each, in the order of the file."""
+    groups: dict[KeyPath, list[ErrorDetails]] = {}
+    for details in error.errors(include_url=False):
+        groups.setdefault(_path(details, root), []).append(details)
+    order = {path: i for i, path in enumerate(document.places)}
+    found = sorted(
+        groups, key=lambda path: next(order[p] for p in _up(path) if p in order or not p) if order else 0
+    )
+    return ConfigError("\n".join(_line(document, path, _message(path, groups[path], root)) for path in found))
+
+
+def _up(path: KeyPath) -> Iterator[KeyPath]:
+    """`path` and its parents, the nearest first."""
+    for n in range(len(path), -1, -1):
+        yield path[:n]
+
+
+def check_written(document: Document, experiment: Any, root: Slot) -> None:
+    """Refuse what pydantic lets pass: a quoted number, `true` as a number, an infinite number.
+
+    Raises
+    ------
+    ConfigError
+        With a line for each such value.
+    """
+    lines = [_line(document, path, text) for path, text in _misread(document.data, experiment, root, ())]
+    if lines:
+        raise ConfigError("\n".join(lines))
+
+
+def unknown_key(path: KeyPath, slot: Slot) -> str:
+    """Say that the last key of `path` is not one of `slot`, with the nearest name and the allowed ones."""
+    key, plain = str(path[-1]), _without_components(path)
+    if plain in RESERVED and RESERVED[plain] is None:
+        return f"{dotted(path)} is not supported yet in this version; leave it out"
+    guess = nearest(key, slot.keys) or _elsewhere(key, plain)
+    allowed = f"allowed: {', '.join(slot.keys)}" if slot.keys else "it takes no keys"
+    return f"{dotted(path)} is not a key; " + (f"did you mean {guess}? " if guess else "") + allowed
+
+
+def _elsewhere(key: str, plain: str) -> str | None:
+    """Where else `key` is one; not where another component of the same place has it."""
+    from shoal.experiment import ROOT
+
+    return next((k for k in all_keys(ROOT) if k.rsplit(".", 1)[-1] == key and k != plain), None)
+
+
+def _without_components(path: KeyPath) -> str:
+    """``training.optimizer.adam.eps`` -> ``training.optimizer.eps``, the form of `RESERVED`."""
+    from shoal.experiment import ROOT
+
+    slot: Slot | None = ROOT
+    kept: list[str] = []
+    for key in path:
+        if slot is None or slot.choice is None or key not in slot.choice.names:
+            kept.append(str(key))
+        slot = slot.child(key) if slot is not None else None
+    return ".".join(kept)
+
+
+def _path(details: ErrorDetails, root: Slot) -> KeyPath:
+    """Keys of the file only: pydantic's location also has names of union members."""
+    slot: Slot | None = root
+    path: list[Key] = []
+    for key in details["loc"]:
+        child = slot.child(key) if slot is not None else None
+        if child is None:
+            if details["type"] == "extra_forbidden":
+                path.append(key)
+            break
+        if not (slot is not None and slot.choice is not None and key == SWITCH):
+            path.append(key)  # {import: …} holds its arguments beside the name, not below it
+        slot = child
+    return tuple(path)
+
+
+def _slot(path: KeyPath, root: Slot) -> Slot:
+    slot = root
+    for key in path:
+        at_import = slot.choice is not None and key == SWITCH
+        slot = (Slot(model=Imported) if at_import else slot).child(key) or Slot()
+    return slot
+
+
+def _line(document: Document, path: KeyPath, text: str) -> str:
+    place = document.place(path)
+    return f"{place}: {text}" if place else text
+
+
+def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
+    first = group[0]
+    kind, value = first["type"], first["input"]
+    name = dotted(path) or "the experiment"
+    slot = _slot(path, root)
+    if kind == "extra_forbidden":
+        return unknown_key(path, _slot(path[:-1], root))
+    if kind == "missing":
+        needed = (
+            [k for k, info in slot.model.model_fields.items() if info.is_required()] if slot.model else []
+        )
+        more = f"; it needs {' and '.join(f'{name}.{k}' for k in needed)}" if needed else ""
+        return f"{name} is missing{more}" + (f" ({slot.description})" if slot.description else "")
+    if slot.choice is not None and kind.startswith("union_tag"):
+        return _component(name, path, value, slot)
+    own = [str(e["ctx"]["error"]) for e in group if e["type"] == "value_error"]
+    if own and slot.is_section:
+        return f"{name}: {'; '.join(own)}"
+    reserved = RESERVED.get(_without_components(path)) or ()
+    if isinstance(value, str) and value in reserved:
+        return f"{name}: {value} is not supported yet in this version; allowed: {_join(group, slot)}"
+    if own:
+        return f"{name}: {describe(value)} is not allowed; {'; '.join(dict.fromkeys(own))}"
+    options = [
+        o for e in group if e["type"] == "literal_error" for o in e["ctx"]["expected"].split("'")[1::2]
+    ]
+    guess = nearest(value, options) if isinstance(value, str) else None
+    return (
+        f"{name}: {describe(value)} is not allowed; "
+        + (f"did you mean {guess}? " if guess else "")
+        + f"it must be {_join(group, slot)}"
+    )
+
+
+def _join(group: list[ErrorDetails], slot: Slot) -> str:
+    return ", or ".join(dict.fromkeys(_phrase(details, slot) for details in group))
+
+
+def _phrase(details: ErrorDetails, slot: Slot) -> str:
+    kind = details["type"]
+    if kind == "string_pattern_mismatch":
+        return f"of the form {slot.description or details['ctx']['pattern']}"
+    if kind in _ALLOWED:
+        return _ALLOWED[kind].format(**details.get("ctx", {})).replace("'", "")
+    prefix = kind.split("_", 1)[0]
+    if prefix in _KINDS:
+        return _KINDS[prefix]
+    return details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def _component(name: str, path: KeyPath, value: Any, slot: Slot) -> str:
+    assert slot.choice is not None
+    names = slot.choice.names
+    if isinstance(value, Mapping) and len(value) > 1:
+        return (
+            f"{name} has {len(value)} keys ({', '.join(map(str, value))}); it takes one component, "
+            f"such as {{{names[0]}: {{…}}}}; allowed: {', '.join(names)}"
+        )
+    wanted = slot.choice.name_of(value)
+    if wanted is None:
+        return f"{name} is {describe(value)}; it takes a component's name; allowed: {', '.join(names)}"
+    if wanted in (RESERVED.get(_without_components(path)) or ()):
+        return f"{name}: {wanted} is not supported yet in this version; allowed: {', '.join(names)}"
+    guess = nearest(wanted, names)
+    hint = f"did you mean {guess}? " if guess else ""
+    return f"{name}: there is no {wanted!r}; {hint}allowed: {', '.join(names)}"
+
+
+def _misread(raw: Any, value: Any, slot: Slot | None, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    if isinstance(raw, float) and not math.isfinite(raw):
+        yield path, f"{dotted(path)}: {raw} is not allowed; it must be a finite number"
+    elif isinstance(raw, str) and isinstance(value, bool | int | float):
+        yield path, f"{dotted(path)}: {raw!r} is a text; write {raw} without quotes"
+    elif isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, f"{dotted(path)}: {describe(raw)} is not a number"
+    elif isinstance(raw, list) and isinstance(value, tuple | list):
+        for i, (a, b) in enumerate(zip(raw, value, strict=False)):
+            yield from _misread(a, b, None, (*path, i))
+    elif isinstance(raw, dict) and not isinstance(value, Imported):
+        choice = slot.choice if slot is not None else None
+        for key, item in raw.items():
+            child = slot.child(key) if slot is not None else None
+            below = value if choice is not None else _value(value, key)
+            yield from _misread(item, below, child, (*path, key))
+
+
+def _value(holder: Any, key: str) -> Any:
+    return holder.get(key) if isinstance(holder, Mapping) else getattr(holder, key, None)

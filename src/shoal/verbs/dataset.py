@@ -1,0 +1,101 @@
+"""shard: find or make the sharded dataset that an experiment trains on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.manifest import MANIFEST, Manifest
+from shoal.cluster.storage import Storage
+from shoal.experiment import Experiment, to_dict
+from shoal.verbs.runs import logged
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """A sharded dataset: where it is, what it says of itself, and whether it was there already."""
+
+    uri: str
+    manifest: Manifest
+    reused: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "run": self.uri,
+            "key": self.manifest.key,
+            "reused": self.reused,
+            "rows": {name: split.rows for name, split in self.manifest.splits.items()},
+            "shards": self.manifest.n_shards,
+            "notices": list(self.manifest.notices),
+        }
+
+
+def shard(
+    experiment: Experiment,
+    out: str | None = None,
+    *,
+    name: str = "experiment",
+    reporter: Reporter | None = None,
+) -> ShardResult:
+    """Write the sharded dataset of an experiment, or find it where an earlier run left it.
+
+    Parameters
+    ----------
+    experiment
+        Its `data` section and seed matter here.
+    out
+        Folder or URI to write to; by default ``<storage_path>/<name>-shard-<key>``, where any dataset of the
+        same key is reused.
+    name
+        What the folder's name begins with: the experiment file's stem.
+    reporter
+        Hears what is inferred and left out.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be used as asked.
+    StorageError
+        If the folder cannot be written, or is held by another process.
+    """
+    from shoal.cluster.sharding.service import shard as write
+    from shoal.cluster.sharding.service import sharding_key
+
+    reporter = reporter or Silent()
+    storage = experiment.cluster.storage
+    key = sharding_key(experiment.data, experiment.seed, storage)
+    found = _existing(Storage.open(experiment.cluster.storage_path, storage), key) if out is None else None
+    if found is not None:
+        return _reused(found, reporter)
+    target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
+    folder = RunFolder.open(target, storage)
+    with folder.claim(_identity(experiment), reporter):
+        if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
+            made = _reused(folder.storage, reporter)
+            if made.manifest.key == key:
+                return made
+            reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
+            folder.delete(MANIFEST)
+        with logged(folder, reporter) as heard:
+            manifest = write(
+                experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
+            )
+    return ShardResult(folder.uri, manifest, False)
+
+
+def _identity(experiment: Experiment) -> dict[str, Any]:
+    return {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
+
+
+def _existing(root: Storage, key: str) -> Storage | None:
+    names = [name for name in root.list() if name.endswith(f"-shard-{key}")] if root.exists() else []
+    return next((root.child(n) for n in names if root.exists(f"{n}/{MANIFEST}")), None)
+
+
+def _reused(folder: Storage, reporter: Reporter) -> ShardResult:
+    from shoal.cluster.sharding.dataset import ShardedDataset
+
+    manifest = ShardedDataset.open(folder).manifest
+    reporter.notice(f"the sharded dataset of these inputs is there already: {folder.uri}")
+    return ShardResult(folder.uri, manifest, True)

@@ -1,0 +1,182 @@
+"""train: from an experiment to a finished run folder."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from shoal.cluster.components import Imported
+from shoal.cluster.errors import StorageError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import Demand, Shape, plan
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.manifest import Manifest
+from shoal.cluster.storage import Storage
+from shoal.experiment import Experiment, to_dict
+from shoal.verbs.dataset import ShardResult, shard
+from shoal.verbs.judge import DATA, judge
+from shoal.verbs.provenance import Stages, provenance
+from shoal.verbs.runs import logged, run_uri, scores_of
+
+PROVENANCE = "provenance.json"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run: its folder, the scores of its parts with intervals, and how the fit went."""
+
+    run: str
+    report: str
+    data: str
+    scores: dict[str, Any]
+    fit: dict[str, Any]
+    seconds: dict[str, float]
+    was_complete: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "run": self.run,
+            "report": self.report,
+            "data": self.data,
+            "metrics": self.scores,
+            "fit": self.fit,
+            "seconds": self.seconds,
+            "was_complete": self.was_complete,
+        }
+
+
+def train(
+    experiment: Experiment,
+    out: str | None = None,
+    *,
+    name: str = "experiment",
+    reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
+) -> TrainResult:
+    """Fit, judge and report; the results are in the run folder.
+
+    A finished run is not computed again: its results are returned.
+
+    Parameters
+    ----------
+    experiment
+        What to do.
+    out
+        The run folder; by default ``<storage_path>/<name>-train-<hash of the experiment>``.
+    name
+        What the folder's name begins with: the experiment file's stem.
+    reporter
+        Hears of progress; everything is written to the run's `log.txt` as well.
+    command
+        What to write down as the command; this process's own by default.
+
+    Raises
+    ------
+    ShoalError
+        With the cause and the fix: `RequestError` before anything started, `RunError` afterwards.
+    """
+    reporter = reporter or Silent()
+    run = RunFolder.open(run_uri(experiment, "train", name, out), experiment.cluster.storage)
+    if isinstance(experiment.model, Imported):
+        experiment.model.load()  # a factory that is not there is found now, not after the sharding
+    shape, demand = plan(experiment.cluster)
+    with run.claim(to_dict(experiment), reporter), logged(run, reporter) as heard:
+        if run.is_complete:
+            heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
+            return _known(run)
+        return _train(experiment, run, name, shape, demand, heard, command)
+
+
+def _train(
+    experiment: Experiment,
+    run: RunFolder,
+    name: str,
+    shape: Shape,
+    demand: Demand,
+    reporter: Reporter,
+    command: Sequence[str] | None,
+) -> TrainResult:
+    from shoal.evaluation.metrics import resolve_scoring
+    from shoal.evaluation.report import write_report
+    from shoal.training.trainer import fit
+    from shoal.training.worker import FitJob
+
+    stages = Stages(reporter)
+    with stages.stage("shard", "sharding"):
+        data = shard(experiment, name=name, reporter=reporter)
+    manifest = data.manifest
+    task = manifest.schema_.target.task
+    monitor = resolve_scoring(experiment.evaluation.scoring, task)[0]
+    job = FitJob(
+        model=experiment.model,
+        training=experiment.training,
+        seed=experiment.seed,
+        data_uri=data.uri,
+        run_uri=run.uri,
+        monitor=monitor,
+        storage=experiment.cluster.storage,
+        cache_path=experiment.cluster.cache_path,
+        cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
+        gpus=shape.gpus_per_worker,
+    )
+    if shape.placement == "inline":
+        with stages.stage("fit", "training"):
+            outcome = fit(job, shape, experiment.cluster, reporter)
+    else:
+        from shoal.cluster.session import session
+
+        with (
+            stages.stage("fit", f"training with {shape.num_workers} workers"),
+            session(experiment.cluster, demand, reporter),
+        ):
+            outcome = fit(job, shape, experiment.cluster, reporter)
+    for notice in outcome.notices:
+        reporter.notice(notice)
+    with stages.stage("evaluate", "scoring"):
+        scores = judge(run.read_table("predictions.parquet"), manifest.schema_, experiment)
+    run.write_json(DATA, manifest.model_dump(mode="json", by_alias=True))
+    fit_facts = asdict(outcome)
+    seen: dict[str, Any] = {
+        "seed": experiment.seed,
+        "data_key": manifest.key,
+        "data_path": data.uri,
+        "cluster": _shape(shape),
+        "fit": _finite(fit_facts),
+        "command": command,
+    }
+    with stages.stage("report", "writing the report"):
+        write_report(run, manifest, scores, provenance(stages, **seen))
+    run.write_json(PROVENANCE, provenance(stages, **seen))
+    run.write_json("metrics.json", scores)  # last: it says that the run is complete
+    reporter.done()
+    return _result(run, scores, run.read_json(PROVENANCE))
+
+
+def _known(run: Storage) -> TrainResult:
+    if not run.exists(PROVENANCE):
+        raise StorageError(f"{run.uri} holds a sharded dataset, not a training run; choose another --out")
+    result = _result(run, scores_of(run), run.read_json(PROVENANCE))
+    return TrainResult(**{**result.__dict__, "was_complete": True})
+
+
+def _result(run: Storage, scores: dict[str, Any], facts: dict[str, Any]) -> TrainResult:
+    return TrainResult(
+        run.uri,
+        f"{run.uri.rstrip('/')}/report.html",
+        facts["data"]["path"],
+        scores,
+        facts["fit"],
+        facts["seconds"],
+    )
+
+
+def _shape(shape: Shape) -> dict[str, Any]:
+    return asdict(shape)
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: a fit without a monitored score has none."""
+    return {k: None if isinstance(v, float) and v != v else v for k, v in values.items()}
+
+
+__all__ = ["Manifest", "ShardResult", "TrainResult", "train"]

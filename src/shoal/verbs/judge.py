@@ -1,0 +1,147 @@
+"""evaluate and report: judge a finished run, again or on other data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shoal.cluster.config import ClusterConfig
+from shoal.cluster.errors import StorageError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.sharding.manifest import Manifest, Schema
+from shoal.cluster.storage import Storage
+from shoal.experiment import Experiment
+from shoal.verbs.runs import finished_run, scores_of, with_overrides
+
+OTHER = "data"
+# The run keeps the manifest of its rows, so that its report does not need the shards any more.
+DATA = "data.json"
+
+
+@dataclass(frozen=True)
+class EvaluateResult:
+    """Scores with intervals, by part: ``test`` and ``validation`` of the run, or ``data``."""
+
+    run: str
+    scores: dict[str, Any]
+    written: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {"run": self.run, "metrics": self.scores, "written": self.written}
+
+
+def judge(
+    predictions: pa.Table, schema: Schema, experiment: Experiment, threshold: float = 0.5
+) -> dict[str, Any]:
+    """Return every part's metrics with their intervals, in the form of `metrics.json`."""
+    from shoal.evaluation.evaluate import evaluate as score
+    from shoal.evaluation.metrics import resolve_scoring
+
+    settings = experiment.evaluation
+    return score(
+        predictions,
+        schema.target,
+        resolve_scoring(settings.scoring, schema.target.task),
+        confidence=settings.confidence,
+        replicates=settings.replicates,
+        seed=experiment.seed,
+        threshold=threshold,
+    )
+
+
+def evaluate(
+    run: str,
+    data: str | Sequence[str] | None = None,
+    *,
+    out: str | None = None,
+    overrides: tuple[str, ...] = (),
+    cluster: ClusterConfig | None = None,
+    reporter: Reporter | None = None,
+    allow_import: bool = False,
+) -> EvaluateResult:
+    """Score a finished run: on its own test and validation rows, or on other labelled data.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    data
+        Labelled Parquet or CSV files; None for the run's own `predictions.parquet`.
+    out
+        Folder to write `metrics.json` and `predictions.parquet` to; nothing is written without it.
+    overrides
+        ``evaluation.…=…`` only.
+    cluster
+        How to reach storage.
+    reporter
+        Hears of progress.
+    allow_import
+        For a model of your own: import its factory by the name that the run holds.
+
+    Raises
+    ------
+    DataError
+        If the data lack a column or the labels, or hold a class that the model does not know.
+    StorageError
+        If there is no such finished run, or `out` holds results already.
+    """
+    from shoal.training.artifact import TrainedModel
+
+    reporter = reporter or Silent()
+    folder, experiment = finished_run(run, cluster)
+    experiment = with_overrides(experiment, overrides)
+    target = Storage.open(out, experiment.cluster.storage) if out else None
+    if target is not None and target.exists("metrics.json"):
+        raise StorageError(f"{target.uri} holds results already; choose another --out")
+    trained = TrainedModel.load(folder.storage, allow_import=allow_import)
+    if data is None:
+        predictions = folder.read_table("predictions.parquet")
+        scores = judge(predictions, trained.schema, experiment, trained.threshold)
+    else:
+        from shoal.verbs.predictions import labelled_predictions
+
+        predictions = labelled_predictions(trained, data, experiment.cluster.storage, reporter)
+        # `judge` knows the parts of a run; these rows are all held out, so they are judged as test rows are.
+        judged = judge(_as_part(predictions, "test"), trained.schema, experiment, trained.threshold)
+        scores = {OTHER: judged["test"]}
+    if target is not None:
+        target.write_table("predictions.parquet", predictions)
+        target.write_json("metrics.json", scores)
+    return EvaluateResult(folder.uri, scores, written=target.uri if target is not None else None)
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """Where the report is."""
+
+    run: str
+    report: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {"run": self.run, "report": self.report}
+
+
+def report(
+    run: str, *, cluster: ClusterConfig | None = None, reporter: Reporter | None = None
+) -> ReportResult:
+    """Build `report.html` of a finished run again.
+
+    Raises
+    ------
+    StorageError
+        If there is no such finished run.
+    """
+    from shoal.evaluation.report import write_report
+
+    (reporter or Silent()).stage("writing the report")
+    folder, _ = finished_run(run, cluster)
+    write_report(folder, Manifest.model_validate(folder.read_json(DATA)), scores_of(folder))
+    return ReportResult(folder.uri, f"{folder.uri}/report.html")
+
+
+def _as_part(predictions: pa.Table, split: str) -> pa.Table:
+    at = predictions.column_names.index("split")
+    return predictions.set_column(at, "split", pa.array([split] * predictions.num_rows, pa.string()))

@@ -1,0 +1,192 @@
+"""predict: a trained model's answers for raw rows, streamed from file to file."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+
+from shoal.cluster.config import ClusterConfig, StorageConfig
+from shoal.cluster.errors import ConfigError, DataError, StorageError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.sharding.targets import encode_labels
+from shoal.cluster.storage import Storage
+from shoal.training.artifact import TrainedModel
+from shoal.training.scores import Judged, predictions_table
+from shoal.verbs.rows import raw_batches
+from shoal.verbs.runs import finished_run
+
+ROW = "row"
+FORMATS = {".parquet": "Parquet", ".pq": "Parquet", ".csv": "CSV"}
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """Where the predictions are."""
+
+    run: str
+    predictions: str
+    rows: int
+    columns: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "run": self.run,
+            "predictions": self.predictions,
+            "rows": self.rows,
+            "columns": list(self.columns),
+        }
+
+
+def predict(
+    run: str,
+    data: str | Sequence[str],
+    to: str,
+    *,
+    force: bool = False,
+    cluster: ClusterConfig | None = None,
+    reporter: Reporter | None = None,
+    allow_import: bool = False,
+) -> PredictResult:
+    """Predict raw rows in their order, in bounded memory.
+
+    Parameters
+    ----------
+    run
+        A finished run.
+    data
+        Parquet files, folders and globs, or CSV files.
+    to
+        The file to write, ``.parquet`` or ``.csv``: the id column where the data have it (otherwise ``row``,
+        from 0), the prediction, and a score for each class. It appears whole or not at all.
+    force
+        Overwrite `to`.
+    cluster
+        How to reach storage.
+    reporter
+        Hears of progress.
+    allow_import
+        For a model of your own: import its factory by the name that the run holds.
+
+    Raises
+    ------
+    ConfigError
+        If `to` is neither Parquet nor CSV.
+    DataError
+        If the data lack a column, hold infinity, or are empty.
+    StorageError
+        If there is no such finished run, or `to` exists.
+    """
+    reporter = reporter or Silent()
+    folder, experiment = finished_run(run, cluster)
+    config = experiment.cluster.storage
+    target, name = _target(to, config)
+    if target.exists(name) and not force:
+        raise StorageError(f"{to} exists; choose another --to, or overwrite it with --force")
+    trained = TrainedModel.load(folder.storage, allow_import=allow_import)
+    reporter.stage("predicting")
+    rows = 0
+    columns: tuple[str, ...] = ()
+    with _writer(target, name) as write:
+        for batch in raw_batches(data, trained.schema, config):
+            if not batch.num_rows:
+                continue
+            answers = _answers(trained, batch, rows)
+            write(answers)
+            rows, columns = rows + batch.num_rows, tuple(answers.column_names)
+            reporter.advance(rows, rows, "rows")
+        if not rows:
+            raise DataError(
+                f"{data if isinstance(data, str) else ', '.join(data)} holds no rows; nothing to predict"
+            )
+    return PredictResult(folder.uri, to, rows, columns)
+
+
+def labelled_predictions(
+    trained: TrainedModel, data: str | Sequence[str], config: StorageConfig, reporter: Reporter
+) -> pa.Table:
+    """Score labelled raw rows; the table has the columns of `predictions.parquet` and ``data`` as its split.
+
+    Raises
+    ------
+    DataError
+        If the data lack a column or a label, or are empty.
+    """
+    schema = trained.schema
+    private = bool(set(schema.target.columns) & set(schema.private))
+    ids: list[pa.Array] = []
+    labels: list[Any] = []
+    scores: list[Any] = []
+    reporter.stage("scoring")
+    rows = 0
+    for batch in raw_batches(data, schema, config, labels=True):
+        if not batch.num_rows:
+            continue
+        labels.append(encode_labels(batch, schema.target, private=private))
+        scores.append(trained.scores(batch))
+        ids += _identity(trained, batch, rows)[1].chunks
+        rows += batch.num_rows
+        reporter.advance(rows, rows, "rows")
+    if not rows:
+        raise DataError(
+            f"{data if isinstance(data, str) else ', '.join(data)} holds no rows; nothing to evaluate"
+        )
+    judged = Judged(pa.chunked_array(ids), np.concatenate(labels), np.concatenate(scores))
+    return predictions_table({"data": judged}, schema.target)
+
+
+def _identity(trained: TrainedModel, batch: pa.Table, start: int) -> tuple[str, pa.ChunkedArray]:
+    name = trained.schema.id
+    if name is not None and name in batch.column_names:
+        column = batch.column(name)
+        if pa.types.is_dictionary(column.type):  # dictionaries may differ from batch to batch
+            column = column.cast(column.type.value_type)
+        return name, column
+    return ROW, pa.chunked_array([pa.array(np.arange(start, start + batch.num_rows))])
+
+
+def _answers(trained: TrainedModel, batch: pa.Table, start: int) -> pa.Table:
+    scores = trained.scores(batch)
+    decided = trained.decide(scores)
+    name, identity = _identity(trained, batch, start)
+    columns: dict[str, Any] = {name: identity}
+    if trained.task == "multilabel":
+        columns |= {f"prediction_{c}": decided[:, k] for k, c in enumerate(trained.classes)}
+    else:
+        columns["prediction"] = pa.array(decided)
+    if trained.task == "binary":
+        scores = np.stack([1.0 - scores, scores], axis=1)
+    if trained.task != "regression":
+        columns |= {f"score_{c}": scores[:, k] for k, c in enumerate(trained.classes)}
+    return pa.table(columns)
+
+
+def _target(to: str, config: StorageConfig) -> tuple[Storage, str]:
+    parent, _, name = to.rpartition("/")
+    if not any(name.lower().endswith(suffix) for suffix in FORMATS):
+        raise ConfigError(
+            f"{to}: the file of predictions must end in {', '.join(FORMATS)}, which says what is written"
+        )
+    return Storage.open(parent or ("/" if to.startswith("/") else "."), config), name
+
+
+@contextmanager
+def _writer(target: Storage, name: str) -> Iterator[Callable[[pa.Table], None]]:
+    """Open the file at the first batch's schema; it appears when the block ends well."""
+    make = csv.CSVWriter if name.lower().endswith(".csv") else pq.ParquetWriter
+    with target.write_stream(name) as sink:
+        opened: list[Any] = []
+
+        def write(table: pa.Table) -> None:
+            if not opened:
+                opened.append(make(sink, table.schema))
+            opened[0].write_table(table)
+
+        yield write
+        for writer in opened:
+            writer.close()

@@ -1,0 +1,141 @@
+"""Raw rows for a trained model, from Parquet or CSV, a batch at a time and in their order."""
+
+from collections.abc import Iterator, Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+
+from shoal.cluster.config import StorageConfig
+from shoal.cluster.errors import DataError
+from shoal.cluster.filesystems import explained, redact
+from shoal.cluster.sharding.listing import InputFile, find
+from shoal.cluster.sharding.manifest import Column, Schema
+from shoal.cluster.sharding.prepare import prepare
+
+BATCH_ROWS = 65_536
+CSV_BLOCK = 8 << 20
+_CSV = (".csv", ".csv.gz")
+
+
+def raw_batches(
+    paths: str | Sequence[str], schema: Schema, config: StorageConfig, *, labels: bool = False
+) -> Iterator[pa.Table]:
+    """Yield the columns that a model needs, and the id where it is there.
+
+    Parameters
+    ----------
+    paths
+        Parquet files, folders and globs, or CSV files (ending in .csv or .csv.gz).
+    schema
+        The model's.
+    config
+        How to reach storage.
+    labels
+        Whether the target columns are needed too.
+
+    Yields
+    ------
+    pyarrow.Table
+        At most `BATCH_ROWS` rows of Parquet, or a block of CSV.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged, or lacks a column.
+    """
+    wanted = [column.name for column in schema.columns]
+    if labels:
+        wanted += [name for name in schema.target.columns if name not in wanted]
+    optional = [schema.id] if schema.id and schema.id not in wanted else []
+    for file in find([paths] if isinstance(paths, str) else paths, config):
+        if file.path.lower().endswith(_CSV):
+            yield from _csv(file, schema, wanted, optional)
+        else:
+            yield from _parquet(file, schema, wanted, optional)
+
+
+def _parquet(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]) -> Iterator[pa.Table]:
+    with explained("read", file.uri), file.filesystem.open_input_file(file.path) as source:
+        try:
+            reader = pq.ParquetFile(source)
+            found = reader.schema_arrow
+            _require(file, found, schema, wanted)
+            names = [*wanted, *(name for name in optional if name in found.names)]
+            for batch in reader.iter_batches(batch_size=BATCH_ROWS, columns=names, use_threads=False):
+                yield pa.Table.from_batches([batch])
+        except pa.ArrowException as error:
+            raise DataError(f"{file.uri} is no Parquet file, or is damaged: {_line(error)}") from error
+
+
+def _csv(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]) -> Iterator[pa.Table]:
+    types = {column.name: _csv_type(file, column) for column in schema.columns}
+    types |= dict.fromkeys(schema.target.columns, _label_type(schema))
+    if schema.id:
+        types.setdefault(schema.id, pa.string())  # carried as it is written
+    with explained("read", file.uri), file.filesystem.open_input_stream(file.path) as source:
+        try:
+            reader = csv.open_csv(
+                source,
+                read_options=csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
+                convert_options=csv.ConvertOptions(column_types=types),
+            )
+            _require(file, reader.schema, schema, wanted)
+            names = [*wanted, *(name for name in optional if name in reader.schema.names)]
+            for batch in reader:
+                yield _empty_is_missing(pa.Table.from_batches([batch]).select(names))
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{file.uri} does not read as CSV with the model's types: {_line(error)}"
+            ) from error
+
+
+def _require(file: InputFile, found: pa.Schema, schema: Schema, wanted: list[str]) -> None:
+    if any(column.name not in found.names for column in schema.columns):
+        prepare(found.empty_table(), schema)  # says which one, and what is most like it
+    missing = [name for name in wanted if name not in found.names]
+    if missing:
+        raise DataError(
+            f"{file.uri} has no target column {', '.join(map(repr, missing))}; evaluating needs labels. "
+            "For predictions alone: shoal predict"
+        )
+
+
+def _csv_type(file: InputFile, column: Column) -> pa.DataType:
+    if column.type == "tensor":
+        raise DataError(f"{file.uri}: CSV cannot hold the list column {column.name!r}; give Parquet")
+    if column.type == "categorical":
+        return {"integer": pa.int64(), "boolean": pa.bool_(), "float": pa.float64()}.get(
+            column.value_type, pa.string()
+        )
+    if column.type == "boolean":
+        return pa.bool_()
+    if column.type == "numeric":
+        return pa.float64()
+    if column.arrow_type.startswith("date"):
+        return pa.date32()
+    if column.arrow_type.startswith("timestamp"):
+        return pa.timestamp("us", tz="UTC" if "tz=" in column.arrow_type else None)
+    return pa.string()  # ISO dates that were strings in training
+
+
+def _label_type(schema: Schema) -> pa.DataType:
+    if schema.target.task in ("regression", "multilabel"):
+        return pa.float64()
+    first = schema.target.classes[0]
+    return {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}.get(type(first), pa.string())
+
+
+def _empty_is_missing(table: pa.Table) -> pa.Table:
+    """CSV cannot tell an empty text from a missing one; words such as NA stay texts, as they are in Parquet."""
+    for i, name in enumerate(table.column_names):
+        column = table.column(i)
+        if pa.types.is_string(column.type):
+            null = pa.scalar(None, pa.string())
+            table = table.set_column(i, name, pc.if_else(pc.equal(column, ""), null, column))
+    return table
+
+
+def _line(error: Exception) -> str:
+    return redact((str(error).strip().splitlines() or [type(error).__name__])[0])

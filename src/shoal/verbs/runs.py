@@ -1,0 +1,99 @@
+"""Where runs are, and what is said of them."""
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from shoal.cluster.config import ClusterConfig, StorageConfig
+from shoal.cluster.errors import ConfigError, StorageError
+from shoal.cluster.progress import Log, Reporter, Several
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.storage import Storage
+from shoal.experiment import Experiment, from_dict, run_name
+
+
+def run_uri(experiment: Experiment, verb: str, name: str, out: str | None = None) -> str:
+    """Return where a verb writes: `out`, or its folder under `cluster.storage_path`."""
+    return out or f"{experiment.cluster.storage_path.rstrip('/')}/{run_name(name, verb, experiment)}"
+
+
+def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFolder, Experiment]:
+    """Open a complete training run and read its experiment.
+
+    Raises
+    ------
+    StorageError
+        If there is no such run, or it is not finished.
+    """
+    storage = cluster.storage if cluster is not None else StorageConfig()
+    run = RunFolder.open(uri, storage)
+    config = run.config()
+    if config is None:
+        raise StorageError(f"{run.uri} is no run: it has no config.yaml{_nearest(uri, storage)}")
+    if not run.exists("model/model.json") or not run.exists("metrics.json"):
+        kind = (
+            "holds a sharded dataset, not a trained model"
+            if run.exists("manifest.json")
+            else "is not finished"
+        )
+        raise StorageError(f"{run.uri} {kind}; run shoal train with its experiment first")
+    if cluster is not None:
+        config = {**config, "cluster": cluster.model_dump(mode="json")}
+    return run, from_dict(config, name=f"{run.uri}/config.yaml")
+
+
+def with_overrides(experiment: Experiment, overrides: tuple[str, ...]) -> Experiment:
+    """Change how a finished run is judged; nothing that it was trained with.
+
+    Raises
+    ------
+    ConfigError
+        For an override outside `evaluation`.
+    """
+    for override in overrides:
+        if not override.startswith("evaluation."):
+            raise ConfigError(
+                f"--set {override}: the run is trained; only evaluation.* can change now. Train again for the rest"
+            )
+    return from_dict(experiment.model_dump(mode="json"), overrides) if overrides else experiment
+
+
+@contextmanager
+def logged(run: Storage, reporter: Reporter) -> Iterator[Reporter]:
+    """Send what is reported to `log.txt` too.
+
+    Object stores cannot append: there the log grows in a local file and is put when the block ends.
+    """
+    if run.is_local:
+        yield Several([reporter, Log(run.local("log.txt"))])
+        return
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory(prefix="shoal-log-") as scratch:
+        log = Path(scratch) / "log.txt"
+        log.write_bytes(run.read_bytes("log.txt") if run.exists("log.txt") else b"")
+        try:
+            yield Several([reporter, Log(log)])
+        finally:
+            run.write_bytes("log.txt", log.read_bytes())
+
+
+def scores_of(run: Storage) -> dict[str, Any]:
+    """Read `metrics.json`."""
+    found: dict[str, Any] = run.read_json("metrics.json")
+    return found
+
+
+def _nearest(uri: str, storage: StorageConfig) -> str:
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    folder = Storage.open(parent or ".", storage)
+    names = [n for n in folder.list() if folder.exists(f"{n}/metrics.json")] if folder.exists() else []
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
+    there = f"{parent}/" if parent else ""
+    return (
+        f"; runs there: {', '.join(there + n for n in close)}"
+        if close
+        else "; give the folder that shoal train named"
+    )

@@ -1,0 +1,179 @@
+"""What the workers of one group do in the tests of training together; runs in processes of their own."""
+
+import importlib.util
+import time
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import nn
+
+from shoal.cluster.components import Imported
+from shoal.cluster.errors import ShoalError
+from shoal.cluster.progress import Silent
+from shoal.training.config import MLPConfig, TrainingConfig
+from shoal.training.loop import Loop
+from shoal.training.models import build_model
+from shoal.training.plan import EpochPlan
+from shoal.training.strategies.base import Strategy
+from shoal.training.strategies.ddp import DDP
+from shoal.training.strategies.diagnosis import stuck_workers_named
+from support.prepared import make_dataset
+
+CPU = torch.device("cpu")
+
+
+class Unreduced(DDP):
+    """DDP with the reduction switched off."""
+
+    def wrap(self, module: nn.Module, unused_parameters: bool) -> nn.Module:
+        return module
+
+
+class Sometimes(nn.Module):
+    """A module that never uses one of its parameters."""
+
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(n_inputs, n_outputs), nn.Linear(2, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.used(x)
+
+
+def normed(n_inputs: int, n_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(n_inputs, 4), nn.BatchNorm1d(4), nn.Linear(4, n_outputs))
+
+
+class Error:
+    """Mean squared error, as a monitor."""
+
+    name, greater_is_better = "error", False
+
+    def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+        return float(np.mean((y - scores) ** 2))
+
+
+def make_loop(
+    strategy: Strategy,
+    factory: Callable[..., nn.Module] | None = None,
+    task: str = "binary",
+    rows: int = 203,
+    seed: int = 3,
+    **training: object,
+) -> Loop:
+    dataset = make_dataset(task, rows)
+    config = (
+        MLPConfig(hidden=(8,), dropout=0.3) if factory is None else Imported.model_validate({"import": "a:b"})
+    )
+    model = build_model(config, dataset.schema, seed, factory=factory)
+    values = {"epochs": 2, "batch_size": 50, "precision": "fp64", **training}
+    return Loop(model, dataset, TrainingConfig.model_validate(values), strategy, Error(), 3, Silent())  # type: ignore[arg-type]
+
+
+def weights(loop: Loop) -> np.ndarray:
+    return np.concatenate([p.detach().double().numpy().ravel() for p in loop.model.parameters()])
+
+
+def fits(strategy: Strategy) -> dict[str, np.ndarray]:
+    """Fits whose results must not depend on the number of workers."""
+    made = {
+        "plain": make_loop(strategy),
+        "accumulated and clipped": make_loop(strategy, gradient_accumulation=3, clip_norm=0.1),
+        "fewer rows in a step than workers": make_loop(strategy, rows=40, batch_size=1, epochs=1),
+        "regression": make_loop(strategy, task="regression"),
+        "unused parameter": make_loop(strategy, factory=Sometimes, optimizer="sgd"),
+    }
+    results = {}
+    for name, loop in made.items():
+        outcome = loop.run()
+        results[name] = weights(loop)
+        results[f"{name}: best"] = np.array([outcome.best, outcome.best_epoch, outcome.steps])
+    judged = made["plain"].judge(made["plain"].model, "test")
+    if judged is not None:
+        results["scores"], results["labels"] = judged.score, np.array(judged.label)
+        results["row ids"] = np.array(judged.row_id.to_pylist())
+    return results
+
+
+def failure(make: Callable[[], object]) -> str:
+    try:
+        make()
+    except ShoalError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing failed"
+
+
+def failures() -> dict[str, str]:
+    """What each worker says of a run that must stop."""
+    return {
+        "reduction off": failure(lambda: make_loop(Unreduced(CPU)).run()),
+        "other weights": failure(lambda: make_loop(Unreduced(CPU), seed=DDP(CPU).rank).run()),
+        "batch norm": failure(lambda: make_loop(DDP(CPU), factory=normed)),
+    }
+
+
+def torn() -> dict[str, str]:
+    """A model that one worker changes by itself, and a plan whose slots overlap."""
+    loop = make_loop(DDP(CPU))
+    original = loop._train_epoch
+
+    def drift(epoch: int) -> float:
+        loss = original(epoch)
+        if DDP(CPU).rank == 1:
+            next(loop.model.parameters()).data.view(-1)[0] += 1e-12
+        return loss
+
+    loop._train_epoch = drift  # type: ignore[method-assign]
+    found = {"one worker drifts": failure(loop.run)}
+    positions = EpochPlan.positions
+    EpochPlan.positions = lambda self, step, stop, worker, workers: positions(self, step, stop, 0, workers)  # type: ignore[method-assign]
+    overlapping = make_loop(DDP(CPU))
+    overlapping.reader.shards = {v: overlapping.dataset.shard("train", v) for v in range(8)}
+    found["slots overlap"] = failure(overlapping.run)
+    EpochPlan.positions = positions  # type: ignore[method-assign]
+    return found
+
+
+def all_of_it() -> dict[str, object]:
+    torch.set_num_threads(1)
+    strategy = DDP(CPU)
+    return {"fits": fits(strategy), "failures": failures(), "torn": torn()}
+
+
+def only_fits() -> dict[str, np.ndarray]:
+    torch.set_num_threads(1)
+    return fits(DDP(CPU))
+
+
+def one_worker_sleeps(timeout: float) -> str:
+    """Worker 1 never comes to the operation that worker 0 waits in."""
+
+    def work() -> None:
+        with stuck_workers_named(timeout):
+            strategy = DDP(CPU)
+            strategy.sum(torch.ones(1))
+            if strategy.rank == 1:
+                time.sleep(3 * timeout)
+            else:
+                strategy.sum(torch.ones(1))
+
+    return failure(work)
+
+
+def load_reference(path: str) -> ModuleType:
+    """Load benchmarks/reference.py, which is no part of the package."""
+    spec = importlib.util.spec_from_file_location("reference", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def reference(path: str) -> list[np.ndarray]:
+    """The reference problem: fp32 for 50 steps, fp64 for 1,000."""
+    module = load_reference(path)
+    torch.set_num_threads(1)
+    return [module.train_reference(DDP(CPU), p, steps) for p, steps in (("fp32", 50), ("fp64", 1000))]

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from shoal.cluster.errors import ConfigError
+from shoal.training.estimators import TorchClassifier, TorchRegressor
+
+
+@parametrize_with_checks([TorchClassifier(epochs=40), TorchRegressor(epochs=60)])
+def test_scikit_learns_own_checks(estimator, check) -> None:  # type: ignore[no-untyped-def]
+    check(estimator)
+
+
+def test_linear_models_reach_the_optimum_that_scikit_learn_finds() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    X = (X - X.mean(0)) / X.std(0)
+    ours = TorchClassifier(
+        "linear", {"sgd": {"learning_rate": 0.5, "weight_decay": 1 / len(X)}}, epochs=400, batch_size="full"
+    )
+    theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000)
+    np.testing.assert_allclose(ours.fit(X, y).predict_proba(X), theirs.fit(X, y).predict_proba(X), atol=0.02)
+    X, y = load_diabetes(return_X_y=True)
+    regressor = TorchRegressor("linear", {"sgd": {"learning_rate": 0.2}}, epochs=800, batch_size="full").fit(
+        X, y
+    )
+    np.testing.assert_allclose(regressor.predict(X), LinearRegression().fit(X, y).predict(X), atol=0.5)
+
+
+def test_early_stopping_and_grid_search_work_as_in_scikit_learn() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    early = TorchClassifier(epochs=200, early_stopping={"patience": 2}).fit(X, y)
+    assert early.n_iter_ < 200
+    assert early.outcome_.best_epoch > 0
+    search = GridSearchCV(
+        TorchClassifier(epochs=5), {"model": ["linear", {"mlp": {"hidden": [16]}}]}, cv=3
+    ).fit(X, y)
+    assert search.best_score_ > 0.9
+    assert cross_val_score(TorchClassifier(epochs=5), X, y, cv=3).min() > 0.9
+
+
+def test_same_seed_same_model_and_missing_values_are_taken() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    X[::7, 3] = np.nan
+    a, b = (TorchClassifier({"mlp": {"dropout": 0.2}}, epochs=2).fit(X, y).predict_proba(X) for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_wrong_parameters_are_named() -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    with pytest.raises(ConfigError, match="TorchClassifier: epochs is 0"):
+        TorchClassifier(epochs=0).fit(X, y)
+    with pytest.raises(ConfigError, match="model is 'forest'"):
+        TorchClassifier("forest").fit(X, y)

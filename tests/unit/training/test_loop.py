@@ -1,0 +1,220 @@
+"""The loop against a plain torch loop that reads the same plan, written here by hand."""
+
+import math
+
+import numpy as np
+import pyarrow.compute as pc
+import pytest
+import torch
+from support.prepared import make_dataset
+from torch.nn import functional as F
+
+from shoal.cluster.errors import RunError
+from shoal.cluster.progress import EpochRecord, Silent
+from shoal.training.batches import BatchReader
+from shoal.training.config import (
+    AdamConfig,
+    AdamWConfig,
+    EarlyStoppingConfig,
+    LinearConfig,
+    MLPConfig,
+    SGDConfig,
+    TrainingConfig,
+)
+from shoal.training.loop import Loop
+from shoal.training.memory import ArrayDataset
+from shoal.training.models import Model, build_model
+from shoal.training.plan import EpochPlan
+from shoal.training.scores import predictions_table
+from shoal.training.strategies.base import Strategy
+
+
+class SquaredDistance:
+    """A stand-in for a metric: what the loop needs of one."""
+
+    name, greater_is_better = "error", False
+
+    def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+        return float(np.mean((y - scores) ** 2))
+
+
+class Listener(Silent):
+    def __init__(self) -> None:
+        self.epochs: list[EpochRecord] = []
+
+    def epoch(self, record: EpochRecord) -> None:
+        self.epochs.append(record)
+
+
+def fit(
+    dataset: ArrayDataset,
+    model_config: MLPConfig | LinearConfig | None = None,
+    listener: Silent | None = None,
+    monitor: object = None,
+    **training: object,
+) -> tuple[Loop, Model]:
+    model = build_model(model_config or MLPConfig(hidden=(8,)), dataset.schema, 3)
+    config = TrainingConfig.model_validate({"epochs": 3, "batch_size": 50, "precision": "fp64", **training})
+    loop = Loop(model, dataset, config, Strategy(torch.device("cpu")), monitor, 3, listener or Silent())  # type: ignore[arg-type]
+    return loop, model
+
+
+def by_hand(
+    dataset: ArrayDataset,
+    optimizer: torch.optim.Optimizer,
+    model: Model,
+    epochs: int,
+    clip: float | None = None,
+) -> None:
+    part, task = dataset.parts["train"], dataset.schema.target.task
+    plan = EpochPlan(dataset.shard_rows("train"), 50, 3)
+    numeric = torch.from_numpy(part.numeric).double()
+    for epoch in range(epochs):
+        for step in range(plan.steps_per_epoch):
+            rows = [
+                plan.permutation(epoch, p % plan.n_shards)[p // plan.n_shards] * plan.n_shards
+                + p % plan.n_shards
+                for p in range(*plan.bounds(step))
+            ]
+            logits = model(numeric[rows], torch.from_numpy(part.categorical)[rows])
+            label = torch.from_numpy(part.label)[rows]
+            if task == "binary":
+                loss = F.binary_cross_entropy_with_logits(logits[:, 0], label.double())
+            elif task == "multiclass":
+                loss = F.cross_entropy(logits, label)
+            elif task == "multilabel":
+                loss = F.binary_cross_entropy_with_logits(logits, label.double())
+            else:
+                loss = F.mse_loss(logits[:, 0], (label - 2.0) / 3.0)
+            optimizer.zero_grad()
+            loss.backward()
+            if clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+
+
+OPTIMIZERS = {
+    "sgd": (SGDConfig(learning_rate=0.05), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+    "adam": (
+        AdamConfig(learning_rate=0.01, weight_decay=0.1),
+        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+    ),
+    "adamw": (AdamWConfig(learning_rate=0.01), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.01)),
+}
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_equals_a_plain_torch_loop(task: str, name: str) -> None:
+    dataset = make_dataset(task, rows=203)
+    config, build = OPTIMIZERS[name]
+    loop, model = fit(dataset, optimizer={name: config.model_dump()}, clip_norm=0.5)
+    oracle = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3).double()
+    loop.run()
+    by_hand(dataset, build(oracle.parameters()), oracle, 3, clip=0.5)
+    for ours, theirs in zip(model.parameters(), oracle.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+
+
+def test_accumulation_changes_nothing_but_memory() -> None:
+    dataset = make_dataset(rows=203)
+    states = []
+    for parts in (1, 3, 1000):
+        loop, model = fit(dataset, MLPConfig(hidden=(8,), dropout=0.4), gradient_accumulation=parts)
+        loop.run()
+        states.append(torch.cat([p.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(states[2], states[0], rtol=0, atol=1e-12)
+
+
+def test_windows_of_any_size_give_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = make_dataset(rows=203)
+    plan = EpochPlan(dataset.shard_rows("train"), 10, 0)
+    whole = list(BatchReader(dataset, plan, 0, 1).epoch(1))
+    monkeypatch.setattr("shoal.training.batches.WINDOW_ROWS", 30)
+    small = list(BatchReader(dataset, plan, 0, 1).epoch(1, first_step=4))
+    for a, b in zip(whole[4:], small, strict=True):
+        assert (a.position == b.position).all()
+        assert torch.equal(a.categorical, b.categorical)
+        assert torch.equal(a.label, b.label)
+
+
+def test_keeps_the_best_epochs_weights_and_says_why_it_stopped() -> None:
+    class WorseningScore(SquaredDistance):
+        scores = iter([0.5, 0.3, 0.4, 0.4, 0.4])
+
+        def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+            return next(self.scores)
+
+    listener = Listener()
+    dataset = make_dataset(rows=100)
+    loop, model = fit(
+        dataset, listener=listener, monitor=WorseningScore(), epochs=9, early_stopping={"patience": 2}
+    )
+    outcome = loop.run()
+    assert (outcome.epochs, outcome.best_epoch, outcome.best) == (4, 2, 0.3)
+    assert outcome.stopped == "error had not improved for 2 epochs"
+    assert [r.best for r in listener.epochs] == [True, True, False, False]
+    two, best = fit(dataset, epochs=2)
+    two.run()
+    for ours, theirs in zip(model.parameters(), best.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step() -> None:
+    loop, _ = fit(make_dataset("regression", rows=100), optimizer={"sgd": {"learning_rate": 1e200}})
+    with pytest.raises(RunError, match=r"the loss became (nan|inf) at step \d+ .*learning_rate"):
+        loop.run()
+
+
+def test_history_holds_the_losses_and_the_validation_scores() -> None:
+    loop, _ = fit(make_dataset(rows=203), monitor=SquaredDistance())
+    outcome = loop.run()
+    table = loop.history.table()
+    train = table.filter(pc.equal(table["split"], "train"))
+    assert train["step"].to_pylist() == list(range(1, outcome.steps + 1))
+    assert train["value"][0].as_py() > train["value"][-1].as_py()
+    validation = table.filter(pc.equal(table["split"], "validation"))
+    assert validation["epoch"].to_pylist() == [1, 2, 3]
+    assert validation["metric"].unique().to_pylist() == ["error"]
+    assert min(validation["value"].to_pylist()) == outcome.best
+
+
+def test_every_row_of_a_part_is_judged_once_in_shard_order(task: str) -> None:
+    dataset = make_dataset(task)
+    loop, model = fit(dataset)
+    loop.run()
+    judged = loop.judge(model, "test")
+    assert judged is not None
+    order = np.concatenate([np.arange(len(dataset.parts["test"]))[v::8] for v in range(8)])
+    assert judged.row_id.to_pylist() == order.tolist()
+    np.testing.assert_array_equal(judged.label, dataset.parts["test"].label[order])
+    table = predictions_table({"test": judged}, dataset.schema.target)
+    scores = (
+        np.stack([table[c].to_numpy() for c in table.column_names if c.startswith("score_")], 1)
+        if task != "regression"
+        else None
+    )
+    if task in ("binary", "multiclass"):
+        assert scores is not None
+        np.testing.assert_allclose(scores.sum(1), 1)
+    logits = model(
+        torch.from_numpy(dataset.parts["test"].numeric).double(),
+        torch.from_numpy(dataset.parts["test"].categorical),
+    ).detach()
+    expected = {
+        "binary": lambda: logits[:, 0].sigmoid(),
+        "multiclass": lambda: logits.softmax(1),
+        "multilabel": lambda: logits.sigmoid(),
+        "regression": lambda: logits[:, 0] * 3 + 2,
+    }[task]()
+    np.testing.assert_allclose(judged.score, expected.numpy()[order], atol=1e-12)
+
+
+def test_without_validation_rows_all_epochs_are_done() -> None:
+    dataset = make_dataset(rows=60)
+    bare = ArrayDataset(dataset.schema, {"train": dataset.parts["train"]}, 8)
+    outcome = fit(bare, monitor=SquaredDistance(), early_stopping=EarlyStoppingConfig(patience=1))[0].run()
+    assert outcome.best_epoch == 0
+    assert math.isnan(outcome.best)
+    assert outcome.stopped == "all 3 epochs done"

@@ -1,0 +1,234 @@
+"""The trained model: weights, input encoder, classes, threshold and provenance; raw columns in, answers out.
+
+Nothing here is unpickled: weights are safetensors, everything else is JSON. Neither ray nor deepspeed is imported.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_weights
+from safetensors.torch import save as save_weights
+
+from shoal.cluster.components import Imported
+from shoal.cluster.config import Config, StorageConfig
+from shoal.cluster.errors import ConfigError, DataError
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.prepare import prepare
+from shoal.cluster.storage import Storage
+from shoal.training.config import ModelChoice
+from shoal.training.draws import DrawContext, install_draws
+from shoal.training.models import Factory, Model, build_model
+from shoal.training.scores import forward_rows, scores_from_logits
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
+
+
+class ModelDescription(Config):
+    """What `model.json` holds."""
+
+    version: int = 1
+    schema_: Schema = Field(alias="schema")
+    model: ModelChoice
+    precision: str = "fp32"
+    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="binary: least score of the event"
+    )
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+@dataclass
+class TrainedModel:
+    """A model ready to use on raw columns.
+
+    Attributes
+    ----------
+    module
+        Prepared tensors in, logits out; in evaluation mode.
+    schema
+        Columns, their fitted statistics, and the target.
+    config
+        The component that built the module.
+    threshold
+        Binary: the least probability of the event that is called the event.
+    """
+
+    module: Model
+    schema: Schema
+    config: Config
+    threshold: float = 0.5
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def task(self) -> str:
+        """The task: binary, multiclass, multilabel or regression."""
+        return self.schema.target.task
+
+    @property
+    def classes(self) -> tuple[bool | int | float | str, ...]:
+        """The classes, in the order of the columns of `predict_proba`; empty for regression."""
+        return self.schema.target.classes
+
+    def save(self, run: Storage) -> None:
+        """Write `model/` into a run folder; the description last, so that half a model is none."""
+        dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
+        description = ModelDescription(
+            schema=self.schema,
+            model=self.config,
+            precision="fp64" if dtype == torch.float64 else "fp32",
+            threshold=self.threshold,
+            provenance=self.provenance,
+        )
+        weights = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
+        run.write_bytes(WEIGHTS, save_weights(weights))
+        run.write_json(DESCRIPTION, description.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str] | Storage,
+        *,
+        factory: Factory | None = None,
+        allow_import: bool = False,
+        storage: StorageConfig | None = None,
+    ) -> "TrainedModel":
+        """Load a trained model from a run folder.
+
+        Parameters
+        ----------
+        path
+            The run folder, local or a URI.
+        factory
+            For a model of your own: the factory that built its module.
+        allow_import
+            For a model of your own: import the factory by the name that the file holds. Only for runs that you trust.
+        storage
+            How to reach object storage.
+
+        Raises
+        ------
+        DataError
+            If there is no model, or its files are damaged.
+        ConfigError
+            If it needs a factory that was neither given nor allowed to be imported.
+        """
+        run = path if isinstance(path, Storage) else Storage.open(os.fspath(path), storage or StorageConfig())
+        if not run.exists(DESCRIPTION):
+            raise DataError(
+                f"{run.uri} holds no trained model ({DESCRIPTION} is missing): give the folder of a finished run"
+            )
+        try:
+            description = ModelDescription.model_validate(run.read_json(DESCRIPTION))
+            weights = load_weights(run.read_bytes(WEIGHTS))
+        except (ValidationError, ValueError, SafetensorError) as error:
+            raise DataError(
+                f"the model in {run.uri} is damaged: {str(error).splitlines()[0]}; train it again"
+            ) from error
+        config = description.model
+        if isinstance(config, Imported) and factory is None and not allow_import:
+            raise ConfigError(
+                f"the model in {run.uri} was built by {config.path}, and loading never imports by itself: pass factory=…, or "
+                "allow_import=True (--allow-import) if you trust the run"
+            )
+        module = build_model(config, description.schema_, seed=0, factory=factory)
+        install_draws(module, DrawContext())
+        module.to(torch.float64 if description.precision == "fp64" else torch.float32)
+        try:
+            module.load_state_dict(weights)
+        except RuntimeError as error:
+            raise DataError(
+                f"the weights in {run.uri} do not fit the model that {config!r} builds: {str(error).splitlines()[0]}"
+            ) from error
+        module.eval()
+        return cls(module, description.schema_, config, description.threshold, description.provenance)
+
+    def with_threshold(self, threshold: float) -> "TrainedModel":
+        """Return the same model with another decision threshold."""
+        return replace(self, threshold=threshold)
+
+    def scores(
+        self, data: "pa.Table | pa.RecordBatch | pd.DataFrame | Mapping[str, Any] | NDArray[Any]"
+    ) -> NDArray[np.float64]:
+        """Return scores: binary ``[n]``, multiclass and multi-label ``[n, K]`` probabilities; regression ``[n]`` values.
+
+        Raises
+        ------
+        DataError
+            If a column is missing, of another type, or holds infinity.
+        """
+        prepared = prepare(as_table(data, self.schema), self.schema)
+        device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
+        logits = forward_rows(self.module, prepared.numeric, prepared.categorical, device)
+        return scores_from_logits(logits, self.schema.target)
+
+    def predict_proba(self, data: Any) -> NDArray[np.float64]:
+        """Return class probabilities ``[n, K]``; for binary, columns are in the order of `classes`.
+
+        Raises
+        ------
+        DataError
+            As `scores`; also for regression, which has none.
+        """
+        if self.task == "regression":
+            raise DataError("a regression model has no class probabilities; use predict")
+        scores = self.scores(data)
+        return np.stack([1.0 - scores, scores], axis=1) if self.task == "binary" else scores
+
+    def predict(self, data: Any) -> NDArray[Any]:
+        """Return classes ``[n]`` (binary: the event where its score is at least `threshold`), multi-label
+        0/1 ``[n, K]``, or regression values ``[n]``.
+
+        Raises
+        ------
+        DataError
+            As `scores`.
+        """  # noqa: D205 (one sentence that needs two lines)
+        return self.decide(self.scores(data))
+
+    def decide(self, scores: NDArray[np.float64]) -> NDArray[Any]:
+        """Turn scores, as `scores` gives them, into predictions, as `predict` gives them."""
+        if self.task == "regression":
+            return scores
+        if self.task == "multilabel":
+            return (scores >= 0.5).astype(np.int8)
+        chosen = (scores >= self.threshold).astype(int) if self.task == "binary" else scores.argmax(axis=1)
+        answers: NDArray[Any] = np.asarray(self.classes)[chosen]
+        return answers
+
+
+def as_table(data: Any, schema: Schema) -> pa.Table:
+    """Return raw data as an Arrow table: Arrow, pandas, a mapping of columns, or a 2-d array in the model's column order.
+
+    Raises
+    ------
+    DataError
+        If the data are none of these, or an array has another number of columns.
+    """
+    if isinstance(data, pa.Table):
+        return data
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data])
+    if isinstance(data, Mapping):
+        return pa.table(dict(data))
+    if isinstance(data, np.ndarray):
+        names = [c.name for c in schema.columns]
+        if data.ndim != 2 or data.shape[1] != len(names):
+            raise DataError(
+                f"an array of shape {data.shape}: the model needs {len(names)} columns, in this order: {', '.join(names)}"
+            )
+        return pa.table({name: pa.array(data[:, i]) for i, name in enumerate(names)})
+    if hasattr(data, "columns") and hasattr(data, "to_numpy"):
+        return pa.Table.from_pandas(data, preserve_index=False)
+    raise DataError(
+        f"data of type {type(data).__name__}: give a pyarrow Table, a pandas DataFrame, a mapping of columns or a 2-d array"
+    )

@@ -1,0 +1,149 @@
+"""From shards on disk to a step's tensors, a window of steps at a time.
+
+Gathering row by row is slow and holding everything in memory is not needed: a window of some tens of thousands of
+rows is gathered from the memory-mapped shards in a few large operations, and the steps are slices of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shoal.cluster.sharding.dataset import ShardRows
+from shoal.cluster.sharding.manifest import Schema
+from shoal.training.plan import EpochPlan
+
+WINDOW_ROWS = 1 << 15  # rows gathered at once
+EVALUATION_ROWS = 4096  # rows of a forward pass without gradients
+
+
+class Dataset(Protocol):
+    """What training reads: a sharded dataset, or arrays in memory that look like one."""
+
+    @property
+    def schema(self) -> Schema:
+        """Columns and target."""
+
+    @property
+    def n_shards(self) -> int:
+        """V, the same for every part."""
+
+    def shard_rows(self, split: str) -> tuple[int, ...]:
+        """Return the rows of each shard of a part, empty where there is no such part."""
+
+    def shard(self, split: str, v: int) -> ShardRows:
+        """Return one shard's rows, memory-mapped where they lie on disk."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A worker's rows of one step.
+
+    Attributes
+    ----------
+    numeric
+        ``[b, D]``, the loop's float type.
+    categorical
+        int32 ``[b, C]``.
+    label
+        ``[b]`` or ``[b, K]``, as in the shards.
+    position
+        int64 ``[b]``, positions in the epoch: the identity of a row for draws.
+    global_rows
+        Rows of the step over all workers.
+    """
+
+    numeric: Tensor
+    categorical: Tensor
+    label: Tensor
+    position: Tensor
+    global_rows: int
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """Return rows ``start`` to ``stop - 1``."""
+        s = slice(start, stop)
+        return Batch(self.numeric[s], self.categorical[s], self.label[s], self.position[s], self.global_rows)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
+        """Move to a device, numbers in the loop's float type."""
+        return Batch(
+            self.numeric.to(device, dtype, non_blocking=True),
+            self.categorical.to(device, non_blocking=True),
+            self.label.to(device, non_blocking=True),
+            self.position,
+            self.global_rows,
+        )
+
+
+class BatchReader:
+    """One worker's batches of an epoch.
+
+    Parameters
+    ----------
+    dataset
+        Where the rows are.
+    plan
+        Which rows make up which step.
+    worker, workers
+        This worker's number and how many there are.
+    """
+
+    def __init__(self, dataset: Dataset, plan: EpochPlan, worker: int, workers: int) -> None:
+        self.plan, self.worker, self.workers = plan, worker, workers
+        self.shards = {v: dataset.shard("train", v) for v in plan.shards_of(worker, workers)}
+        self.window = max(1, WINDOW_ROWS * workers // plan.batch_size)
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch from ``first_step`` on; a worker without rows in a step gets an empty one."""
+        plan = self.plan
+        permutations = {v: plan.permutation(epoch, v) for v in self.shards}
+        for start in range(first_step, plan.steps_per_epoch, self.window):
+            stop = min(start + self.window, plan.steps_per_epoch)
+            position = plan.positions(start, stop, self.worker, self.workers)
+            rows = self._gather(position, permutations)
+            for step in range(start, stop):
+                low, high = plan.bounds(step)
+                first, last = np.searchsorted(position, (low, high))
+                batch = rows.part(int(first), int(last))
+                yield Batch(batch.numeric, batch.categorical, batch.label, batch.position, high - low)
+
+    def _gather(self, position: NDArray[np.int64], permutations: dict[int, NDArray[np.int64]]) -> Batch:
+        shard_of, place_of = position % self.plan.n_shards, position // self.plan.n_shards
+        example = next(iter(self.shards.values()))
+        n = len(position)
+        numeric = np.empty((n, example.numeric.shape[1]), np.float32)
+        categorical = np.empty((n, example.categorical.shape[1]), np.int32)
+        label = np.empty((n, *example.label.shape[1:]), example.label.dtype)
+        for v, shard in self.shards.items():
+            here = np.flatnonzero(shard_of == v)
+            rows = permutations[v][place_of[here]]
+            numeric[here], categorical[here], label[here] = (
+                shard.numeric[rows],
+                shard.categorical[rows],
+                shard.label[rows],
+            )
+        return Batch(
+            torch.from_numpy(numeric),
+            torch.from_numpy(categorical),
+            torch.from_numpy(label),
+            torch.from_numpy(position),
+            0,
+        )
+
+    def filler(self) -> Batch:
+        """Return one row of this worker, to take part in a step with weight 0."""
+        shard = next(s for s in self.shards.values() if len(s.label))
+        return Batch(
+            torch.from_numpy(shard.numeric[:1].copy()),
+            torch.from_numpy(shard.categorical[:1].copy()),
+            torch.from_numpy(shard.label[:1].copy()),
+            torch.zeros(1, dtype=torch.int64),
+            1,
+        )

@@ -1,0 +1,104 @@
+"""The `model` and `training` sections, and the registries that their components come from."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool
+
+from shoal.cluster.components import Choice, Imported
+from shoal.cluster.config import Config
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1)]
+
+
+class MLPConfig(Config):
+    """Fully connected layers over standardised numbers and embedded categories."""
+
+    hidden: tuple[Annotated[int, Field(ge=1)], ...] = (128, 128)
+    dropout: Probability = 0.0
+    embedding: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="width of each column's embedding; auto: min(50, (categories + 1) // 2)"
+    )
+
+
+class LinearConfig(Config):
+    """Linear or logistic regression: a weight a number, a weight a category."""
+
+
+MODELS: dict[str, type[Config]] = {"mlp": MLPConfig, "linear": LinearConfig}
+
+
+class SGDConfig(Config):
+    """Stochastic gradient descent (`torch.optim.SGD`)."""
+
+    learning_rate: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    dampening: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    nesterov: StrictBool = False
+
+
+class AdamConfig(Config):
+    """Adam (`torch.optim.Adam`; Kingma and Ba 2015). Its weight decay is an L2 penalty."""
+
+    learning_rate: Positive = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    amsgrad: StrictBool = False
+
+
+class AdamWConfig(AdamConfig):
+    """AdamW, with decoupled weight decay (`torch.optim.AdamW`; Loshchilov and Hutter 2019)."""
+
+    weight_decay: NonNegative = 0.01
+
+
+OPTIMIZERS: dict[str, type[Config]] = {"sgd": SGDConfig, "adam": AdamConfig, "adamw": AdamWConfig}
+
+
+class EarlyStoppingConfig(Config):
+    """Stop when the validation score has not improved by more than `min_delta` for `patience` epochs."""
+
+    patience: Annotated[int, Field(ge=1)] = 5
+    min_delta: NonNegative = Field(
+        1e-6, description="margin of an improvement; keeps float noise from deciding"
+    )
+    restore_best: StrictBool = True
+
+
+ModelChoice = Annotated[Config, Choice(MODELS)]
+OptimizerChoice = Annotated[Config, Choice(OPTIMIZERS, importable=False)]
+
+
+class TrainingConfig(Config):
+    """How a model is fitted."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto", "full"] = Field(
+        "auto", description="rows of a step over all workers; auto grows with the data, from 32 to 1024"
+    )
+    optimizer: OptimizerChoice = AdamWConfig()
+    precision: Literal["auto", "fp32", "fp64"] = Field("auto", description="auto is fp32")
+    gradient_accumulation: Annotated[int, Field(ge=1)] = Field(
+        1, description="a step's rows pass in this many parts, to need less memory; the result stays the same"
+    )
+    clip_norm: Positive | None = Field(None, description="largest norm of a step's gradient")
+    early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
+
+
+__all__ = [
+    "MODELS",
+    "OPTIMIZERS",
+    "AdamConfig",
+    "AdamWConfig",
+    "EarlyStoppingConfig",
+    "Imported",
+    "LinearConfig",
+    "MLPConfig",
+    "ModelChoice",
+    "OptimizerChoice",
+    "SGDConfig",
+    "TrainingConfig",
+]

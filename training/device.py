@@ -1,0 +1,26 @@
+"""The one place that knows about devices, threads and float types."""
+
+import os
+
+import torch
+
+DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def pick_device(gpus: float) -> torch.device:
+    """Return the GPU that this process owns where it was given one, the CPU otherwise."""
+    if gpus > 0 and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def own_threads(cpus: float | None = None) -> int:
+    """Let torch use as many threads as this process owns CPUs, and return how many.
+
+    More threads than CPUs make a fit 10 to 40 times slower, so the count never exceeds what the scheduler lets
+    the process run on.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    threads = max(1, min(allowed, int(cpus) if cpus is not None else allowed))
+    torch.set_num_threads(threads)
+    return threads

@@ -1,0 +1,45 @@
+"""Arrays in memory that look like a sharded dataset, for scikit-learn estimators and for tests."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from shoal.cluster.sharding.dataset import ShardRows
+from shoal.cluster.sharding.manifest import Schema
+
+
+@dataclass(frozen=True)
+class ArrayPart:
+    """Prepared rows of one part: float32 ``[n, D]``, int32 ``[n, C]``, labels ``[n]`` or ``[n, K]``."""
+
+    numeric: NDArray[np.float32]
+    categorical: NDArray[np.int32]
+    label: NDArray[np.generic]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class ArrayDataset:
+    """Prepared rows dealt over V logical shards in their order: row i lies in shard ``i mod V``."""
+
+    schema: Schema
+    parts: Mapping[str, ArrayPart]
+    n_shards: int = 1
+
+    def shard_rows(self, split: str) -> tuple[int, ...]:
+        """Return the rows of each shard of a part, empty where there is no such part."""
+        if split not in self.parts:
+            return ()
+        rows = len(self.parts[split])
+        return tuple(rows // self.n_shards + (v < rows % self.n_shards) for v in range(self.n_shards))
+
+    def shard(self, split: str, v: int) -> ShardRows:
+        """Return one shard's rows."""
+        part, own = self.parts[split], slice(v, None, self.n_shards)
+        row_id = pa.array(np.arange(len(part))[own])
+        return ShardRows(part.numeric[own], part.categorical[own], part.label[own], row_id)

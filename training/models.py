@@ -1,0 +1,197 @@
+"""A model: the input encoder, then a body; prepared tensors in, logits out.
+
+Shape legend: B rows, D numeric features, C categorical columns, E encoded features, K outputs.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoal.cluster.components import Imported
+from shoal.cluster.config import Config
+from shoal.cluster.errors import ConfigError
+from shoal.cluster.sharding.manifest import FIRST_CATEGORY, Schema
+from shoal.training.config import LinearConfig, MLPConfig
+
+Factory = Callable[..., nn.Module]
+
+
+def embedding_width(cardinality: int) -> int:
+    """Return the usual width of a column's embedding, min(50, (n + 1) // 2)."""
+    return min(50, (cardinality + 1) // 2)
+
+
+class InputEncoder(nn.Module):
+    """Missing values filled, indicators added, categories embedded.
+
+    The shards hold standardised numbers, so a missing one is filled with 0, the training mean. The embeddings
+    of "missing" and "unknown" start at zero: until the data teach them otherwise, they say nothing.
+    """
+
+    def __init__(self, schema: Schema, embedding: int | str | None = "auto") -> None:
+        super().__init__()
+        indicators: list[int] = []
+        start = 0
+        for column in schema.numeric:
+            if column.has_missing:
+                indicators.append(start)
+            start += column.width
+        self.n_numeric = start
+        self.register_buffer("indicators", torch.tensor(indicators, dtype=torch.int64), persistent=False)
+        self.has_indicators = bool(indicators)
+        widths = (
+            []
+            if embedding is None
+            else [
+                embedding_width(c.cardinality) if embedding == "auto" else int(embedding)
+                for c in schema.categorical
+            ]
+        )
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(c.cardinality, width) for c, width in zip(schema.categorical, widths, strict=False)
+        )
+        for table in self.embeddings:
+            assert isinstance(table, nn.Embedding)
+            nn.init.zeros_(table.weight[:FIRST_CATEGORY].detach())
+        self.numeric_width = start + len(indicators)
+        self.width = self.numeric_width + sum(widths)
+
+    indicators: Tensor
+
+    def fill(self, numeric: Tensor) -> Tensor:
+        """Turn prepared numbers ``[B, D]`` with NaN into ``[B, D + indicators]`` without."""
+        filled = torch.nan_to_num(numeric, nan=0.0)
+        if not self.has_indicators:
+            return filled
+        missing = torch.isnan(numeric[:, self.indicators]).to(numeric.dtype)
+        return torch.cat([filled, missing], dim=1)
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Encode ``[B, D]`` floats and ``[B, C]`` codes as ``[B, E]``."""
+        parts = [self.fill(numeric)] if self.numeric_width else []
+        parts += [table(codes) for table, codes in zip(self.embeddings, categorical.unbind(1), strict=False)]
+        return torch.cat(parts, dim=1)
+
+
+class Model(nn.Module):
+    """The input encoder and a body behind it.
+
+    The body gets ``[B, E]``, or, where its ``forward`` names ``numeric`` and ``categorical``, the filled numbers
+    ``[B, D]`` and the codes ``[B, C]``; it returns logits ``[B, K]``.
+    """
+
+    def __init__(self, encoder: InputEncoder, body: nn.Module, n_outputs: int) -> None:
+        super().__init__()
+        self.encoder, self.body, self.n_outputs = encoder, body, n_outputs
+        self.by_type = takes_types(body)
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Return logits ``[B, K]`` for prepared inputs ``[B, D]`` and ``[B, C]``."""
+        if self.by_type:
+            logits = self.body(numeric=self.encoder.fill(numeric), categorical=categorical)
+        else:
+            logits = self.body(self.encoder(numeric, categorical))
+        if logits.shape != (len(numeric), self.n_outputs):
+            raise ConfigError(
+                f"the model returned shape {tuple(logits.shape)}; it must return {(len(numeric), self.n_outputs)}: one "
+                "row an input row, one logit an output"
+            )
+        return logits  # type: ignore[no-any-return]
+
+
+def takes_types(body: nn.Module) -> bool:
+    """Whether a body asks for ``numeric`` and ``categorical`` by name."""
+    return {"numeric", "categorical"} <= set(inspect.signature(body.forward).parameters)
+
+
+class Linear(nn.Module):
+    """A weight a number and a weight a category: the same as linear regression on one-hot columns."""
+
+    def __init__(self, n_numeric: int, cardinalities: list[int], n_outputs: int) -> None:
+        super().__init__()
+        self.numbers = nn.Linear(n_numeric, n_outputs)
+        self.categories = nn.Embedding(sum(cardinalities), n_outputs) if cardinalities else None
+        first = torch.tensor([sum(cardinalities[:i]) for i in range(len(cardinalities))], dtype=torch.int64)
+        self.register_buffer("first", first, persistent=False)
+        nn.init.zeros_(self.numbers.weight)
+        nn.init.zeros_(self.numbers.bias)
+        if self.categories is not None:
+            nn.init.zeros_(self.categories.weight)
+
+    first: Tensor
+
+    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        """Return ``[B, K]``."""
+        logits: Tensor = self.numbers(numeric)
+        if self.categories is not None:
+            logits = logits + self.categories(categorical + self.first).sum(1)
+        return logits
+
+
+def mlp(width: int, config: MLPConfig, n_outputs: int) -> nn.Sequential:
+    """Build Linear, ReLU and dropout for each hidden width, then the output layer."""
+    layers: list[nn.Module] = []
+    for hidden in config.hidden:
+        layers += [nn.Linear(width, hidden), nn.ReLU()]
+        if config.dropout:
+            layers.append(nn.Dropout(config.dropout))
+        width = hidden
+    return nn.Sequential(*layers, nn.Linear(width, n_outputs))
+
+
+def build_model(config: Config, schema: Schema, seed: int, factory: Factory | None = None) -> Model:
+    """Build a model with weights that depend on the seed alone.
+
+    Parameters
+    ----------
+    config
+        The chosen component of the `model` section.
+    schema
+        Columns and target of the sharded dataset.
+    seed
+        Root of the initial weights; the process-wide random state is left as it was.
+    factory
+        The user's own factory, in place of the one that an imported component names.
+
+    Raises
+    ------
+    ConfigError
+        If the user's factory cannot be imported, refuses its arguments, or gives no `nn.Module`.
+    """
+    n_outputs = schema.target.n_outputs
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if isinstance(config, LinearConfig):
+            encoder = InputEncoder(schema, embedding=None)
+            cardinalities = [c.cardinality for c in schema.categorical]
+            return Model(encoder, Linear(encoder.numeric_width, cardinalities, n_outputs), n_outputs)
+        encoder = InputEncoder(schema, config.embedding if isinstance(config, MLPConfig) else "auto")
+        if isinstance(config, MLPConfig):
+            return Model(encoder, mlp(encoder.width, config, n_outputs), n_outputs)
+        assert isinstance(config, Imported)
+        body = _user_body(config, factory or config.load(), schema, encoder.width, n_outputs)
+        if takes_types(body):  # it reads the codes itself: embeddings of ours would be dead weights
+            encoder = InputEncoder(schema, embedding=None)
+        return Model(encoder, body, n_outputs)
+
+
+def _user_body(config: Imported, factory: Factory, schema: Schema, width: int, n_outputs: int) -> nn.Module:
+    offered: dict[str, Any] = {"schema": schema, "n_outputs": n_outputs, "n_inputs": width}
+    try:
+        parameters = inspect.signature(factory).parameters
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            offered = {name: value for name, value in offered.items() if name in parameters}
+        body = factory(**offered, **config.kwargs)
+    except TypeError as error:
+        raise ConfigError(
+            f"model.import: {config.path} could not be called: {error}; it gets schema, n_outputs and n_inputs where it "
+            "names them, and the keys written beside import"
+        ) from error
+    if not isinstance(body, nn.Module):
+        raise ConfigError(
+            f"model.import: {config.path} returned {type(body).__name__}; it must return a torch.nn.Module"
+        )
+    return body

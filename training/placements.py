@@ -1,0 +1,142 @@
+"""Fits in one Ray task or in a Ray Train worker group; the only module of this room that imports ray."""
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, RunConfig
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from shoal.cluster.relay import RelayReporter, relay
+
+from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.training.device import pick_device
+from shoal.training.loop import FitOutcome
+from shoal.training.strategies.base import Strategy
+from shoal.training.strategies.ddp import DDP
+from shoal.training.strategies.diagnosis import stuck_workers_named
+from shoal.training.worker import FitJob, run_worker
+
+
+def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
+    """Fit in one Ray task, on an initialised Ray.
+
+    Raises
+    ------
+    ShoalError
+        The task's own error, or a RunError with what ended it.
+    """
+    task = ray.remote(num_cpus=job.cpus or 1, num_gpus=job.gpus, max_retries=0)(_task)
+    with relay(job.run_uri, reporter):
+        reference = task.remote(job)
+        try:
+            outcome: FitOutcome = ray.get(reference)
+        except KeyboardInterrupt:
+            ray.cancel(reference, force=True)
+            raise
+        except ray.exceptions.RayError as error:
+            raise _our_error([error]) from error
+    return outcome
+
+
+def _task(job: FitJob) -> FitOutcome:
+    return run_worker(job, Strategy(pick_device(job.gpus)), RelayReporter(job.run_uri))
+
+
+def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter: Reporter) -> FitOutcome:
+    """Fit in a Ray Train worker group with DDP, on an initialised Ray.
+
+    Parameters
+    ----------
+    job
+        The fit; ``job.cpus`` and ``job.gpus`` are reserved for each worker.
+    workers
+        W.
+    collective_timeout
+        Seconds that a worker waits for the others in one operation.
+    reporter
+        Hears of rank 0's progress.
+
+    Raises
+    ------
+    ShoalError
+        The first worker's own error, or a RunError with what ended the group.
+    """
+    resources = {"CPU": job.cpus or 1.0}
+    if job.gpus:
+        resources["GPU"] = job.gpus
+    with tempfile.TemporaryDirectory(prefix="shoal-train-") as scratch, relay(job.run_uri, reporter):
+        trainer = TorchTrainer(
+            _group_worker,
+            train_loop_config={"job": job, "timeout": collective_timeout},
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo",
+                timeout_s=max(1, round(collective_timeout)),
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=bool(job.gpus), resources_per_worker=resources
+            ),
+            run_config=RunConfig(
+                name="fit",
+                storage_path=scratch,
+                # Lost capacity would otherwise be retried without limit, as an error of the controller.
+                failure_config=FailureConfig(
+                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                ),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except WorkerGroupError as error:
+            raise _our_error(list(error.worker_failures.values())) from error
+        except ControllerError as error:
+            raise ResourceError(
+                f"the group of {workers} workers could not be started or was lost: {error.controller_failure}; "
+                "check the cluster's nodes, or lower cluster.num_workers"
+            ) from error
+        except TrainingFailedError as error:
+            raise RunError(f"training ended early: {_last_line(error)}") from error
+    outcome = result.return_value
+    if not isinstance(outcome, FitOutcome):
+        raise RunError("the worker group ended without a result; see logs/ in the run folder")
+    return outcome
+
+
+def _group_worker(config: dict[str, Any]) -> FitOutcome:
+    job: FitJob = config["job"]
+    with stuck_workers_named(config["timeout"]):
+        strategy = DDP(pick_device(job.gpus))
+        reporter: Reporter = RelayReporter(job.run_uri) if strategy.rank == 0 else Silent()
+        return run_worker(job, strategy, reporter)
+
+
+def _our_error(errors: list[BaseException]) -> ShoalError:
+    """Pick the error to show: one of ours first, a time-out that follows from another's failure last."""
+    causes = [c for error in errors for c in _chain(error)]
+    ours = [c for c in causes if isinstance(c, ShoalError)]
+    ours.sort(key=lambda e: isinstance(e, CollectiveTimeoutError))
+    if ours:
+        return ours[0]
+    return RunError(f"a worker failed: {_last_line(causes[-1])}; see logs/ in the run folder")
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """Return an error and what it wraps, outermost first."""
+    found: list[BaseException] = []
+    unwrap: tuple[Callable[[BaseException], Any], ...] = (
+        lambda e: getattr(e, "_base_exc", None),
+        lambda e: e.cause if isinstance(e, RayTaskError) else None,
+        lambda e: e.__cause__,
+    )
+    while error is not None and error not in found:
+        found.append(error)
+        error = next((inner for f in unwrap if (inner := f(found[-1])) is not None), None)
+    return found
+
+
+def _last_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]

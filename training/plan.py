@@ -1,0 +1,118 @@
+"""The plan of an epoch: which rows make up which global batch, whoever reads them.
+
+The V logical shards are dealt like cards: global position p of an epoch lies in shard ``p mod V``, at place
+``p div V`` of that shard's permutation for the epoch. A step is a contiguous range of positions, so all batches
+are even to one row, every row is read once an epoch, and worker w of W takes the positions whose shard v has
+``v mod W = w``. Nothing here depends on W but that last choice.
+
+Shape legend: V shards, W workers, S steps an epoch, N rows.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shoal.cluster.errors import ConfigError, DataError
+
+Index = NDArray[np.int64]
+
+_EPOCH_STREAM = 1  # first word of the spawn key: what the draw is for
+
+
+def resolve_batch_size(batch_size: int | Literal["auto", "full"], rows: int) -> int:
+    """Return the rows of a global batch.
+
+    ``auto`` is the power of two at or above rows / 64, kept between 32 and 1024: small data get enough
+    steps to learn from, large data get batches that keep the processor busy.
+    """
+    if batch_size == "full":
+        return rows
+    if batch_size == "auto":
+        return min(rows, int(np.clip(2 ** int(np.ceil(np.log2(max(rows, 64) / 64))), 32, 1024)))
+    return min(rows, batch_size)
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """Batches of every epoch over N rows in V shards, as a function of the seed alone.
+
+    Parameters
+    ----------
+    shard_rows
+        Rows of each shard; the first ``N mod V`` hold one row more than the others.
+    batch_size
+        Largest number of rows in a global batch.
+    seed
+        Root of the permutations.
+
+    Raises
+    ------
+    DataError
+        If the shards are not dealt evenly, or there are no rows.
+    """
+
+    shard_rows: tuple[int, ...]
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        rows, n_shards = sum(self.shard_rows), len(self.shard_rows)
+        if rows == 0:
+            raise DataError(
+                "there are no training rows; check data.split and the left-out rows of the manifest"
+            )
+        even = tuple(rows // n_shards + (v < rows % n_shards) for v in range(n_shards))
+        if self.shard_rows != even:
+            raise DataError(
+                f"shards hold {min(self.shard_rows)} to {max(self.shard_rows)} rows; a plan needs them dealt evenly: "
+                "shard the data again"
+            )
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return sum(self.shard_rows)
+
+    @property
+    def n_shards(self) -> int:
+        """V."""
+        return len(self.shard_rows)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """S, the fewest steps whose batches stay within `batch_size`."""
+        return -(-self.rows // self.batch_size)
+
+    def bounds(self, step: int) -> tuple[int, int]:
+        """Return the half-open range of positions of a step of an epoch."""
+        return step * self.rows // self.steps_per_epoch, (step + 1) * self.rows // self.steps_per_epoch
+
+    def permutation(self, epoch: int, shard: int) -> Index:
+        """Return the order in which a shard's rows are read in an epoch, int64 ``[shard rows]``."""
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(_EPOCH_STREAM, epoch, shard))
+        order: Index = np.random.Generator(np.random.PCG64(sequence)).permutation(self.shard_rows[shard])
+        return order
+
+    def shards_of(self, worker: int, workers: int) -> range:
+        """Return the shards that a worker reads.
+
+        Raises
+        ------
+        ConfigError
+            If there are more workers than shards.
+        """
+        if workers > self.n_shards:
+            raise ConfigError(
+                f"{workers} workers cannot share {self.n_shards} logical shards: set cluster.num_workers to at most "
+                f"{self.n_shards}, or data.shards to at least {workers}"
+            )
+        return range(worker, self.n_shards, workers)
+
+    def positions(self, step: int, stop: int, worker: int, workers: int) -> Index:
+        """Return a worker's positions in steps ``step`` to ``stop - 1``, ascending, int64."""
+        self.shards_of(worker, workers)
+        everyone = np.arange(self.bounds(step)[0], self.bounds(stop - 1)[1], dtype=np.int64)
+        own: Index = everyone[(everyone % self.n_shards) % workers == worker]
+        return own

@@ -1,0 +1,76 @@
+"""Data parallelism by torch's DistributedDataParallel."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from shoal.training.strategies.base import Strategy
+
+
+class DDP(Strategy):
+    """Gradients averaged over the default process group, which exists already."""
+
+    name = "ddp"
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, from 0."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """W."""
+        return dist.get_world_size()
+
+    def wrap(self, module: nn.Module, unused_parameters: bool) -> nn.Module:
+        """Wrap for averaging; parameters that a step does not use count as zero gradients on every worker."""
+        if not any(p.requires_grad for p in module.parameters()):
+            return module
+        return DistributedDataParallel(
+            module,
+            device_ids=[self.device.index] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            broadcast_buffers=False,
+            find_unused_parameters=unused_parameters,
+        )
+
+    def accumulate(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Within the block, backward passes add to the local gradient; the first one after it reduces."""
+        return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        """DDP takes the mean over workers; the factor W makes it their sum."""
+        (loss * self.world_size).backward()  # type: ignore[no-untyped-call]
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the element-wise sum over workers."""
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    def maximum(self, value: float) -> float:
+        """Return the largest of the workers' values; not a number counts as largest."""
+        gathered = self.all_gather(torch.tensor(value, dtype=torch.float64, device=self.device))
+        return float(torch.stack(gathered).max())
+
+    def all_gather(self, values: Tensor) -> list[Tensor]:
+        """Return each worker's tensor of the same shape, on every worker."""
+        gathered = [torch.empty_like(values) for _ in range(self.world_size)]
+        dist.all_gather(gathered, values.contiguous())
+        return gathered
+
+    def gather_objects(self, value: Any) -> list[Any] | None:
+        """Return every worker's value on rank 0, None elsewhere."""
+        gathered: list[Any] | None = [None] * self.world_size if self.rank == 0 else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every worker."""
+        box = [value]
+        dist.broadcast_object_list(box, device=self.device)
+        return box[0]

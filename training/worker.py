@@ -1,0 +1,134 @@
+"""One worker's part of a fit, from shards to the files of a run; the same for every placement."""
+
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shoal.cluster.config import Config, StorageConfig
+from shoal.cluster.errors import StorageError
+from shoal.cluster.progress import EpochRecord, Reporter
+from shoal.cluster.sharding.dataset import ShardedDataset
+from shoal.cluster.storage import Storage
+from shoal.training.artifact import TrainedModel
+from shoal.training.config import TrainingConfig
+from shoal.training.device import own_threads
+from shoal.training.loop import FitOutcome, Loop, Monitor
+from shoal.training.models import build_model
+from shoal.training.scores import predictions_table
+from shoal.training.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class FitJob:
+    """All that a worker needs to know; travels to other processes.
+
+    Attributes
+    ----------
+    data_uri, run_uri
+        The sharded dataset, and the run folder to write into.
+    monitor
+        Metric over the validation rows; None trains all epochs.
+    cpus
+        CPUs that a worker owns; None for all that this process may use.
+    gpus
+        GPUs that a worker owns.
+    """
+
+    model: Config
+    training: TrainingConfig
+    seed: int
+    data_uri: str
+    run_uri: str
+    monitor: Monitor | None
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    cache_path: str | None = None
+    cpus: float | None = None
+    gpus: float = 0.0
+
+
+class RankLog:
+    """A worker's own log, `logs/rank-00000.txt` in the run folder; also passes progress on."""
+
+    def __init__(self, run: Storage, rank: int, reporter: Reporter) -> None:
+        self.run, self.name, self.reporter = run, f"logs/rank-{rank:05d}.txt", reporter
+        self.lines: list[str] = []
+
+    def write(self, text: str) -> None:
+        """Add a line; the file is written whole, since object stores cannot append."""
+        self.lines.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {text}")
+        self.run.write_text(self.name, "\n".join(self.lines) + "\n")
+
+    def notice(self, text: str) -> None:
+        """Log and pass on."""
+        self.write(text)
+        self.reporter.notice(text)
+
+    def stage(self, text: str) -> None:
+        """Log and pass on."""
+        self.write(text)
+        self.reporter.stage(text)
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Log and pass on."""
+        self.write(
+            f"epoch {record.epoch}/{record.epochs} step {record.step} loss {record.train_loss:.6f} "
+            f"{record.metric} {record.value} {record.rows_per_second:,.0f} rows/s"
+        )
+        self.reporter.epoch(record)
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        """Pass on."""
+        self.reporter.advance(done, total, what)
+
+    def done(self) -> None:
+        """Pass on."""
+        self.reporter.done()
+
+
+def run_worker(job: FitJob, strategy: Strategy, reporter: Reporter) -> FitOutcome:
+    """Fit on this worker; rank 0 writes `model/`, `history.parquet` and `predictions.parquet`.
+
+    Raises
+    ------
+    StorageError
+        If this worker's node does not see the run folder.
+    ContractError, RunError
+        As the loop.
+    """
+    threads = own_threads(job.cpus)
+    run = Storage.open(job.run_uri, job.storage)
+    if not run.exists("config.yaml"):
+        raise StorageError(
+            f"worker {strategy.rank} on {socket.gethostname()} does not see {run.uri}: on several nodes, "
+            "cluster.storage_path must be a shared folder or object storage"
+        )
+    log = RankLog(run, strategy.rank, reporter)
+    log.write(
+        f"rank {strategy.rank} of {strategy.world_size} on {socket.gethostname()}, process {os.getpid()}, "
+        f"{threads} threads, {strategy.device}, strategy {strategy.name}"
+    )
+    try:
+        return _fit(job, strategy, run, log)
+    except Exception as error:
+        log.write(f"failed: {type(error).__name__}: {error}")
+        raise
+
+
+def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog) -> FitOutcome:
+    cache = Path(job.cache_path) if job.cache_path else None
+    dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
+    model = build_model(job.model, dataset.schema, job.seed)
+    loop = Loop(model, dataset, job.training, strategy, job.monitor, job.seed, log)
+    outcome = loop.run()
+    judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
+    if strategy.rank == 0:
+        trained = TrainedModel(model, dataset.schema, job.model, provenance={"data": dataset.manifest.key})
+        trained.save(run)
+        run.write_table("history.parquet", loop.history.table())
+        parts = {split: j for split, j in judged.items() if j is not None}
+        if parts:
+            run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))
+    log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
+    return outcome

@@ -1,0 +1,1 @@
+"""Reuse of a fit: feature extraction, freezing, adaptation."""

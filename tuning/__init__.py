@@ -1,0 +1,1 @@
+"""Many fits: spaces, search, early termination."""
