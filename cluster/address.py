@@ -1,5 +1,6 @@
 """Whether an address can be one of Ray's, and whether somebody answers there; no Ray needed."""
 
+import os
 import re
 import socket
 
@@ -7,19 +8,22 @@ from shoal.cluster.errors import ResourceError
 
 _ADDRESS = re.compile(r"^(?P<client>ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(?P<port>\d{1,5})$")
 _HOW = "write host:6379, ray://host:10001, or auto for the cluster on this machine"
+# Ray speaks gRPC, and so HTTP/2: the client's greeting with an empty SETTINGS frame is answered by one.
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+_FRAME_HEAD, _FRAME_TYPE, _SETTINGS = 9, 3, 4
 
 
-def checked_address(address: str, seconds: float = 4.0) -> str:
-    """Return an address after a connection to it was accepted.
+def checked_address(address: str, seconds: float = 3.0) -> str:
+    """Return an address after a gRPC server answered there.
 
-    Ray itself retries for a minute before it gives up.
+    Ray itself tries for minutes before it gives up.
 
     Parameters
     ----------
     address
         ``host:port``, ``ray://host:port``, or ``auto``, which Ray looks up itself.
     seconds
-        To wait for an answer.
+        To wait for each step of an answer.
 
     Raises
     ------
@@ -34,9 +38,8 @@ def checked_address(address: str, seconds: float = 4.0) -> str:
         if address.startswith(("http://", "https://")):
             hint = " (that is a dashboard's, for submitting jobs)"
         raise ResourceError(f"cluster.address: {address!r} is no address of a Ray cluster{hint}; {_HOW}")
-    host = match["host"].strip("[]")
     try:
-        socket.create_connection((host, int(match["port"])), timeout=seconds).close()
+        _greet(match["host"].strip("[]"), int(match["port"]), seconds)
     except OSError as error:
         reason = "no answer" if isinstance(error, TimeoutError) else str(error)
         raise ResourceError(
@@ -44,3 +47,19 @@ def checked_address(address: str, seconds: float = 4.0) -> str:
             "cluster runs, or leave the address out to start Ray on this machine"
         ) from error
     return address
+
+
+def _greet(host: str, port: int, seconds: float) -> None:
+    """Raise `OSError` where no gRPC server answers; something else may well accept the connection."""
+    with socket.create_connection((host, port), timeout=seconds) as connection:
+        if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+            return  # a greeting in the clear would be turned away
+        connection.sendall(_GREETING)
+        head = b""
+        while len(head) < _FRAME_HEAD:
+            received = connection.recv(_FRAME_HEAD - len(head))
+            if not received:
+                raise ConnectionError("the connection was closed; is that the port of the cluster's head?")
+            head += received
+        if head[_FRAME_TYPE] != _SETTINGS:
+            raise ConnectionError("something else than Ray answers; is that the port of the cluster's head?")

@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -53,7 +53,8 @@ def relay(key: str, reporter: Reporter) -> Iterator[None]:
         poller.stop.set()
         poller.join()
         if poller.error is None and ray.is_initialized():
-            poller.forward()
+            with suppress(RpcError):  # a cluster that is gone must not hide the fit's own error
+                poller.forward()
     if poller.error is not None:
         raise poller.error
 

@@ -149,10 +149,8 @@ def resolve_workers(config: ClusterConfig, totals: Totals) -> Shape:
     ConfigError
         If several workers are to share one process (``inline``) or one task.
     """
-    if config.gpus_per_worker == "auto":
-        gpus = 1.0 if totals.gpus >= 1 else 0.0
-    else:
-        gpus = float(config.gpus_per_worker)
+    there = 1.0 if totals.gpus >= 1 else 0.0
+    gpus = there if config.gpus_per_worker == "auto" else float(config.gpus_per_worker)
     if config.num_workers != "auto":
         workers = config.num_workers
     elif config.placement in ("inline", "task") or gpus == 0:
@@ -210,7 +208,10 @@ def address_of(config: ClusterConfig) -> str | None:
 
 def _sum(demand: Demand, what: str) -> str:
     parts = [part for part in demand.parts if part.count * getattr(part, what)]
-    terms = " + ".join(f"{p.count} {p.name} x {_amount(getattr(p, what), what)}" for p in parts)
+    names = (p.name.removesuffix("s") if p.count == 1 else p.name for p in parts)
+    terms = " + ".join(
+        f"{p.count} {name} x {_amount(getattr(p, what), what)}" for p, name in zip(parts, names, strict=True)
+    )
     return f"{terms} = {_amount(demand.total(what), what)}"
 
 

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import secrets
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from shoal.cluster.resources import Demand, Totals, address_of, check
 
 _SILENT = Silent()
 _POLL_SECONDS = 0.5
+_RAYS_OWN = ("AutoscalingCoordinator",)  # one a cluster, started by whoever needs it first; it holds nothing
 _OBJECT_STORE = 1 << 30  # rows go through memory-mapped shards, not through Ray's store
 _TOKEN = secrets.token_hex(32)  # Ray's loader keeps the first one it sees, so one a process
 
@@ -121,7 +123,8 @@ def leftovers(within: float = 5.0) -> dict[str, int]:
     deadline = time.monotonic() + within
     while True:
         job = ray.get_runtime_context().get_job_id()
-        alive = sum(a["JobID"] == job and a["State"] != "DEAD" for a in actors().values())
+        ours = [a for a in actors().values() if a["JobID"] == job and a["Name"] not in _RAYS_OWN]
+        alive = sum(a["State"] != "DEAD" for a in ours)
         groups = sum(g["state"] != "REMOVED" for g in placement_group_table().values())
         if alive + groups == 0 or time.monotonic() > deadline:
             return {"actors": alive, "placement_groups": groups}
@@ -180,7 +183,7 @@ def ray_quiet(debug: bool) -> Iterator[None]:
 
 def _start(config: ClusterConfig) -> None:
     totals = local_totals()
-    wanted: dict[str, str | None] = {"RAY_USAGE_STATS_ENABLED": "0"}
+    wanted: dict[str, str | None] = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": _import_path()}
     if "RAY_AUTH_MODE" not in os.environ:
         # Ray listens on the network and then asks for a token by itself. Ours is this process's own; without
         # it Ray would write one to the home folder. Ray sets the mode, which is taken back afterwards.
@@ -195,6 +198,13 @@ def _start(config: ClusterConfig) -> None:
             object_store_memory=int(min(_OBJECT_STORE, 0.3 * (totals.memory or math.inf))),
             include_dashboard=False,
         )
+
+
+def _import_path() -> str:
+    """Return where this process imports from beside its installation: modules of the user's own lie there."""
+    own = [os.path.abspath(path) for path in sys.path if not path.startswith((sys.prefix, sys.base_prefix))]
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join(dict.fromkeys(p for p in (*own, *given) if os.path.isdir(p)))
 
 
 def _connect(address: str, config: ClusterConfig) -> None:
@@ -238,7 +248,8 @@ def _environment(wanted: dict[str, str | None]) -> Iterator[None]:
 
 
 def _totals(address: str | None) -> Totals:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in found if node["Alive"]]
     return Totals(
         cpus=math.fsum(n.get("CPU", 0.0) for n in nodes),
         gpus=math.fsum(n.get("GPU", 0.0) for n in nodes),
@@ -260,7 +271,7 @@ def _maximum(totals: Totals) -> Totals | None:
 
 def _missing(demand: Demand) -> str:
     """Say what is not free now; empty where all is."""
-    free = ray.available_resources()
+    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
     short = []
     for what, ours, unit in (
         ("CPU", "cpus", "CPUs"),

@@ -1,25 +1,44 @@
 """Fits in one Ray task or in a Ray Train worker group; the only module of this room that imports ray."""
 
+import os
+import signal
 import tempfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
 from ray.exceptions import RayTaskError
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
-from shoal.cluster.relay import RelayReporter, relay
 
 from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.relay import RelayReporter, relay
 from shoal.training.device import pick_device
 from shoal.training.loop import FitOutcome
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from shoal.training.strategies.diagnosis import stuck_workers_named
 from shoal.training.worker import FitJob, run_worker
+
+# Ray Train's own settings, read by its driver and handed to its processes.
+_RAY_TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how late the end of a fit is noticed; 2 s by default
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for notices that no fit here reacts to
+}
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without Ray Data, whose manager is a process of its own that imports it."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, DatasetsCallback)]
 
 
 def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
@@ -70,7 +89,7 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
     if job.gpus:
         resources["GPU"] = job.gpus
     with tempfile.TemporaryDirectory(prefix="shoal-train-") as scratch, relay(job.run_uri, reporter):
-        trainer = TorchTrainer(
+        trainer = _Trainer(
             _group_worker,
             train_loop_config={"job": job, "timeout": collective_timeout},
             torch_config=TorchConfig(
@@ -90,7 +109,8 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
             ),
         )
         try:
-            result = trainer.fit()
+            with _ray_train_settled():
+                result = trainer.fit()
         except WorkerGroupError as error:
             raise _our_error(list(error.worker_failures.values())) from error
         except ControllerError as error:
@@ -104,6 +124,27 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
     if not isinstance(outcome, FitOutcome):
         raise RunError("the worker group ended without a result; see logs/ in the run folder")
     return outcome
+
+
+@contextmanager
+def _ray_train_settled() -> Iterator[None]:
+    """Set Ray Train's variables for the block, and take back the handler that it sets for Ctrl-C.
+
+    The handler would keep the controller's process alive, and it ends the driver with exit code 0.
+    """
+    before = {name: os.environ.get(name) for name in _RAY_TRAIN}
+    os.environ.update({name: value for name, value in _RAY_TRAIN.items() if before[name] is None})
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stopped:
+        raise KeyboardInterrupt from stopped
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
 
 
 def _group_worker(config: dict[str, Any]) -> FitOutcome:

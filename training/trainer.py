@@ -1,9 +1,8 @@
 """A fit, wherever it is placed."""
 
-from shoal.cluster.resources import Shape
-
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import Shape
 from shoal.training.device import pick_device
 from shoal.training.loop import FitOutcome
 from shoal.training.strategies.base import Strategy

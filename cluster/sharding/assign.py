@@ -114,8 +114,7 @@ def _by_class(rows: Rows, data: DataConfig, target: Target) -> Assignment:
     small = np.flatnonzero(counts < 2)
     if len(small) and test + validation > 0:
         raise DataError(
-            f"data.split: {_classes(small, counts, data, target)} of target {target.columns[0]!r} cannot be "
-            "split by "
+            f"data.split: {_classes(small, counts, data, target)} of target {target.columns[0]!r} cannot be split by "
             "class, which needs 2 rows; leave out or join those classes, or use another split"
         )
     parts = splits.stratified(rows.labels, len(target.classes), test, validation)
@@ -125,8 +124,7 @@ def _by_class(rows: Rows, data: DataConfig, target: Target) -> Assignment:
         empty = np.flatnonzero(np.bincount(rows.labels[parts == part], minlength=len(counts)) == 0)
         if wanted > 0 and len(empty):
             result.notices.append(
-                f"{_classes(empty, counts, data, target)} of target {target.columns[0]!r} is too small to "
-                "have a "
+                f"{_classes(empty, counts, data, target)} of target {target.columns[0]!r} is too small to have a "
                 f"{name} row"
             )
     return result
@@ -137,8 +135,7 @@ def _by_hash(rows: Rows, data: DataConfig, seed: int) -> Assignment:
     assert chosen is not None
     if chosen.test + chosen.validation >= 1:
         raise DataError(
-            f"data.split.hash: test {chosen.test} and validation {chosen.validation} leave no training rows; "
-            "their "
+            f"data.split.hash: test {chosen.test} and validation {chosen.validation} leave no training rows; their "
             "sum must be below 1"
         )
     if data.group is not None:
@@ -163,8 +160,7 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
     validation_from = _stamp(chosen.validation_from, numeric, data, "validation_from")
     if test_from is not None and validation_from is not None and validation_from >= test_from:
         raise DataError(
-            f"data.split.time: validation_from {chosen.validation_from} is not before test_from "
-            f"{chosen.test_from}"
+            f"data.split.time: validation_from {chosen.validation_from} is not before test_from {chosen.test_from}"
         )
     test = 0.2 if chosen.test is None else chosen.test
     gap = _gap(chosen.gap, numeric)
@@ -193,16 +189,14 @@ def _by_column(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assig
         odd = sorted({"(missing)" if i < 0 else repr(found[i]) for i in np.unique(codes[parts == 3])})
         shown = "other values" if name in data.private else f"the values {listed(odd)}"
         raise DataError(
-            f"data.split.column: column {name!r} has {shown} in {plural(int((parts == 3).sum()), 'row')}; "
-            "allowed are "
-            f"{listed(SPLITS)}"
+            f"data.split.column: column {name!r} has {shown} in {plural(int((parts == 3).sum()), 'row')}; allowed "
+            f"are {listed(SPLITS)}"
         )
     result = Assignment(parts, f"column: {name}")
     for part, label in ((splits.TEST, "test"), (splits.TRAIN, "train")):
         if not (parts == part).any():
             raise DataError(
-                f"data.split.column: column {name!r} has no row with {label!r}; mark some, or use another "
-                "split"
+                f"data.split.column: column {name!r} has no row with {label!r}; mark some, or use another split"
             )
     result = _settle_groups(rows, data, result)
     if not (result.parts == splits.VALIDATION).any() and data.split.validation > 0:
@@ -226,8 +220,8 @@ def _cut_validation(rows: Rows, data: DataConfig, target: Target, seed: int, res
     result.kind += f", validation cut from train {how}"
     result.notices.append(
         f"column {data.split.column!r} marks no validation rows: "
-        f"{plural(int((cut == splits.VALIDATION).sum()), 'row')} "
-        f"({share:.0%}) were cut from the training rows {how}; data.split.validation sets the share"
+        f"{plural(int((cut == splits.VALIDATION).sum()), 'row')} ({share:.0%}) were cut from the training rows "
+        f"{how}; data.split.validation sets the share"
     )
 
 
@@ -242,11 +236,9 @@ def _settle_groups(rows: Rows, data: DataConfig, result: Assignment) -> Assignme
     count, concerned = int(torn.sum()), int((torn[groups] & (result.parts >= 0)).sum())
     if data.split.groups is None:
         raise DataError(
-            f"data.split: {count:,} of {len(torn):,} groups of {data.group!r}, with "
-            f"{plural(concerned, 'row')}, have rows "
-            f"in more than one part ({result.kind}); choose data.split.groups: allow (they stay in all their "
-            "parts) or "
-            "drop (only their latest part keeps them)"
+            f"data.split: {count:,} of {len(torn):,} groups of {data.group!r}, with {plural(concerned, 'row')}, have "
+            f"rows in more than one part ({result.kind}); choose data.split.groups: allow (they stay in all their "
+            "parts) or drop (only their latest part keeps them)"
         )
     before = int((result.parts >= 0).sum())
     result.parts = splits.drop_straddling(result.parts, groups)
@@ -286,8 +278,7 @@ def _times(roles: pa.Table, data: DataConfig) -> tuple[npt.NDArray[Any], npt.NDA
         except pa.ArrowInvalid as error:
             shown = "" if data.time in data.private else f" ({str(error).splitlines()[0]})"
             raise DataError(
-                f"data.time: column {data.time!r} holds texts that are no ISO 8601 time stamps{shown}; write "
-                "them as "
+                f"data.time: column {data.time!r} holds texts that are no ISO 8601 time stamps{shown}; write them as "
                 "2026-10-01 or 2026-10-01T12:00:00Z"
             ) from error
         return values_us, missing, False
@@ -358,8 +349,7 @@ def _check(rows: Rows, data: DataConfig, target: Target, result: Assignment) -> 
     train = parts == splits.TRAIN
     if not train.any():
         raise DataError(
-            f"data.split ({result.kind}) leaves no training rows of {len(rows):,}; make test or validation "
-            "smaller"
+            f"data.split ({result.kind}) leaves no training rows of {len(rows):,}; make test or validation smaller"
         )
     for name, part in (("test", splits.TEST), ("validation", splits.VALIDATION)):
         if not (parts == part).any():
@@ -370,20 +360,18 @@ def _check(rows: Rows, data: DataConfig, target: Target, result: Assignment) -> 
         if len(absent):
             raise DataError(
                 f"data.split ({result.kind}): {_classes(absent, counts, data, target)} of target "
-                f"{target.columns[0]!r} "
-                "has no training row; leave it out, or split otherwise"
+                f"{target.columns[0]!r} has no training row; leave it out, or split otherwise"
             )
     elif target.task == "multilabel":
         of_train = rows.labels[train]
         constant = np.flatnonzero(of_train.min(axis=0) == of_train.max(axis=0))
         if len(constant):
             raise DataError(
-                f"data.split ({result.kind}): label {listed(target.classes[i] for i in constant)} has one "
-                "value only in the "
-                "training rows; leave it out, or split otherwise"
+                f"data.split ({result.kind}): label {listed(target.classes[i] for i in constant)} has one value only "
+                "in the training rows; leave it out, or split otherwise"
             )
     elif rows.labels[train].min() == rows.labels[train].max():
         raise DataError(
-            f"data.split ({result.kind}): target {target.columns[0]!r} has one value only in the training "
-            "rows; split otherwise"
+            f"data.split ({result.kind}): target {target.columns[0]!r} has one value only in the training rows; "
+            "split otherwise"
         )

@@ -101,8 +101,7 @@ class Spilled:
                     writers[index].write_table(rows)
         if start != len(plan.position):
             raise DataError(
-                f"data.path changed while it was read ({len(plan.position):,} rows, then at least "
-                f"{start:,}); start "
+                f"data.path changed while it was read ({len(plan.position):,} rows, then at least {start:,}); start "
                 "again when nothing writes there"
             )
 

@@ -91,14 +91,12 @@ class ShardedDataset:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise CorruptShardError(
-                f"{storage.uri}/{MANIFEST} is damaged or of another version ({where}: {first['msg']}); "
-                "delete "
+                f"{storage.uri}/{MANIFEST} is damaged or of another version ({where}: {first['msg']}); delete "
                 f"{storage.uri} and run `shoal shard` again"
             ) from error
         except (StorageError, UnicodeDecodeError) as error:
             raise CorruptShardError(
-                f"{storage.uri}/{MANIFEST} cannot be read ({error}); delete {storage.uri} and run `shoal "
-                "shard` again"
+                f"{storage.uri}/{MANIFEST} cannot be read ({error}); delete {storage.uri} and run `shoal shard` again"
             ) from error
         if not storage.is_local and cache is None:
             raise DataError(
@@ -198,8 +196,8 @@ class ShardedDataset:
         else:
             fix = f"delete {self.storage.uri}"
         return CorruptShardError(
-            f"shard {file.path} of {self.storage.uri} is not as it was written: {what}; {fix} and run `shoal "
-            "shard` again"
+            f"shard {file.path} of {self.storage.uri} is not as it was written: {what}; {fix} and run `shoal shard` "
+            "again"
         )
 
 

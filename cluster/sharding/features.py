@@ -123,14 +123,13 @@ def infer_features(
         _suits(name, kind, found, of)
         if asked is None and is_text(kind) and found == "timestamp":
             result.notices.append(
-                f"column {name!r} holds ISO dates: taken as time stamps (UTC where no zone is given); "
-                f"data.types: {{{name}: categorical}} changes that"
+                f"column {name!r} holds ISO dates: taken as time stamps (UTC where no zone is given); data.types: "
+                f"{{{name}: categorical}} changes that"
             )
         if of.infinite:
             refused.append(
-                f"column {name!r} has {plural(of.infinite, 'infinite value')}: make them null (missing) or "
-                "large "
-                f"numbers, or leave the column out with data.drop"
+                f"column {name!r} has {plural(of.infinite, 'infinite value')}: make them null (missing) or large "
+                "numbers, or leave the column out with data.drop"
             )
             continue
         result.columns.append(_column(name, kind, found, reason, of))
@@ -161,8 +160,8 @@ def drop_constant(
             kept.append(column)
     if not kept:
         raise DataError(
-            f"no feature column is left: {listed(f'{n} ({r})' for n, r in features.dropped.items())}; give "
-            "columns that vary"
+            f"no feature column is left: {listed(f'{n} ({r})' for n, r in features.dropped.items())}; give columns "
+            "that vary"
         )
     return kept
 
@@ -176,18 +175,15 @@ def _refusal(name: str, kind: pa.DataType, of: Facts) -> str | None:
     drop = f"leave it out with data.drop: [{name}]"
     if is_bytes(kind):
         return (
-            f"column {name!r} holds raw bytes ({kind}), such as images: they are not supported yet; {drop}, "
-            "or store "
+            f"column {name!r} holds raw bytes ({kind}), such as images: they are not supported yet; {drop}, or store "
             "numbers as a fixed-size list"
         )
     if pa.types.is_nested(kind) and not is_tensor(kind):
         return f"column {name!r} is {kind}: structures, maps and lists of varying length are not supported; {drop}"
     if is_text(kind) and not of.iso and _is_prose(of):
         return (
-            f"column {name!r} holds text (about {of.distinct:,.0f} distinct values of "
-            f"{of.length / of.present:.0f} "
-            f"characters on average): text is not supported yet; {drop}, or take each value as a category "
-            "with "
+            f"column {name!r} holds text (about {of.distinct:,.0f} distinct values of {of.length / of.present:.0f} "
+            f"characters on average): text is not supported yet; {drop}, or take each value as a category with "
             f"data.types: {{{name}: categorical}}"
         )
     return None
@@ -208,7 +204,7 @@ def _id_like(kind: pa.DataType, of: Facts) -> str | None:
     if is_text(kind) and not of.iso and of.all_distinct:
         return f"all {of.present:,} values are distinct, as in an identifier"
     if pa.types.is_integer(kind) and of.contiguous():
-        return f"it numbers the rows from {of.low:,.0f} to {of.high:,.0f}, as an identifier"
+        return f"it numbers the {of.present:,} rows without a gap, as an identifier"
     return None
 
 

@@ -15,6 +15,8 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.filesystems import explained, locate, redact
 
 SUFFIXES = (".parquet", ".parq", ".pq")
+# As in Spark and Hive, names that start so are markers and half-written files: only their own name finds them.
+_HIDDEN = ("_", ".")
 _GLOB = re.compile(r"[*?\[]")
 
 
@@ -124,16 +126,14 @@ def _folder(uri: str, filesystem: fs.FileSystem, folder: str) -> list[InputFile]
         info
         for info in files
         if info.base_name.lower().endswith(SUFFIXES)
-        # As in Spark and Hive, names that start so are markers and half-written files.
-        and not any(part.startswith(("_", ".")) for part in info.path[start:].split("/"))
+        and not any(part.startswith(_HIDDEN) for part in info.path[start:].split("/"))
     ]
     if not kept:
         others = ", ".join(sorted(info.base_name for info in files)[:3])
         there = f"it holds {others}" if others else "it is empty"
         raise DataError(
-            f"data.path: folder {uri} has no Parquet file ({', '.join(SUFFIXES)}); {there}; name the files "
-            "if "
-            "they end otherwise"
+            f"data.path: folder {uri} has no Parquet file ({', '.join(SUFFIXES)}); {there}; name the files if they "
+            "end otherwise"
         )
     return [_file(_uri_of(uri, folder, info.path), filesystem, info) for info in kept]
 
@@ -155,9 +155,14 @@ def _glob(uri: str, filesystem: fs.FileSystem, pattern: str) -> list[InputFile]:
 def _matches(path: list[str], pattern: list[str]) -> bool:
     if not pattern:
         return not path
+    if path[:1] == [""] and pattern[0] == "":  # before the root's slash
+        return _matches(path[1:], pattern[1:])
     if pattern[0] == "**":
-        return any(_matches(path[i:], pattern[1:]) for i in range(len(path) + 1))
-    return bool(path) and fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
+        shown = next((i for i, name in enumerate(path) if name[:1] in _HIDDEN), len(path))
+        return any(_matches(path[i:], pattern[1:]) for i in range(shown + 1))
+    if not path or (path[0][0] in _HIDDEN and pattern[0][0] != path[0][0]):
+        return False
+    return fnmatch.fnmatchcase(path[0], pattern[0]) and _matches(path[1:], pattern[1:])
 
 
 def _nearest(uri: str, filesystem: fs.FileSystem, inner: str) -> str:

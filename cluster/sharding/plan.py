@@ -98,7 +98,7 @@ def deal(parts: npt.NDArray[np.int8], strata: npt.NDArray[np.int64], n_shards: i
 
 def make_plan(
     order: npt.NDArray[np.int64],
-    keys: U64,
+    ids: npt.NDArray[np.int64],
     parts: npt.NDArray[np.int8],
     strata: npt.NDArray[np.int64],
     n_shards: int,
@@ -110,8 +110,8 @@ def make_plan(
     ----------
     order
         Index, in the order of reading, of each labelled row in key order, ``[n]``.
-    keys, parts, strata
-        Content key, part and class of each row in key order, ``[n]``.
+    ids, parts, strata
+        `row_ids`, part and class of each row in key order, ``[n]``.
     n_shards
         V.
     rows_read
@@ -125,11 +125,13 @@ def make_plan(
     np.cumsum(np.bincount(slots[kept], minlength=3 * n_shards), out=offsets[1:])
     position = np.full(rows_read, -1, np.int64)
     position[order[final]] = np.arange(len(final))
-    return Plan(n_shards, position, offsets, row_ids(keys)[final])
+    return Plan(n_shards, position, offsets, ids[final])
 
 
 def row_ids(keys: U64) -> npt.NDArray[np.int64]:
-    """Return an id for each row: its key, changed for the second and later of equal rows.
+    """Return an id for each row: its content key, changed for the second and later of equal rows.
+
+    Equal rows can stand for each other, so which of them is the second does not matter.
 
     Parameters
     ----------

@@ -78,7 +78,9 @@ def _scale(values: npt.NDArray[np.float64], column: Column, out: npt.NDArray[np.
 
 
 def _refuse_infinity(numeric: npt.NDArray[np.float32], arrays: dict[str, pa.Array], schema: Schema) -> None:
-    if not numeric.size or np.isfinite(numeric.sum(dtype=np.float64)):
+    with np.errstate(invalid="ignore"):
+        total = numeric.sum(dtype=np.float64)  # one pass; NaN, which is allowed, leads to the closer look too
+    if np.isfinite(total):
         return
     infinite = np.isinf(numeric).sum(axis=0)
     left = 0

@@ -33,12 +33,12 @@ from shoal.cluster.sharding.assign import Rows, assign
 from shoal.cluster.sharding.blocks import Blocks, InMemory, Spilled
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.features import Features, candidates, drop_constant, infer_features
-from shoal.cluster.sharding.files import FOLDER, class_counts, shard_path, write_shard
+from shoal.cluster.sharding.files import FOLDER, class_counts, identifiers, shard_path, write_shard
 from shoal.cluster.sharding.hashing import seeded
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
 from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split, Target
 from shoal.cluster.sharding.names import plural
-from shoal.cluster.sharding.plan import Plan, count_shards, make_plan
+from shoal.cluster.sharding.plan import Plan, count_shards, make_plan, row_ids
 from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.cluster.sharding.scan import Roles, Scan, merge, pieces, scan_piece
 from shoal.cluster.sharding.source import Source, open_source
@@ -225,7 +225,11 @@ def _decide(scan: Scan, source: Source, data: DataConfig, seed: int, chosen: lis
         left_out["without a label"] = int(missing.sum())
         notices.append(f"left out {plural(int(missing.sum()), 'row')} without a label")
     labelled = np.flatnonzero(~missing)
-    order = labelled[np.argsort(seeded(scan.keys[labelled], seed))]
+    order = labelled[np.argsort(scan.keys[labelled])]
+    ids = row_ids(scan.keys[order])
+    # By id rather than by key, which copies of a row share: they would all fall into one part.
+    drawn = np.argsort(seeded(ids.view(np.uint64), seed))
+    order, ids = order[drawn], ids[drawn]
     rows = Rows(
         labels[order],
         scan.roles.take(pa.array(order)),
@@ -240,7 +244,7 @@ def _decide(scan: Scan, source: Source, data: DataConfig, seed: int, chosen: lis
             f"data.shards is {data.shards}, more than the {plural(n_shards, 'training row')}; use fewer"
         )
     notices += [*result.notices, *_say_twins(rows, data, result.parts)]
-    plan = make_plan(order, rows.keys, result.parts, _strata(rows.labels, target), n_shards, len(scan.keys))
+    plan = make_plan(order, ids, result.parts, _strata(rows.labels, target), n_shards, len(scan.keys))
     return _Decided(
         target,
         features,
@@ -341,12 +345,10 @@ def _write(
         base = int(plan.offsets[block.first])
         rows = prepare(table, schema)
         ids = (
-            one_chunk(table.column(schema.id))
+            identifiers(one_chunk(table.column(schema.id)), schema.id)
             if schema.id
             else pa.array(plan.row_id[base : int(plan.offsets[block.last])])
         )
-        if pa.types.is_dictionary(ids.type):
-            ids = ids.dictionary_decode()
         for slot in range(block.first, block.last):
             start, stop = int(plan.offsets[slot]) - base, int(plan.offsets[slot + 1]) - base
             files.append(

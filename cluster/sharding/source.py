@@ -114,6 +114,8 @@ def read(source: Source, index: int, names: Sequence[str], batch_rows: int | Non
             else:
                 for batch in parquet.iter_batches(batch_rows, columns=list(names)):
                     yield _as_one(pa.Table.from_batches([batch]), source.schema, names, file)
+    except MemoryError:
+        raise  # Arrow's is an ArrowException too, and says nothing of the file
     except (OSError, pa.ArrowException) as error:
         raise _damaged(file, error) from error
 
@@ -128,9 +130,8 @@ def _as_one(table: pa.Table, schema: pa.Schema, names: Sequence[str], file: Inpu
                 array = array.cast(kind)
             except pa.ArrowInvalid as error:
                 raise DataError(
-                    f"column {name!r} of {file.uri} is {array.type} and cannot be read as {kind}, the type "
-                    "that holds "
-                    "the other files' values, without loss; write it with one type in all files"
+                    f"column {name!r} of {file.uri} is {array.type} and cannot be read as {kind}, the type that "
+                    "holds the other files' values, without loss; write it with one type in all files"
                 ) from error
         arrays.append(array)
     return pa.table(arrays, names=list(names))
@@ -155,8 +156,7 @@ def _damaged(file: InputFile, error: Exception) -> DataError:
         return DataError(f"cannot read {file.uri}: {_line(gone)}; check that it is there and may be read")
     if start != b"PAR1":
         return DataError(
-            f"{file.uri} is not a Parquet file (it starts with {start!r}, not b'PAR1'); convert it, for "
-            "example with "
+            f"{file.uri} is not a Parquet file (it starts with {start!r}, not b'PAR1'); convert it, for example with "
             "pandas.read_csv(…).to_parquet(…)"
         )
     kind = "is cut short" if end != b"PAR1" else "is a damaged Parquet file"
@@ -194,8 +194,8 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> tuple[pa.Schema, list[st
             odd = [name for name in has.names if name not in lacks.names]
             if odd:
                 raise DataError(
-                    f"the files differ: column {odd[0]!r} is in {having} but not in {lacking}; "
-                    "give files of one schema, or name the ones that belong together in data.path"
+                    f"the files differ: column {odd[0]!r} is in {having} but not in {lacking}; give files of one "
+                    "schema, or name the ones that belong together in data.path"
                 )
         for field in schema:
             old, new = types[field.name], _plain(field.type)
@@ -204,8 +204,7 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> tuple[pa.Schema, list[st
             both = _common(old, new)
             if both is None:
                 raise DataError(
-                    f"the files differ: column {field.name!r} is {new} in {file} but {old} in {first_file}; "
-                    "write it "
+                    f"the files differ: column {field.name!r} is {new} in {file} but {old} in {first_file}; write it "
                     "with one type"
                 )
             types[field.name] = both
@@ -241,6 +240,10 @@ def _common(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return pa.float64()
     if pa.types.is_timestamp(a) and pa.types.is_timestamp(b) and (a.tz is None) != (b.tz is None):
         return None
+    if pa.types.is_date(a) and pa.types.is_timestamp(b):
+        return b
+    if pa.types.is_timestamp(a) and pa.types.is_date(b):
+        return a
     try:
         fields = [pa.schema([pa.field("x", kind)]) for kind in (a, b)]
         merged = pa.unify_schemas(fields, promote_options="permissive").field(0).type

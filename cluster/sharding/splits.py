@@ -101,10 +101,8 @@ def grouped(groups: npt.NDArray[np.uint64], test: float, validation: float) -> C
     wanted = [(part, rows) for part, rows in wanted if rows > 0]
     if len(sizes) < len(wanted) + 1:
         raise DataError(
-            f"data.group: {plural(len(sizes), 'group')} cannot fill {len(wanted) + 1} parts, because a group "
-            "never "
-            "straddles a split; give data with more groups, or set data.split.validation or data.split.test "
-            "to 0"
+            f"data.group: {plural(len(sizes), 'group')} cannot fill {len(wanted) + 1} parts, because a group never "
+            "straddles a split; give data with more groups, or set data.split.validation or data.split.test to 0"
         )
     of_group = np.zeros(len(sizes), np.int8)
     for later, (part, rows) in enumerate(wanted):
@@ -163,8 +161,8 @@ def latest(times: npt.NDArray[Any], rows: float) -> Any:
     stamps, counts = np.unique(times, return_counts=True)
     if len(stamps) < 2:
         raise DataError(
-            "data.time: all rows to be split have the same time stamp, and equal time stamps stay together; "
-            "use another split"
+            "data.time: all rows to be split have the same time stamp, and equal time stamps stay together; use "
+            "another split"
         )
     from_here = np.cumsum(counts[::-1])[::-1][1:]
     best = np.flatnonzero(np.abs(from_here - rows) == np.abs(from_here - rows).min())[-1]

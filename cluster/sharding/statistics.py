@@ -163,10 +163,8 @@ class Statistics:
             scale = moments.scale()
             if not (np.isfinite(scale).all() and np.isfinite(moments.mean).all()):
                 raise DataError(
-                    f"column {column.name!r} has numbers too large to standardise (up to "
-                    f"{max(np.abs(moments.low).max(), np.abs(moments.high).max()):.3g}); correct them, or "
-                    "leave the column "
-                    "out with data.drop"
+                    f"column {column.name!r} has numbers too large to standardise (their squares overflow a "
+                    "float64); correct them, or leave the column out with data.drop"
                 )
             # Sines and cosines are of unit size as they are.
             keep = np.array([part.endswith(("_sin", "_cos")) for part in column.parts])
@@ -187,8 +185,8 @@ class Statistics:
         rare += [f"{cut:,} beyond data.max_categories = {most:,}"] if cut else []
         if rare:
             notices.append(
-                f"column {column.name!r}: {found:,} categories, of which "
-                f"{' and '.join(rare)} are taken together as one"
+                f"column {column.name!r}: {found:,} categories, of which {' and '.join(rare)} are taken together as "
+                "one"
             )
         categories: list[Scalar] = table.column("value").to_pylist()
         update = {"categories": tuple(categories), "has_missing": counts.missing > 0}

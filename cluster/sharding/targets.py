@@ -53,18 +53,16 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
     name = data.target[0]
     if pa.types.is_nested(first.type) or pa.types.is_temporal(first.type) or pa.types.is_binary(first.type):
         raise DataError(
-            f"data.target: column {name!r} is {first.type}; a target is strings, booleans, numbers, or "
-            "(multi-label) a "
-            "list of 0 and 1"
+            f"data.target: column {name!r} is {first.type}; a target is strings, booleans, numbers, or (multi-label) "
+            "a list of 0 and 1"
         )
     values, counts = _classes(first)
     if not values:
         raise DataError(f"data.target: column {name!r} has no value in any of {plural(len(table), 'row')}")
     if len(values) == 1:
         raise DataError(
-            f"data.target: column {name!r} has one value only{'' if private else f', {values[0]!r}'}; there "
-            "is nothing "
-            "to predict"
+            f"data.target: column {name!r} has one value only{'' if private else f', {values[0]!r}'}; there is "
+            "nothing to predict"
         )
     task, reason = _task(first.type, values, data.task, name)
     notices = [
@@ -74,8 +72,7 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
         infinite = int(np.isinf(numbers(first)).sum())
         if infinite:
             raise DataError(
-                f"data.target: column {name!r} has {plural(infinite, 'infinite value')}; remove those rows "
-                "or make "
+                f"data.target: column {name!r} has {plural(infinite, 'infinite value')}; remove those rows or make "
                 "them null"
             )
         if data.positive is not None:
@@ -88,9 +85,8 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
         notices.append(notice)
     elif data.positive is not None:
         raise DataError(
-            f"data.positive is {data.positive!r}, but the task is {task} with {len(values)} classes; remove "
-            "it or set "
-            "data.task"
+            f"data.positive is {data.positive!r}, but the task is {task} with {len(values)} classes; remove it or "
+            "set data.task"
         )
     return Target(columns=data.target, task=task, reason=reason, classes=tuple(values)), notices
 
@@ -120,9 +116,8 @@ def encode_labels(table: pa.Table, target: Target, *, private: bool = False) -> 
     codes, missing = code_labels(table, target, private=private)
     if missing.any():
         raise DataError(
-            f"target {listed(target.columns)}: {plural(int(missing.sum()), 'row')} of {len(table):,} without "
-            "a label; "
-            "leave them out"
+            f"target {listed(target.columns)}: {plural(int(missing.sum()), 'row')} of {len(table):,} without a "
+            "label; leave them out"
         )
     return codes
 
@@ -270,8 +265,8 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
     odd = ~(np.isnan(values) | (values == 0) | (values == 1))
     if odd.any():
         raise DataError(
-            f"target {name!r} has {plural(int(odd.sum()), 'value')} other than 0 and 1; a multi-label target "
-            "holds booleans or 0 and 1"
+            f"target {name!r} has {plural(int(odd.sum()), 'value')} other than 0 and 1; a multi-label target holds "
+            "booleans or 0 and 1"
         )
     return values
 
@@ -297,8 +292,7 @@ def _class_codes(
         allowed = "" if private else f"; the classes are {listed(map(repr, classes))}"
         raise DataError(
             f"target {name!r} has {plural(unknown, 'row')} of a class that was not there in "
-            f"training{shown}{allowed}; "
-            "correct those labels or leave the rows out"
+            f"training{shown}{allowed}; correct those labels or leave the rows out"
         )
     return codes, codes < 0
 

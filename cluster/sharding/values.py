@@ -62,8 +62,7 @@ def raw_numbers(array: pa.Array, column: Column) -> F64:
         odd = ~(np.isnan(values) | (values == 0) | (values == 1))
         if odd.any():
             raise DataError(
-                f"column {column.name!r} is boolean, but has {plural(int(odd.sum()), 'value')} other than 0 "
-                "and 1"
+                f"column {column.name!r} is boolean, but has {plural(int(odd.sum()), 'value')} other than 0 and 1"
             )
     return values[:, None]
 
@@ -124,8 +123,7 @@ def _stamp_parts(array: pa.Array, column: Column) -> F64:
         stamps, missing = microseconds(array)
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"column {column.name!r} is a time stamp, but some of its texts are no ISO 8601 stamps; write "
-            "them as "
+            f"column {column.name!r} is a time stamp, but some of its texts are no ISO 8601 stamps; write them as "
             "2026-10-01 or 2026-10-01T12:00:00Z"
         ) from error
     day = np.floor_divide(stamps, _DAY)
@@ -178,8 +176,7 @@ def _parsed(array: pa.Array, column: Column) -> F64:
         return numbers(array.cast(pa.float64()))
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"column {column.name!r} is to be numeric, but some of its texts are no numbers; correct them, "
-            "or use "
+            f"column {column.name!r} is to be numeric, but some of its texts are no numbers; correct them, or use "
             f"data.types: {{{column.name}: categorical}}"
         ) from error
 

@@ -22,15 +22,19 @@ from shoal.evaluation.tallies import Array, Floats
 
 SCATTER = 1500  # rows drawn one by one; more are counted in cells
 CELLS = 36
+MANY = 40  # classes whose curves are drawn
 
 
 def loss_curve(epochs: Floats, values: Floats, best: Best | None) -> str:
     """Draw the training loss over (fractional) epochs."""
+    from matplotlib.ticker import MaxNLocator
+
     with canvas() as figure:
         axes = figure.subplots()
         axes.plot(epochs, values, color=MAIN, label="training loss")
         if best is not None:
             axes.axvline(best.epoch, color=SECOND, lw=1.2, ls=(0, (4, 3)), label=f"best epoch ({best.epoch})")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(left=0)
         label_axes(axes, "epoch", "loss")
         axes.legend(loc="upper right")
@@ -88,6 +92,9 @@ def precision_recall(parts: dict[str, Part], base_rate: float, decision: tuple[f
         for (name, part), (color, style) in zip(parts.items(), _LINES, strict=False):
             value = METRICS["average_precision"].value(part.y, part.scores)
             recall, precision = precision_recall_curve(part.y == 1, part.scores)
+            # Steps where recall rises: the area that is drawn is the average precision.
+            rises = np.diff(recall, prepend=0.0) > 0
+            recall, precision = recall[rises], precision[rises]
             recall, precision = np.concatenate([[0.0], recall]), np.concatenate([precision[:1], precision])
             axes.step(recall, precision, color=color, ls=style, where="pre", label=f"{name}: {value:.3f}")
             texts.append(f"average precision of {name} {value:.3f}")
@@ -98,7 +105,7 @@ def precision_recall(parts: dict[str, Part], base_rate: float, decision: tuple[f
             )
         _unit_square(axes)
         label_axes(axes, "recall", "precision")
-        axes.legend(loc="lower left" if base_rate < 0.6 else "best")
+        axes.legend(loc="best")
         return svg(figure, "pr", f"Precision-recall curve: {', '.join(texts)}, base rate {base_rate:.3f}.")
 
 
@@ -110,10 +117,11 @@ def calibration(events: NDArray[np.bool_], probabilities: Floats, what: str, con
         axes.plot([0, 1], [0, 1], color=INK, lw=1, ls=":", label="perfectly calibrated")
         bars = np.abs(np.stack([found.observed - found.low, found.high - found.observed]))
         axes.errorbar(found.predicted, found.observed, yerr=bars, color=MAIN, marker="o", ms=4.5, lw=1.5,
-                      elinewidth=1.2, capsize=2.5, label=f"observed, {confidence:.0%} interval")  # fmt: skip
+                      elinewidth=1.2, capsize=2.5, label=f"observed, {100 * confidence:g} % interval")  # fmt: skip
         _unit_square(axes)
         axes.set_ylabel("observed share")
-        axes.legend(loc="upper left")
+        above = found.observed.mean() > found.predicted.mean()
+        axes.legend(loc="lower right" if above else "upper left")
         counts, edges = np.histogram(probabilities, bins=25, range=(0, 1))
         below.bar(edges[:-1], counts, width=np.diff(edges), align="edge", color=MAIN, alpha=0.55, lw=0)
         below.set_yscale("log") if counts.max() > 50 * max(1, np.median(counts[counts > 0])) else None
@@ -126,23 +134,21 @@ def calibration(events: NDArray[np.bool_], probabilities: Floats, what: str, con
 def one_vs_rest(part: Part, names: list[str]) -> str:
     """Draw the ROC curve of each class against the rest, the three with the smallest areas named."""
     rows = as_rows(part.y, part.scores)
-    curves = []
+    curves, points = [], min(400, max(60, 3000 // len(names)))
     for k, name in enumerate(names):
         events = rows.y[:, k] > 0.5 if rows.multilabel else rows.y == k
         if events.any() and not events.all():
             area = METRICS["roc_auc"].value(events.astype(np.int64), rows.scores[:, k])
-            curves.append((area, name, *roc_curve(events, rows.scores[:, k], points=120)))
+            curves.append((area, name, *roc_curve(events, rows.scores[:, k], points=points)))
     with canvas() as figure:
         axes = figure.subplots()
         curves.sort(key=lambda curve: curve[0])
-        for i, (area, name, false, true) in enumerate(curves[:40]):
+        for i, (area, name, false, true) in enumerate(curves[:MANY]):
             if i < 3:
                 color, style = ((SECOND, "-"), (MAIN, "-"), (THIRD, "-"))[i]
                 axes.plot(false, true, color=color, ls=style, label=f"{plain(name)}: {area:.3f}", zorder=3)
             else:
-                others = (
-                    f"{min(len(curves), 40) - 3} other{'s' if len(curves) > 4 else ''}" if i == 3 else None
-                )
+                others = _others(len(curves)) if i == 3 else None
                 axes.plot(false, true, color=INK, alpha=0.3, lw=1, label=others)
         axes.plot([0, 1], [0, 1], color=INK, lw=1, ls=":")
         _unit_square(axes)
@@ -187,6 +193,11 @@ def residuals(part: Part, target: str) -> str:
 
 
 _LINES = ((MAIN, "-"), (SECOND, (0, (4, 2))))
+
+
+def _others(curves: int) -> str:
+    drawn, left = min(curves, MANY) - 3, curves - 3
+    return f"{drawn} of {left} others" if drawn < left else f"{left} other{'s' if left > 1 else ''}"
 
 
 def _unit_square(axes) -> None:  # type: ignore[no-untyped-def]

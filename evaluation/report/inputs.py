@@ -41,7 +41,7 @@ def provenance(facts: ReportFacts) -> Html:
     """Show what is needed to make the result again."""
     manifest = facts.manifest
     known = dict(facts.provenance) or {"seed": facts.config.get("seed", manifest.seed)}
-    shown = {"data fingerprint": manifest.key, **known}
+    shown = known if "data" in known else {"data fingerprint": manifest.key, **known}
     missing = "" if facts.provenance else paragraph("No provenance was recorded yet.", css="soft")
     return section(
         "provenance",

@@ -12,7 +12,6 @@ from shoal.evaluation.report.classes import class_table, confusion_table, mix_up
 from shoal.evaluation.report.facts import Part, ReportFacts
 from shoal.evaluation.report.markup import (
     Html,
-    cell,
     figure,
     grid,
     interval,
@@ -23,6 +22,11 @@ from shoal.evaluation.report.markup import (
     text,
 )
 
+_AVERAGED = {
+    "multiclass": "F1, precision, recall, ROC AUC and average precision take each class against the rest, and are "
+    "plain averages over the classes that occur.",
+    "multilabel": "Accuracy counts rows with every label right; the others are plain averages over labels.",
+}
 MATRIX = 20  # classes up to which the confusion matrix is shown whole
 
 
@@ -170,27 +174,27 @@ def scores(facts: ReportFacts) -> Html:
     without = {} if part is None else baselines(facts.chosen, facts.manifest, part, facts.threshold)
     rows = []
     for metric in facts.chosen:
-        cells: list[object] = [metric.label]
+        better = "Higher is better." if metric.greater_is_better else "Lower is better."
+        cells: list[object] = [Html(f"{text(metric.label)}<small>{text(metric.meaning)} {better}</small>")]
         for name in parts:
             entry = facts.metrics[name].get(metric.name, {})
-            shown = interval(entry.get("low"), entry.get("high"), metric.limits) or entry.get("reason", "")
+            shown = interval(entry, metric.limits) or entry.get("reason", "")
             cells.append(Html(f"{number(entry.get('value'), metric.limits)}<small>{text(shown)}</small>"))
-        cells.append(number(without.get(metric.name), metric.limits) if metric.name in without else "–")
-        better = "Higher is better." if metric.greater_is_better else "Lower is better."
-        cells.append(cell(f"{metric.meaning} {better}", css="words"))
+        cells.append(number(without.get(metric.name), metric.limits))
         rows.append(cells)
-    headers = ["metric", *parts, "without a model", Html('<span class="soft">what it means</span>')]
+    headers = ["metric", *parts, "without a model"]
     return section(
         "metrics",
         "All metrics",
         paragraph(
-            f"Below each value is its {facts.confidence:.0%} interval.",
+            f"Below each value is its {100 * facts.confidence:g} % interval.",
             "Test rows were judged once, after all choices; validation rows steered them, so theirs are optimistic."
             if len(parts) == 2
             else "",
             f"The first metric, {facts.chosen[0].label}, drove the choices.",
+            _AVERAGED.get(facts.target.task, ""),
         ),
-        table("Metrics by part", headers, rows),
+        table("Metrics by part", headers, rows, css="metrics"),
     )
 
 
@@ -204,7 +208,9 @@ def method(facts: ReportFacts) -> Html:
     for kind, labels in used.items():
         entry = next(e for e in facts.metrics[facts.judged].values() if e.get("method") == kind)
         draws = f", {entry['replicates']:,} replicates" if entry.get("replicates") else ""
-        lines.append(f"<li>{text(kind)}{draws}: {text(', '.join(labels))}{_explained(kind)}</li>")
+        lines.append(
+            f"<li>{text(kind)}{draws}: {text(', '.join(labels)) if len(used) > 1 else 'all metrics'}{_explained(kind)}</li>"
+        )
     if not lines:
         return Html("")
     return section(

@@ -1,7 +1,7 @@
 """Small pieces of HTML. Everything that may hold a user's text goes through `text`."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -44,8 +44,10 @@ def table(caption: str, headers: Sequence[object], rows: Iterable[Sequence[objec
         body.append(f'<tr><th scope="row">{text(first)}</th>{cells}</tr>')
     lines = "\n".join(body)
     return Html(
-        f'<div class="scroll" tabindex="0" role="group" aria-label="{text(caption)}"><table class="{css}">'
-        f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>\n{lines}\n</tbody></table></div>"
+        f'<p class="caption">{text(caption)}</p>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{text(caption)}">'
+        f'<table class="{css}" aria-label="{text(caption)}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>\n{lines}\n</tbody></table></div>"
     )
 
 
@@ -83,11 +85,16 @@ def pre(content: str) -> Html:
 def definitions(values: dict[str, Any]) -> Html:
     """Return nested plain values as a list of terms; None and empty ones are left out."""
     items = "".join(
-        f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>"
+        f"<div><dt>{_breakable(key)}</dt><dd>{text(value)}</dd></div>"
         for key, value in _flat(values)
         if value != ""
     )
     return Html(f"<dl>{items}</dl>" if items else "")
+
+
+def _breakable(key: str) -> str:
+    """Let a long dotted name break where it reads well."""
+    return text(key).replace("_", "_<wbr>").replace(".", ".<wbr>")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -101,23 +108,37 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]
             yield name, str(value)
 
 
-def number(value: float | None, limits: tuple[float, float] = (0.0, math.inf)) -> str:
-    """Write a value: three decimals where its range is bounded, four digits otherwise; – for none."""
+def number(
+    value: float | None, limits: tuple[float, float] = (0.0, math.inf), like: float | None = None
+) -> str:
+    """Write a value: three decimals where its range is bounded, four digits otherwise; – for none.
+
+    Parameters
+    ----------
+    limits
+        Of the metric.
+    like
+        The value that sets the decimals of an unbounded one, so that an interval matches its estimate.
+    """
     if value is None or not math.isfinite(value):
         return "–"
     if all(map(math.isfinite, limits)):
         near = min(abs(value - limit) for limit in limits)
         # 0.9996 is not 1.000: more decimals beside a limit, up to six.
-        decimals = 3 if near == 0 else min(6, max(3, math.ceil(-math.log10(near)) + 1))
+        decimals = 3 if near == 0 else min(6, max(3, math.ceil(-math.log10(near))))
         return f"{value:.{decimals}f}"
-    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+    size = abs(value if like is None else like)
+    if size and not 1e-4 <= size < 1e15:
+        return f"{value:.3e}"
+    return f"{value:,.{max(0, 3 - math.floor(math.log10(size))) if size else 3}f}"
 
 
-def interval(low: float | None, high: float | None, limits: tuple[float, float]) -> str:
-    """Write an interval; empty for none."""
-    if low is None or high is None:
+def interval(entry: Mapping[str, Any], limits: tuple[float, float]) -> str:
+    """Write the interval of an entry of `metrics.json`; empty for none."""
+    if entry.get("low") is None or entry.get("high") is None:
         return ""
-    return f"{number(low, limits)} to {number(high, limits)}"
+    low, high = (number(entry[key], limits, entry["value"]) for key in ("low", "high"))
+    return f"{low} to {high}"
 
 
 def count(value: float) -> str:

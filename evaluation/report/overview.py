@@ -26,7 +26,11 @@ def title(facts: ReportFacts) -> str:
 def subtitle(facts: ReportFacts) -> Html:
     """Say which run this is, and when it ended."""
     ended = facts.provenance.get("ended", "")
-    return paragraph(f"Run {facts.name}", f"· finished {ended}" if ended else "", css="soft")
+    return paragraph(
+        f"Run {facts.name}",
+        f"· finished {ended.replace('T', ' ').replace('+00:00', ' UTC')}" if ended else "",
+        css="soft",
+    )
 
 
 def headline(facts: ReportFacts) -> Html:
@@ -47,8 +51,8 @@ def headline(facts: ReportFacts) -> Html:
         says = Html(f"{text(who)} {text(first.label)} is undefined: {text(entry.get('reason', ''))}.")
     else:
         says = Html(f"{text(who)} {text(_lower(first))} is <strong>{value}</strong>.")
-    ranges = interval(entry["low"], entry["high"], first.limits)
-    level = f"{facts.confidence:.0%} interval"
+    ranges = interval(entry, first.limits)
+    level = f"{100 * facts.confidence:g} % interval"
     main = (
         f'<div><div class="soft">{text(first.label)} ({part})</div><div class="value">{value}</div>'
         f'<div class="range">{text(ranges)}<small>{level}</small></div></div>'
@@ -116,7 +120,7 @@ def _card(facts: ReportFacts, metric: Metric, without: float | None) -> str:
     entry = facts.metrics[facts.judged].get(metric.name)
     if entry is None:
         return ""
-    ranges = interval(entry["low"], entry["high"], metric.limits) or entry.get("reason", "")
+    ranges = interval(entry, metric.limits) or entry.get("reason", "")
     reference = (
         f"<span>without a model {number(without, metric.limits)}</span>" if without is not None else ""
     )

@@ -21,6 +21,9 @@ _VARIABLES = {INK: "ink", FAINT: "line", MAIN: "main", SECOND: "second", THIRD: 
 
 _STYLE = {
     "svg.fonttype": "none",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
     "font.size": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -37,7 +40,9 @@ _STYLE = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "text.color": INK,
-    "legend.frameon": False,
+    "legend.facecolor": PAGE,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.85,
     "legend.fontsize": 9.0,
     "lines.linewidth": 1.8,
     "lines.solid_capstyle": "round",
@@ -81,7 +86,8 @@ def svg(figure: "Figure", name: str, description: str) -> str:
     for sentinel, variable in _VARIABLES.items():
         text = text.replace(sentinel, f"var(--{variable})")
     text = re.sub(r'<g id="[^"]*"', "<g", text).replace("xlink:href", "href")
-    text = re.sub(r"(?<=\d\.\d\d)\d+", "", text)
+    # Two decimals of a pixel, in tags only: text nodes hold numbers that are meant to be read.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(?<=\d\.\d\d)\d+", "", tag[0]), text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r"\n\s*", "\n", text)
     box = re.search(r'viewBox="([^"]*)"', text)

@@ -110,6 +110,8 @@ def unknown_key(path: KeyPath, slot: Slot) -> str:
     key, plain = str(path[-1]), _without_components(path)
     if plain in RESERVED and RESERVED[plain] is None:
         return f"{dotted(path)} is not supported yet in this version; leave it out"
+    if key in (RESERVED.get(plain.rpartition(".")[0]) or ()):
+        return f"{plain.rpartition('.')[0]}: {key} is not supported yet in this version"
     guess = nearest(key, slot.keys) or _elsewhere(key, plain)
     allowed = f"allowed: {', '.join(slot.keys)}" if slot.keys else "it takes no keys"
     return f"{dotted(path)} is not a key; " + (f"did you mean {guess}? " if guess else "") + allowed

@@ -14,6 +14,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import BaseResolver
 
 from shoal.cluster.errors import ConfigError
@@ -52,6 +53,18 @@ for _name, (_pattern, _first, _more) in _CORE.items():
     CoreResolver.add_implicit_resolver_base(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), [*_first, *_more])
 
 
+class QuotingRepresenter(SafeRepresenter):
+    """Quotes texts that ruamel's own emitter writes plainly but cannot read back, such as ``:0`` in ``{…}``."""
+
+    def represent_text(self, text: str) -> Any:
+        """Write a text, double-quoted where it has more than letters and a few harmless signs."""
+        style = None if re.fullmatch(r"[\w./+-][\w ./+@%*~^()<>=-]*", text) else '"'
+        return self.represent_scalar(_TAG + "str", text, style=style)
+
+
+QuotingRepresenter.add_representer(str, QuotingRepresenter.represent_text)
+
+
 @dataclass
 class Document:
     """Plain data, and for each key the place that it was written at (``file.yaml:12`` or ``--set a.b=c``)."""
@@ -69,6 +82,7 @@ class Document:
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver = CoreResolver
+    yaml.Representer = QuotingRepresenter
     yaml.default_flow_style = None  # short lists on one line
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.width = 110

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
@@ -16,7 +16,7 @@ AGAIN = 60.0
 
 
 @contextmanager
-def deadline(limit: timedelta | None, kept: str = "") -> Iterator[None]:
+def deadline(limit: timedelta | None, kept: Callable[[], str] = str) -> Iterator[None]:
     """Raise in the block when `limit` has passed.
 
     Parameters
@@ -24,7 +24,7 @@ def deadline(limit: timedelta | None, kept: str = "") -> Iterator[None]:
     limit
         None for no limit.
     kept
-        What remains, for the message.
+        Says what remains, when the time is up.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def deadline(limit: timedelta | None, kept: str = "") -> Iterator[None]:
     def ring(_number: int, _frame: FrameType | None) -> None:
         raise RunError(
             f"the time limit of {format_duration(limit)} is reached; give more with --time-limit, or ask for less "
-            f"(fewer training.epochs, more cluster.num_workers){kept}"
+            f"(fewer training.epochs, more cluster.num_workers){kept()}"
         )
 
     before = signal.signal(signal.SIGALRM, ring)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from shoal.cli.app import app
-from shoal.cli.output import fail, state
+from shoal.cli.output import Interrupted, fail, state
 from shoal.cluster.errors import ShoalError
 
 INTERRUPTED = 130
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `shoal schema | head`; the interpreter would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (KeyboardInterrupt, typer.Abort):
-        return fail(state.interrupted(), INTERRUPTED)
+    except (Interrupted, KeyboardInterrupt, typer.Abort):
+        return fail(f"interrupted{state.remains()}", INTERRUPTED)
     except typer.TyperException as error:
         return fail(_usage(error.format_message()), 2)
     except ShoalError as error:

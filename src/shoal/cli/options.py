@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.output import Output, show, state
+from shoal.cli.output import Interrupted, Output, show, state
 from shoal.cluster.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ class Common:
         from shoal.cli.progress import Live
         from shoal.cluster.progress import Silent
 
-        return Silent() if self.quiet else Live()
+        state.reporter = Silent() if self.quiet else Live()
+        return state.reporter
 
     def refuse(self, verb: str, *, overrides: bool = False, cluster: bool = False, out: bool = False) -> None:
         """Refuse the options that mean nothing for a verb, rather than ignore them."""
@@ -111,8 +112,14 @@ def verb(function: Callable[..., Output]) -> Callable[..., None]:
         )
         from shoal.cli.deadline import deadline
 
-        with deadline(common.time_limit):
-            result = function(common, **given)
+        try:
+            with deadline(common.time_limit, state.remains):
+                result = function(common, **given)
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted from interrupt
+        finally:
+            if state.reporter is not None:
+                state.reporter.done()  # gives the terminal its cursor back
         show(result, common.quiet)
 
     own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]

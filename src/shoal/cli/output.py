@@ -3,13 +3,19 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.errors import ShoalError
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from shoal.cluster.progress import Reporter
+
+
+class Interrupted(Exception):  # noqa: N818 - no error: the user asked for it
+    """Ctrl-C within a verb; typer would turn KeyboardInterrupt itself into a silent exit."""
 
 
 @dataclass
@@ -20,20 +26,20 @@ class State:
     json: bool = False
     debug: bool = False
     run: str | None = None
-    kept: list[str] = field(default_factory=list)
+    reporter: "Reporter | None" = None
 
     def reset(self, arguments: Sequence[str]) -> None:
         """Start anew. The flags are read here already, because a usage error comes before they are parsed."""
         options = arguments[: arguments.index("--")] if "--" in arguments else arguments
         self.verb = next((a for a in arguments if not a.startswith("-")), "")
         self.json, self.debug = "--json" in options, "--debug" in options
-        self.run, self.kept = None, []
+        self.run, self.reporter = None, None
 
-    def interrupted(self) -> str:
-        """Say what an interrupted command leaves behind."""
+    def remains(self) -> str:
+        """Say what a command that ended early leaves behind."""
         if self.run is None:
-            return "interrupted; nothing was written"
-        return f"interrupted; kept: {self.run}\nthe same command again goes on from there"
+            return "; nothing was written"
+        return f"\nkept: {self.run} and what is finished beside it, such as the sharded dataset; the same command uses it"
 
 
 state = State()

@@ -47,14 +47,12 @@ def train(result: "TrainResult") -> list[Any]:
     """Return the test scores, how the fit went and where everything is."""
     fit = result.fit
     best = f", best epoch {fit['best_epoch']}" if fit["best_epoch"] else ""
-    lines: list[Any] = ["this run was complete already; these are its results"] if result.was_complete else []
     parts = {"test": result.scores["test"]} if "test" in result.scores else result.scores
     return [
-        *lines,
         *scores(parts),
         f"fit:    {fit['epochs']} epochs, {fit['steps']:,} steps{best}; {fit['stopped']}",
-        f"run:    {result.run}",
-        f"report: {result.report}",
+        f"run:    {_short(result.run)}",
+        f"report: {_short(result.report)}",
     ]
 
 
@@ -68,7 +66,7 @@ def shard(result: "ShardResult") -> list[Any]:
     manifest = result.manifest
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())
     return [
-        f"{'found' if result.reused else 'written'}: {result.uri}",
+        f"{'found' if result.reused else 'written'}: {_short(result.uri)}",
         f"rows:   {rows}; {manifest.n_shards} shards each",
         f"split:  {manifest.split_kind}",
     ]
@@ -76,7 +74,7 @@ def shard(result: "ShardResult") -> list[Any]:
 
 def evaluate(result: "EvaluateResult") -> list[Any]:
     """Return the scores."""
-    return [*scores(result.scores), *([f"written: {result.written}"] if result.written else [])]
+    return [*scores(result.scores), *([f"written: {_short(result.written)}"] if result.written else [])]
 
 
 def predict(result: "PredictResult") -> list[Any]:
@@ -86,7 +84,7 @@ def predict(result: "PredictResult") -> list[Any]:
 
 def report(result: "ReportResult") -> list[Any]:
     """Return where the report is."""
-    return [f"report: {result.report}"]
+    return [f"report: {_short(result.report)}"]
 
 
 def init(result: "InitResult") -> list[Any]:
@@ -109,6 +107,12 @@ def check(result: "CheckResult") -> list[Any]:
         "# the resources",
         *result.resource_lines,
     ]
+
+
+def _short(uri: str) -> str:
+    from shoal.verbs.runs import shown
+
+    return shown(uri)
 
 
 def _data(found: "Look") -> list[Any]:

@@ -9,6 +9,7 @@ from shoal.cluster.progress import Reporter
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, load_experiment
 from shoal.verbs.fit import TrainResult, train
+from shoal.verbs.runs import shown
 
 FOLDER = "shoal-demo"
 DIGIT = 8
@@ -46,7 +47,7 @@ class DemoResult:
     def next_commands(self) -> tuple[str, str, str]:
         """Return three commands to try."""
         return (
-            f"shoal predict {self.train.run} --data {self.data} --to {self.folder}/predictions.csv",
+            f"shoal predict {shown(self.train.run)} --data {self.data} --to {self.folder}/predictions.csv",
             f"shoal train {self.config} --set training.optimizer.learning_rate=1e-3",
             "shoal init YOUR.parquet --target COLUMN",
         )

@@ -102,6 +102,8 @@ def evaluate(
     else:
         from shoal.verbs.predictions import labelled_predictions
 
+        _warn_of_own_rows(data, folder, experiment, reporter)
+
         predictions = labelled_predictions(trained, data, experiment.cluster.storage, reporter)
         # `judge` knows the parts of a run; these rows are all held out, so they are judged as test rows are.
         judged = judge(_as_part(predictions, "test"), trained.schema, experiment, trained.threshold)
@@ -136,10 +138,24 @@ def report(
     """
     from shoal.evaluation.report import write_report
 
-    (reporter or Silent()).stage("writing the report")
     folder, _ = finished_run(run, cluster)
+    (reporter or Silent()).stage("writing the report")
     write_report(folder, Manifest.model_validate(folder.read_json(DATA)), scores_of(folder))
     return ReportResult(folder.uri, f"{folder.uri}/report.html")
+
+
+def _warn_of_own_rows(
+    data: str | Sequence[str], run: Storage, experiment: Experiment, reporter: Reporter
+) -> None:
+    from shoal.cluster.sharding.listing import find
+
+    files = find([data] if isinstance(data, str) else data, experiment.cluster.storage)
+    own = set(Manifest.model_validate(run.read_json(DATA)).sources)
+    if known := [file.uri for file in files if file.uri in own]:
+        reporter.notice(
+            f"the run was trained on rows of {known[0]}{' and others' if len(known) > 1 else ''}: these scores are not "
+            "those of unseen rows; leave out --data for the test rows"
+        )
 
 
 def _as_part(predictions: pa.Table, split: str) -> pa.Table:

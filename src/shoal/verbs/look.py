@@ -1,6 +1,6 @@
 """check: read the data once and say what would be done; nothing is written and nothing runs."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -144,4 +144,5 @@ def check(experiment: Experiment, reporter: Reporter | None = None) -> CheckResu
     shape, demand = plan(experiment.cluster)
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
     resolve_scoring(experiment.evaluation.scoring, found.target.task)
-    return CheckResult(experiment, found, {"shape": shape.__dict__}, (str(demand),))
+    workers = f"{shape.num_workers} worker{'s' if shape.num_workers > 1 else ''}, placed {shape.placement}"
+    return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))

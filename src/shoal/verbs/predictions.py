@@ -1,7 +1,7 @@
 """predict: a trained model's answers for raw rows, streamed from file to file."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,14 +179,13 @@ def _target(to: str, config: StorageConfig) -> tuple[Storage, str]:
 def _writer(target: Storage, name: str) -> Iterator[Callable[[pa.Table], None]]:
     """Open the file at the first batch's schema; it appears when the block ends well."""
     make = csv.CSVWriter if name.lower().endswith(".csv") else pq.ParquetWriter
-    with target.write_stream(name) as sink:
+    # The writer closes before its file does, also after an error, or it would complain when it is collected.
+    with target.write_stream(name) as sink, ExitStack() as stack:
         opened: list[Any] = []
 
         def write(table: pa.Table) -> None:
             if not opened:
-                opened.append(make(sink, table.schema))
+                opened.append(stack.enter_context(make(sink, table.schema)))
             opened[0].write_table(table)
 
         yield write
-        for writer in opened:
-            writer.close()

@@ -1,21 +1,31 @@
 """Where runs are, and what is said of them."""
 
 import difflib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from shoal.cluster.config import ClusterConfig, StorageConfig
-from shoal.cluster.errors import ConfigError, StorageError
+from shoal.cluster.errors import ConfigError, RequestError, StorageError
 from shoal.cluster.progress import Log, Reporter, Several
 from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.manifest import MANIFEST
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, from_dict, run_name
+
+_BEGINNING = {"config.yaml", "log.txt"}
 
 
 def run_uri(experiment: Experiment, verb: str, name: str, out: str | None = None) -> str:
     """Return where a verb writes: `out`, or its folder under `cluster.storage_path`."""
     return out or f"{experiment.cluster.storage_path.rstrip('/')}/{run_name(name, verb, experiment)}"
+
+
+def shown(uri: str) -> str:
+    """Return a local path as people write it: relative to the current directory where it is inside."""
+    here = os.getcwd()
+    return os.path.relpath(uri, here) if uri.startswith(f"{here}/") else uri
 
 
 def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFolder, Experiment]:
@@ -57,6 +67,34 @@ def with_overrides(experiment: Experiment, overrides: tuple[str, ...]) -> Experi
                 f"--set {override}: the run is trained; only evaluation.* can change now. Train again for the rest"
             )
     return from_dict(experiment.model_dump(mode="json"), overrides) if overrides else experiment
+
+
+@contextmanager
+def claimed(folder: RunFolder, config: dict[str, Any], reporter: Reporter, last: str) -> Iterator[Reporter]:
+    """Hold a folder for this experiment, and log there what is reported.
+
+    A folder that this call made, and that a wrong request then left without anything of use, goes away again.
+
+    Parameters
+    ----------
+    folder
+        The run.
+    config
+        The resolved experiment.
+    reporter
+        Hears everything; the yielded reporter tells it and the log.
+    last
+        The file that makes the folder complete.
+    """
+    is_new = not folder.exists()
+    try:
+        with folder.claim(config, reporter), logged(folder, reporter) as heard:
+            yield heard
+    except BaseException as error:
+        useless = isinstance(error, RequestError) and set(folder.list()) <= _BEGINNING
+        if is_new and not folder.exists(last) and (useless or last == MANIFEST):  # sharding cannot be resumed
+            folder.delete()
+        raise
 
 
 @contextmanager

@@ -91,10 +91,16 @@ def test_an_alias_repeats_its_value():
 
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.floats(allow_nan=False) | st.text(
-        st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Co", "Cn"]), max_size=12
-    ) | st.sampled_from([*CORE, "017", "- a", "a: b", "#", "multi\nline\n"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc:# 01-", min_size=1, max_size=4), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Co", "Cn"]), max_size=12)
+    | st.sampled_from([*CORE, "017", "- a", "a: b", "#", "multi\nline\n"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text("abc:# 01-", min_size=1, max_size=4), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

@@ -83,13 +83,13 @@ def test_binary_intervals_agree_with_brute_force_resampling() -> None:
     rng = np.random.default_rng(7)
     events, others = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     drawn: dict[str, list[float]] = {name: [] for name in ORACLES}
-    for _ in range(400):
+    for _ in range(250):
         rows = np.concatenate([rng.choice(events, len(events)), rng.choice(others, len(others))])
         for name, oracle in ORACLES.items():
             drawn[name].append(oracle(y[rows], scores[rows]))
     found = estimate(y, scores, [METRICS[name] for name in ORACLES], replicates=2000)
     for name, values in drawn.items():
-        noise = 0.4 * np.std(values)  # three times that of a 2.5 % point of 400 draws
+        noise = 0.5 * np.std(values)  # three times that of a 2.5 % point of 250 draws
         assert [found[name].low, found[name].high] == pytest.approx(
             np.quantile(values, [0.025, 0.975]), abs=noise
         ), name
@@ -102,7 +102,7 @@ def test_multiclass_intervals_agree_with_brute_force_resampling() -> None:
     logits = rng.normal(size=(200, 3)).round(1) + np.eye(3)[y]
     scores = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     drawn: dict[str, list[float]] = {"roc_auc": [], "average_precision": [], "f1": []}
-    for _ in range(300):
+    for _ in range(150):
         rows = np.concatenate([rng.choice(np.flatnonzero(y == k), (y == k).sum()) for k in range(3)])
         drawn["roc_auc"].append(sk.roc_auc_score(y[rows], scores[rows], multi_class="ovr"))
         drawn["average_precision"].append(sk.average_precision_score(np.eye(3)[y[rows]], scores[rows]))
@@ -110,7 +110,7 @@ def test_multiclass_intervals_agree_with_brute_force_resampling() -> None:
     found = estimate(y, scores, [METRICS[name] for name in drawn], replicates=2000)
     for name, values in drawn.items():
         assert [found[name].low, found[name].high] == pytest.approx(
-            np.quantile(values, [0.025, 0.975]), abs=0.45 * np.std(values)
+            np.quantile(values, [0.025, 0.975]), abs=0.6 * np.std(values)
         ), name
 
 
@@ -165,16 +165,16 @@ def test_regression_agrees_with_scipy(n: int) -> None:
 def test_intervals_cover_the_truth() -> None:
     truth, hits = stats.norm.cdf(1.5 / np.sqrt(2)), np.zeros(2)
     right = 0.2 * stats.norm.cdf(0.75) + 0.8 * stats.norm.cdf(0.75)
-    for seed in range(200):
+    for seed in range(150):
         y, scores = _binary(300, seed=seed)
         found = estimate(y, scores, [METRICS["roc_auc"], METRICS["accuracy"]], replicates=300, seed=seed)
         hits += [
             found["roc_auc"].low <= truth <= found["roc_auc"].high,
             found["accuracy"].low <= right <= found["accuracy"].high,
         ]
-    # 95 % nominal; 200 trials have a standard error of 1.5 points, small samples cost a little.
-    assert (hits / 200 > 0.90).all()
-    assert (hits / 200 < 0.99).all()
+    # 95 % nominal; 150 trials have a standard error of 1.8 points, small samples cost a little.
+    assert (hits / 150 > 0.90).all()
+    assert (hits / 150 < 0.995).all()
 
 
 def test_accuracy_is_near_wilson_where_classes_are_equally_hard() -> None:

@@ -1,5 +1,4 @@
 """Metrics against scikit-learn: ties, weights, every task; names; what is undefined."""
-# ruff: noqa: ARG005
 
 import numpy as np
 import pytest

@@ -21,7 +21,12 @@ TARGET = Target(columns=("label",), task="binary", classes=("no", "yes"))
 def column(name: str, kind: str, arrow: str, **more: object) -> Column:
     parts = () if kind == "categorical" else ("value",)
     value_type = "string" if kind == "categorical" else ""
-    fields = {"parts": parts, "center": (0.0,) * len(parts), "scale": (1.0,) * len(parts), "value_type": value_type}
+    fields = {
+        "parts": parts,
+        "center": (0.0,) * len(parts),
+        "scale": (1.0,) * len(parts),
+        "value_type": value_type,
+    }
     return Column(name=name, type=kind, arrow_type=arrow, **{**fields, **more})
 
 
@@ -110,7 +115,11 @@ def test_boolean_categories() -> None:
 def test_time_stamps_by_the_calendar() -> None:
     parts = ("age", "hour_sin", "hour_cos", "weekday_sin", "weekday_cos", "yearday_sin", "yearday_cos")
     one = column("t", "timestamp", "timestamp[us]", parts=parts, center=(0.0,) * 7, scale=(1.0,) * 7)
-    stamps = [dt.datetime(2024, 12, 31, 18, 30), dt.datetime(1969, 7, 20, 20, 17, 40), dt.datetime(2023, 3, 1)]
+    stamps = [
+        dt.datetime(2024, 12, 31, 18, 30),
+        dt.datetime(1969, 7, 20, 20, 17, 40),
+        dt.datetime(2023, 3, 1),
+    ]
     expected = []
     for t in stamps:
         hour = 2 * math.pi * (t.hour * 3600 + t.minute * 60 + t.second) / 86400
@@ -189,7 +198,11 @@ def test_bad_numbers(values: pa.Array, message: str) -> None:
 @pytest.mark.parametrize(
     ("one", "values", "message"),
     [
-        (column("x", "categorical", "string", categories=("a",)), pa.array([1, 2]), "is int64, expected string"),
+        (
+            column("x", "categorical", "string", categories=("a",)),
+            pa.array([1, 2]),
+            "is int64, expected string",
+        ),
         (column("x", "boolean", "bool"), pa.array([1, 2]), "is boolean, but has 1 value other than 0 and 1"),
         (column("x", "timestamp", "timestamp[us]"), pa.array(["May"]), "no ISO 8601 stamps"),
         (column("x", "timestamp", "timestamp[us]"), pa.array([5]), "is int64, expected timestamp"),

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -35,7 +37,9 @@ def test_stratified_counts(labels: np.ndarray, share: tuple[float, float]) -> No
     assert (np.bincount(labels[parts == TRAIN], minlength=6)[counts > 0] >= 1).all()
 
 
-@pytest.mark.parametrize(("counts", "test"), [((500, 300, 200), 0.2), ((900, 100), 0.25), ((64, 32, 16, 8), 0.5)])
+@pytest.mark.parametrize(
+    ("counts", "test"), [((500, 300, 200), 0.2), ((900, 100), 0.25), ((64, 32, 16, 8), 0.5)]
+)
 def test_stratified_agrees_with_scikit_learn(counts: tuple[int, ...], test: float) -> None:
     y = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     _, theirs = train_test_split(y, test_size=test, stratify=y, random_state=0)
@@ -108,7 +112,7 @@ def test_timed_order_and_gap(times: np.ndarray, test: float, validation: float, 
     for stamp in np.unique(times):
         assert len(np.unique(parts[times == stamp])) == 1
     present = [times[parts == part] for part in (TRAIN, VALIDATION, TEST) if (parts == part).any()]
-    for earlier, later in zip(present, present[1:], strict=False):
+    for earlier, later in pairwise(present):
         assert earlier.max() < later.min() - gap or (gap == 0 and earlier.max() < later.min())
 
 
@@ -138,7 +142,9 @@ def test_timed_by_stamp() -> None:
 def test_straddling_by_brute_force(parts: np.ndarray, groups: np.ndarray) -> None:
     torn = splits.straddling(parts, groups)
     for group in range(len(torn)):
-        assert torn[group] == (len({p for p, g in zip(parts, groups, strict=True) if g == group and p >= 0}) > 1)
+        assert torn[group] == (
+            len({p for p, g in zip(parts, groups, strict=True) if g == group and p >= 0}) > 1
+        )
     kept = splits.drop_straddling(parts, groups)
     assert not splits.straddling(kept, groups).any()
     for group in set(groups.tolist()):

@@ -72,7 +72,9 @@ def test_the_event_is_said_aloud() -> None:
 def test_labels_agree_with_label_encoder() -> None:
     values = np.random.default_rng(0).choice(["x", "ä", "zz"], 200)
     target, _ = infer_target(pa.table({"y": values}), data())
-    assert np.array_equal(encode_labels(pa.table({"y": values}), target), LabelEncoder().fit_transform(values))
+    assert np.array_equal(
+        encode_labels(pa.table({"y": values}), target), LabelEncoder().fit_transform(values)
+    )
 
 
 def test_labels_of_other_arrow_types() -> None:
@@ -129,7 +131,9 @@ def test_bad_targets(values: object, more: dict[str, object], message: str) -> N
 def test_unknown_classes_are_named_unless_private() -> None:
     target, _ = infer_target(pa.table({"y": ["a", "b", "b"]}), data())
     table = pa.table({"y": ["a", "secret", None]})
-    with pytest.raises(DataError, match=r"1 row of a class that was not there in training: 'secret'.*'b', 'a'"):
+    with pytest.raises(
+        DataError, match=r"1 row of a class that was not there in training: 'secret'.*'b', 'a'"
+    ):
         encode_labels(table, target)
     with pytest.raises(DataError) as caught:
         encode_labels(table, target, private=True)

@@ -1,0 +1,138 @@
+import json
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+
+from shoal.cli.deadline import deadline
+from shoal.cluster.errors import RunError
+
+HEAVY = ["torch", "ray", "pandas", "sklearn", "pyarrow", "matplotlib", "scipy", "deepspeed"]
+
+
+def in_process_of_its_own(code, *arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_help_imports_nothing_heavy():
+    done = in_process_of_its_own(
+        "import sys; from shoal.cli.main import main; import shoal; code = main(['--help']);"
+        f"print([m for m in {HEAVY} if m in sys.modules], code)"
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0"
+    for verb in ("schema", "init", "check", "shard", "train", "evaluate", "predict", "report", "demo"):
+        assert verb in done.stdout
+
+
+def test_an_inline_run_does_not_import_ray(folder):
+    done = in_process_of_its_own(
+        "import sys; from shoal.cli.main import main; code = main(sys.argv[1:]);"
+        "print([m for m in ('ray', 'deepspeed') if m in sys.modules], code)",
+        *("train", str(folder / "small.yaml"), "--out", str(folder / "own process"), "--quiet"),
+    )
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train"], ["Missing argument 'CONFIG'", "see: shoal train --help"]),
+        (["trian", "x"], ["No such command 'trian'", "verbs: demo, init, check, shard, train"]),
+        (["train", "x.yaml", "--sett", "a=b"], ["No such option: --sett"]),
+        (["train", "none.yaml"], ["none.yaml does not exist", "shoal init DATA --target COLUMN"]),
+        (["schema", "--set", "a=b"], ["--set changes nothing for shoal schema"]),
+        (["check", "x.yaml", "--out", "r"], ["--out changes nothing for shoal check"]),
+        (["schema", "--time-limit", "soon"], ["--time-limit soon: a duration is"]),
+        (["schema", "--time-limit", "0"], ["must be above 0"]),
+    ],
+)
+def test_a_wrong_request_ends_with_2_and_a_few_lines(shoal, arguments, said):
+    done = shoal(*arguments)
+    assert done.code == 2
+    assert done.out == ""
+    assert done.err.startswith("error: ")
+    assert len(done.err.splitlines()) <= 4
+    for text in said:
+        assert text in done.err
+
+
+def test_version_and_schema(shoal):
+    assert shoal("--version").out.startswith("shoal 0.")
+    assert shoal("schema").out == shoal("schema", "--json").out
+    assert shoal("schema").json["title"] == "Shoal experiment"
+    assert shoal().out.startswith(shoal("--help").out[:20])
+
+
+def test_json_gives_one_object_also_for_a_failure(shoal, folder):
+    done = shoal("train", folder / "small.yaml", "--set", "training.epochs=0", "--json")
+    assert done.code == 2
+    assert done.json["exit_code"] == 2
+    assert "training.epochs: 0 is not allowed" in done.json["error"]
+    assert "error: --set training.epochs=0" in done.err
+    assert shoal("train", "--json").json["exit_code"] == 2
+
+
+def break_check(monkeypatch, error):
+    from shoal.verbs import look
+
+    def broken(*_, **__):
+        raise error
+
+    monkeypatch.setattr(look, "check", broken)
+
+
+def test_interrupting_ends_with_130_and_says_what_is_kept(shoal, folder, monkeypatch):
+    break_check(monkeypatch, KeyboardInterrupt())
+    done = shoal("check", folder / "small.yaml")
+    assert (done.code, done.err) == (130, "error: interrupted; nothing was written\n")
+
+    from shoal.verbs import fit
+
+    monkeypatch.setattr(fit, "train", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt()))
+    done = shoal("train", folder / "small.yaml", "--out", folder / "kept")
+    assert done.code == 130
+    assert f"kept: {folder / 'kept'}" in done.err
+
+
+def test_the_unexpected_ends_with_1_and_one_line_unless_debugging(shoal, folder, monkeypatch):
+    break_check(monkeypatch, ValueError("odd\nand long"))
+    done = shoal("check", folder / "small.yaml")
+    assert done.code == 1
+    assert done.err.splitlines() == [
+        "error: unexpected ValueError: odd",
+        "       this is a fault of Shoal's; run again with --debug for the traceback",
+    ]
+    assert "Traceback" in shoal("check", folder / "small.yaml", "--debug").err
+
+
+def test_secrets_are_masked_in_messages(shoal, folder, monkeypatch):
+    break_check(monkeypatch, RunError("cannot read s3://KEY:secret@bucket/x"))
+    done = shoal("check", folder / "small.yaml", "--json")
+    assert done.code == 1
+    assert "secret" not in done.err + done.out
+
+
+def test_the_deadline_strikes_and_leaves_no_timer():
+    started = time.monotonic()
+    with pytest.raises(RunError, match=r"time limit of 0\.05s is reached; give more with --time-limit"):
+        with deadline(timedelta(seconds=0.05), lambda: "; kept"):
+            time.sleep(5)
+    assert time.monotonic() - started < 2
+    with deadline(timedelta(seconds=0.05)):
+        pass
+    time.sleep(0.1)
+    with deadline(None):
+        pass
+
+
+def test_a_run_that_meets_its_time_limit_fails_cleanly(shoal, folder, monkeypatch):
+    from shoal.verbs import look
+
+    monkeypatch.setattr(look, "check", lambda *_, **__: time.sleep(5))
+    done = shoal("check", folder / "small.yaml", "--time-limit", "0.1s", "--json")
+    assert done.code == 1
+    assert "time limit of 0.1s" in json.loads(done.out)["error"]

@@ -1,0 +1,497 @@
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from shoal.cluster.errors import DataError
+from shoal.cluster.progress import Silent
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.dataset import ShardedDataset
+from shoal.cluster.sharding.manifest import MANIFEST
+from shoal.cluster.sharding.prepare import prepare
+from shoal.cluster.sharding.service import shard
+from shoal.cluster.storage import Storage
+
+Run = Callable[..., ShardedDataset]
+Files = Callable[[ShardedDataset], dict[str, bytes]]
+Gather = Callable[[ShardedDataset, str], dict[str, Any]]
+PARTS = ("train", "validation", "test")
+
+
+def notices(dataset: ShardedDataset) -> str:
+    return "\n".join(dataset.manifest.notices)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"id": "order", "group": "customer"},
+        {"time": "booked", "split": {"time": {"test": 0.3, "gap": "2d"}}},
+        {"target": "amount"},
+    ],
+    ids=["stratified", "group", "time", "regression"],
+)
+def test_shards_depend_on_content_alone(
+    table: pa.Table, tmp_path: Path, run: Run, files: Files, options: dict[str, Any]
+) -> None:
+    table = pa.concat_tables([table, table.slice(0, 40)])  # equal rows too
+    one = run(table, **options)
+    expected = files(one)
+    shuffled = table.take(np.random.default_rng(1).permutation(len(table)))
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for name, start, rows in (("z", 0, 100), ("a", 100, 7), ("m", 107, 533)):
+        pq.write_table(shuffled.slice(start, rows), folder / f"{name}.parquet", row_group_size=61)
+    many = run(str(folder), **options)
+    assert files(many) == expected
+    assert files(run(str(folder), budget=20_000, **options)) == expected  # spilled, in small batches
+    assert many.manifest.schema_ == one.manifest.schema_
+    assert files(run(table, seed=1, **options)) != expected
+
+
+def test_every_row_is_in_one_shard_with_its_own_values(table: pa.Table, run: Run, gather: Gather) -> None:
+    dataset = run(table, id="order")
+    raw = {row: i for i, row in enumerate(table.column("order").to_pylist())}
+    expected = prepare(table, dataset.schema)
+    seen: list[str] = []
+    for part in PARTS:
+        found = gather(dataset, part)
+        places = [raw[row] for row in found["row_id"]]
+        np.testing.assert_array_equal(found["numeric"], expected.numeric[places])
+        np.testing.assert_array_equal(found["categorical"], expected.categorical[places])
+        classes = dataset.schema.target.classes
+        assert [classes[i] for i in found["label"]] == table.column("label").take(places).to_pylist()
+        assert dataset.rows(part) == len(places)
+        seen += found["row_id"]
+    assert sorted(seen) == sorted(raw)
+
+
+def test_counts_in_the_manifest(table: pa.Table, run: Run, gather: Gather) -> None:
+    dataset = run(table)
+    labels = Counter(table.column("label").to_pylist())
+    for part, share in (("test", 0.2), ("validation", 0.1)):
+        split = dataset.manifest.splits[part]
+        for i, name in enumerate(dataset.schema.target.classes):
+            assert abs(split.class_counts[i] - share * labels[name]) < 1
+        assert split.rows == sum(split.class_counts) == round(share * len(table))
+        assert split.class_counts == tuple(np.bincount(gather(dataset, part)["label"], minlength=2))
+    for split in dataset.manifest.splits.values():
+        assert len(split.shards) == dataset.n_shards == 16
+        for file in split.shards:
+            assert file.rows == sum(file.class_counts)
+        assert [f.rows for f in split.shards] == sorted((f.rows for f in split.shards), reverse=True)
+        assert np.array_equal(np.sum([f.class_counts for f in split.shards], axis=0), split.class_counts)
+
+
+def test_statistics_are_of_training_rows(table: pa.Table, run: Run, gather: Gather) -> None:
+    dataset = run(table, id="order")
+    train = set(gather(dataset, "train")["row_id"])
+    rows = table.filter(pc.is_in(table.column("order"), pa.array(train)))
+    columns = {column.name: column for column in dataset.schema.columns}
+    amount = rows.column("amount").to_pandas().astype(float)
+    assert columns["amount"].center[0] == pytest.approx(amount.mean(), rel=1e-13)
+    assert columns["amount"].scale[0] == pytest.approx(amount.std(ddof=0), rel=1e-13)
+    assert columns["amount"].has_missing
+    assert not columns["items"].has_missing
+    cities = Counter(c for c in rows.column("city").to_pylist() if c)
+    assert columns["city"].categories == tuple(name for name, _ in cities.most_common())
+    assert columns["gift"].center == (0.0,)
+    assert columns["vector"].width == 3
+
+
+def test_roles_and_notices(table: pa.Table, run: Run) -> None:
+    counter = pa.array(np.random.default_rng(0).permutation(len(table)) + 7)
+    table = table.append_column("number", counter).append_column("same", pa.array(["x"] * len(table)))
+    table = table.append_column("void", pa.nulls(len(table)))
+    dataset = run(table, drop=["items"])
+    names = [column.name for column in dataset.schema.columns]
+    assert names == ["customer", "booked", "amount", "gift", "city", "vector"]
+    dropped = dataset.manifest.dropped
+    assert dropped["items"] == "data.drop"
+    assert "all 600 values are distinct" in dropped["order"]
+    assert "numbers the 600 rows" in dropped["number"]
+    assert dropped["same"] == "constant in the training rows"
+    assert dropped["void"] == "all values are missing"
+    assert "data.types: {order: categorical} keeps it" in notices(dataset)
+    kept = run(table, types={"order": "categorical", "number": "numeric", "items": "categorical"})
+    types = {column.name: column.type for column in kept.schema.columns}
+    assert types["number"] == "numeric"
+    assert types["items"] == "categorical"
+    # Every value comes once, so each is rare: the column says nothing and is left out as constant, or has no category.
+    assert (
+        kept.manifest.dropped.get("order")
+        or not next(c for c in kept.schema.columns if c.name == "order").categories
+    )
+
+
+def test_features_name_what_is_used(table: pa.Table, run: Run, files: Files) -> None:
+    dataset = run(table, features=["items", "customer"], group="customer")
+    assert [column.name for column in dataset.schema.columns] == ["customer", "items"]
+    assert dataset.manifest.dropped["city"] == "not in data.features"
+
+
+def test_dropping_a_column_moves_no_row(table: pa.Table, run: Run, gather: Gather) -> None:
+    one, other = run(table), run(table, drop=["city", "amount"])
+    assert gather(one, "test")["row_id"] == gather(other, "test")["row_id"]
+
+
+def test_row_ids_without_an_id_column_are_unique_and_seedless(
+    table: pa.Table, run: Run, gather: Gather
+) -> None:
+    table = pa.concat_tables([table] * 3)
+    ids = [
+        sorted(row for part in PARTS for row in gather(run(table, seed=seed), part)["row_id"])
+        for seed in (0, 1)
+    ]
+    assert ids[0] == ids[1]
+    assert len(set(ids[0])) == len(table)
+
+
+def test_copies_of_training_rows_are_counted(table: pa.Table, run: Run, gather: Gather) -> None:
+    small = table.select(["items", "city", "label"])
+    dataset = run(small)
+    found = {}
+    for part in ("train", "test"):
+        rows = gather(dataset, part)
+        columns = np.column_stack([rows["numeric"], rows["categorical"], rows["label"]])
+        found[part] = [tuple(row) for row in columns.tolist()]
+    expected = sum(row in set(found["train"]) for row in found["test"])
+    assert f"{expected} test rows of 120 equal a training row" in notices(dataset)
+    assert "equal a training row" not in notices(run(small, split={"hash": {}}))
+
+
+def test_unlabelled_rows_are_left_out_and_said(table: pa.Table, run: Run) -> None:
+    labels = pc.if_else(pa.array(np.arange(len(table)) % 10 == 0), None, table.column("label"))
+    dataset = run(table.set_column(table.column_names.index("label"), "label", labels))
+    assert dataset.manifest.left_out == {"without a label": 60}
+    assert sum(dataset.rows(part) for part in PARTS) == 540
+    assert dataset.manifest.rows_read == 600
+
+
+def parts_of(dataset: ShardedDataset, gather: Gather) -> dict[str, str]:
+    return {row: part for part in PARTS for row in gather(dataset, part)["row_id"]}
+
+
+def test_group_split(table: pa.Table, run: Run, gather: Gather) -> None:
+    dataset = run(table, group="customer", id="order")
+    parts = parts_of(dataset, gather)
+    seen: dict[int, set[str]] = {}
+    for row, customer in zip(
+        table.column("order").to_pylist(), table.column("customer").to_pylist(), strict=True
+    ):
+        seen.setdefault(customer, set()).add(parts[row])
+    assert all(len(found) == 1 for found in seen.values())
+    assert abs(dataset.rows("test") - 120) < 20
+    assert "'customer' is the group and no feature" in notices(dataset)
+
+
+@pytest.mark.parametrize("form", ["stamp", "text", "date", "number"])
+def test_time_split(table: pa.Table, run: Run, gather: Gather, form: str) -> None:
+    stamps = table.column("booked").combine_chunks()
+    times = {
+        "stamp": stamps,
+        "text": pc.strftime(stamps, "%Y-%m-%dT%H:%M:%SZ"),
+        "date": stamps.cast(pa.date32(), safe=False),
+        "number": stamps.cast(pa.int64()).cast(pa.float64()),
+    }
+    values = times[form]
+    used = table.set_column(table.column_names.index("booked"), "booked", values)
+    dataset = run(used, time="booked", id="order")
+    parts = parts_of(dataset, gather)
+    by_part: dict[str, list[Any]] = {part: [] for part in PARTS}
+    for row, time in zip(table.column("order").to_pylist(), values.to_pylist(), strict=True):
+        by_part[parts[row]].append(time)
+    assert max(by_part["train"]) < min(by_part["validation"])
+    assert max(by_part["validation"]) < min(by_part["test"])
+    assert abs(len(by_part["test"]) - 120) <= 15
+    assert "booked" not in [column.name for column in dataset.schema.columns]
+
+
+def test_time_split_from_a_date_with_a_gap(table: pa.Table, run: Run) -> None:
+    split = {"time": {"test_from": "2024-03-10", "gap": "2d", "validation": 0}}
+    dataset = run(table, time="booked", split=split)
+    times = table.column("booked").to_pandas()
+    assert dataset.rows("test") == (times >= "2024-03-10").sum()
+    assert dataset.rows("train") == (times < "2024-03-08").sum()
+    assert dataset.manifest.left_out == {
+        "in the gap between parts": int(((times >= "2024-03-08") & (times < "2024-03-10")).sum())
+    }
+    assert "test from 2024-03-10" in notices(dataset)
+    with pytest.raises(
+        DataError, match="test_from is 5.0, but column 'booked' holds time stamps; give a date"
+    ):
+        run(table, time="booked", split={"time": {"test_from": 5}})
+    with pytest.raises(DataError, match="but column 'customer' holds numbers; give a number"):
+        run(table, time="customer", split={"time": {"test_from": "2024-03-10"}})
+
+
+def test_rows_without_a_time_are_left_out(table: pa.Table, run: Run) -> None:
+    times = pc.if_else(pa.array(np.arange(len(table)) < 5), None, table.column("booked"))
+    dataset = run(table.set_column(table.column_names.index("booked"), "booked", times), time="booked")
+    assert dataset.manifest.left_out["without a time stamp"] == 5
+
+
+def test_time_and_group(table: pa.Table, run: Run, gather: Gather) -> None:
+    options: dict[str, Any] = {"time": "booked", "group": "customer", "id": "order"}
+    with pytest.raises(
+        DataError, match=r"of 60 groups of 'customer', with .* rows, have rows in more than one part"
+    ):
+        run(table, **options)
+    allowed = run(table, **options, split={"groups": "allow"})
+    assert sum(allowed.rows(part) for part in PARTS) == 600
+    few = table.take(pc.sort_indices(table, [("booked", "ascending")]))
+    customers_in_turn = pa.array(np.arange(600) // 7)
+    table = replace(few, "customer", customers_in_turn)
+    allowed = run(table, **options, split={"groups": "allow"})
+    dropped = run(table, **options, split={"groups": "drop"})
+    parts = parts_of(dropped, gather)
+    customers = dict(
+        zip(table.column("order").to_pylist(), table.column("customer").to_pylist(), strict=True)
+    )
+    seen: dict[int, set[str]] = {}
+    for row, part in parts.items():
+        seen.setdefault(customers[row], set()).add(part)
+    assert all(len(found) == 1 for found in seen.values())
+    assert dropped.rows("test") == allowed.rows("test")
+    assert dropped.manifest.left_out["of a customer that comes back in a later part"] == 600 - len(parts)
+
+
+def test_hash_split_never_moves_a_row(table: pa.Table, run: Run, gather: Gather) -> None:
+    split = {"hash": {"test": 0.3, "validation": 0.1}}
+    for options in ({"id": "order"}, {}, {"group": "customer", "id": "order"}):
+        before = parts_of(run(table.slice(0, 300), split=split, **options), gather)
+        after = parts_of(run(table, split=split, **options), gather)
+        assert all(after[row] == part for row, part in before.items())
+
+
+def with_split(table: pa.Table, values: list[str | None]) -> pa.Table:
+    return table.append_column("part", pa.array([values[i % len(values)] for i in range(len(table))]))
+
+
+def test_column_split(table: pa.Table, run: Run, gather: Gather) -> None:
+    marked = with_split(table, ["train", "train", "validation", "test"])
+    dataset = run(marked, id="order", split={"column": "part"})
+    expected = dict(zip(marked.column("order").to_pylist(), marked.column("part").to_pylist(), strict=True))
+    assert parts_of(dataset, gather) == expected
+
+
+def test_column_split_without_validation(table: pa.Table, run: Run) -> None:
+    dataset = run(with_split(table, ["train", "train", "test"]), split={"column": "part"})
+    assert dataset.rows("validation") == 40
+    assert "marks no validation rows: 40 rows (10%) were cut" in notices(dataset)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (
+            ["train", "Test", None],
+            {},
+            r"has the values 'Test', \(missing\) in 400 rows; allowed are train, validation, test",
+        ),
+        (["train", "validation"], {}, "has no row with 'test'"),
+        (["train", "test"], {"group": "customer"}, "choose data.split.groups"),
+    ],
+)
+def test_bad_split_columns(
+    table: pa.Table, run: Run, values: list[str | None], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        run(with_split(table, values), split={"column": "part"}, **options)
+
+
+def test_private_values_never_show(table: pa.Table, run: Run) -> None:
+    with pytest.raises(DataError) as caught:
+        run(with_split(table, ["train", "hush"]), split={"column": "part"}, private=["part"])
+    assert "hush" not in str(caught.value)
+    dataset = run(table, time="booked", private=["booked", "label"])
+    assert "2024" not in notices(dataset)
+    assert "'yes'" not in notices(dataset)
+
+
+def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("amount", [1.0, np.inf] * 300, "column 'amount' has 300 infinite values: make them null"),
+        (
+            "city",
+            [f"the quick brown fox number {i}" for i in range(600)],
+            "column 'city' holds text .*data.drop: .city.",
+        ),
+        ("city", [bytes([i % 256]) for i in range(600)], "column 'city' holds raw bytes"),
+        (
+            "city",
+            [[1] * (i % 3) for i in range(600)],
+            "column 'city' is list.*not supported; leave it out with data.drop",
+        ),
+        ("city", [{"a": i} for i in range(600)], "column 'city' is struct"),
+        ("amount", [1e200 * i for i in range(600)], "column 'amount' has numbers too large to standardise"),
+    ],
+)
+def test_columns_that_are_refused(
+    table: pa.Table, run: Run, name: str, values: list[Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        run(replace(table, name, pa.array(values)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "labell"}, "data.target: the data have no column 'labell'; did you mean 'label'"),
+        ({"group": "customers"}, "data.group: .*did you mean 'customer'"),
+        ({"drop": ["ITEMS"]}, "data.drop: .*did you mean 'items'"),
+        ({"types": {"x": "numeric"}}, "data.types: the data have no column 'x'; there are order, customer"),
+        (
+            {"types": {"city": "boolean"}},
+            "'city' is string and cannot be boolean; it can be numeric, categorical",
+        ),
+        (
+            {"types": {"city": "numeric"}},
+            "column 'city' is to be numeric, but some of its texts are no numbers",
+        ),
+        ({"types": {"label": "categorical"}}, "column 'label' is no feature"),
+        ({"features": ["order"], "id": "order"}, "is the id, which is never a feature"),
+        (
+            {"drop": ["customer", "booked", "amount", "items", "gift", "city", "vector", "order"]},
+            "no feature column",
+        ),
+        ({"features": ["order"]}, "no feature column is left: order"),
+        ({"split": {"time": {}}}, "needs data.time"),
+        ({"split": {"groups": "drop"}}, "there is no data.group"),
+        ({"time": "city"}, "no ISO 8601 time stamps"),
+        ({"time": "gift"}, "must hold numbers, dates or time stamps"),
+        ({"shards": 5000}, "data.shards is 5000, more than the 420 training rows"),
+        ({"split": {"hash": {"test": 0.7, "validation": 0.4}}}, "leave no training rows"),
+    ],
+)
+def test_requests_that_cannot_be_met(
+    table: pa.Table, run: Run, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        run(table, **options)
+
+
+def test_a_class_that_is_too_small(table: pa.Table, run: Run) -> None:
+    labels = ["rare"] + ["a", "b"] * 299 + ["a"]
+    with pytest.raises(DataError, match=r"class 'rare' \(1 row\) of target 'label' cannot be split by class"):
+        run(replace(table, "label", pa.array(labels)))
+    dataset = run(replace(table, "label", pa.array(["few"] * 2 + labels[2:])))
+    assert dataset.manifest.splits["train"].class_counts[2] >= 1
+    assert "'few' (2 rows) of target 'label' is too small to have a validation row" in notices(dataset)
+    booked = pa.array(np.arange(600))
+    late = replace(replace(table, "booked", booked), "label", pa.array(["a", "b"] * 290 + ["late"] * 20))
+    with pytest.raises(DataError, match=r"class 'late' \(20 rows\) of target 'label' has no training row"):
+        run(late, time="booked")
+
+
+def test_dates_in_strings_are_said(table: pa.Table, run: Run) -> None:
+    dates = pc.strftime(table.column("booked"), "%Y-%m-%d")
+    dataset = run(replace(table, "booked", dates))
+    booked = next(column for column in dataset.schema.columns if column.name == "booked")
+    assert booked.type == "timestamp"
+    assert "hour_sin" not in booked.parts
+    assert "'booked' holds ISO dates" in notices(dataset)
+
+
+def test_multilabel(table: pa.Table, run: Run, gather: Gather) -> None:
+    draw = np.random.default_rng(0).random((600, 2)) < 0.3
+    more = table.append_column("a", pa.array(draw[:, 0])).append_column("b", pa.array(draw[:, 1]))
+    dataset = run(more, target=["a", "b"])
+    labels = gather(dataset, "train")["label"]
+    assert labels.dtype == np.float32
+    assert labels.shape == (420, 2)
+    assert dataset.manifest.splits["train"].class_counts == tuple(labels.sum(axis=0).astype(int))
+
+
+def test_regression_target(table: pa.Table, run: Run, gather: Gather) -> None:
+    dataset = run(table, target="amount")
+    labels = gather(dataset, "train")["label"]
+    assert labels.dtype == np.float64
+    assert dataset.schema.target.center == pytest.approx(labels.mean(), rel=1e-12)
+    assert dataset.schema.target.scale == pytest.approx(labels.std(), rel=1e-12)
+    assert dataset.manifest.splits["train"].class_counts == ()
+
+
+def test_fewer_rows_than_shards(run: Run, gather: Gather) -> None:
+    dataset = run(pa.table({"x": range(10), "label": [0, 1] * 5}))
+    assert dataset.n_shards == 7
+    assert [len(dataset.shard("test", v)) for v in range(7)] == [1, 1, 0, 0, 0, 0, 0]
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+        self.stages: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+
+def test_reuse_and_change(table: pa.Table, tmp_path: Path) -> None:
+    path, out = tmp_path / "a.parquet", Storage.open(str(tmp_path / "out"))
+    pq.write_table(table, path)
+    data = DataConfig(path=str(path), target="label")
+    heard = Heard()
+    first = shard(data, 0, out, reporter=heard)
+    assert list(first.notices) == heard.notices
+    stamp = (tmp_path / "out" / first.splits["train"].shards[0].path).stat().st_mtime_ns
+    again = Heard()
+    assert shard(data, 0, out, reporter=again) == first
+    assert "reused" in again.notices[0]
+    assert again.stages == []
+    assert (tmp_path / "out" / first.splits["train"].shards[0].path).stat().st_mtime_ns == stamp
+    # A request that fails leaves what is there.
+    with pytest.raises(DataError):
+        shard(data.model_copy(update={"target": ("x",)}), 0, out)
+    assert ShardedDataset.open(out).manifest == first
+    changed = shard(data, 1, out)
+    assert changed.key != first.key
+    dataset = ShardedDataset.open(out)
+    assert sum(len(dataset.shard("train", v)) for v in range(dataset.n_shards)) == dataset.rows("train")
+    folders = {file.path.split("/")[0] for split in changed.splits.values() for file in split.shards}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {MANIFEST, *folders}
+    # A damaged manifest is no reason to fail: it is made anew.
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps({"key": changed.key}))
+    assert shard(data, 1, out).splits["test"].class_counts == changed.splits["test"].class_counts
+
+
+def test_a_failure_while_writing_leaves_the_earlier_dataset(
+    table: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = tmp_path / "a.parquet", Storage.open(str(tmp_path / "out"))
+    pq.write_table(table, path)
+    data = DataConfig(path=str(path), target="label")
+    first = shard(data, 0, out)
+    calls = 0
+    real = Storage.write_bytes
+
+    def fail(self: Storage, name: str, content: bytes) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 5:
+            raise OSError(28, "No space left on device")
+        real(self, name, content)
+
+    monkeypatch.setattr(Storage, "write_bytes", fail)
+    with pytest.raises(OSError, match="No space left"):
+        shard(data, 1, out)
+    monkeypatch.undo()
+    dataset = ShardedDataset.open(out)
+    assert dataset.manifest == first
+    assert sum(len(dataset.shard("test", v)) for v in range(dataset.n_shards)) == dataset.rows("test")

@@ -1,0 +1,272 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.cluster import lease as lease_module
+from shoal.cluster.errors import ConfigError, RunError, ShoalError, StorageError
+from shoal.cluster.lease import LEASE, held, process_start
+from shoal.cluster.progress import Silent
+from shoal.cluster.run_folder import CONFIG, RunFolder, difference, to_yaml
+from shoal.cluster.storage import Storage
+
+EXPERIMENT: dict[str, Any] = {
+    "seed": 0,
+    "data": {"path": ["a.parquet"], "target": ["y"], "positive": "no", "types": {}},
+    "training": {"optimizer": {"adam": {"learning_rate": 1e-3}}, "epochs": 3},
+    "cluster": {"num_workers": 2},
+}
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return {**EXPERIMENT, **sections}
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.open(str(tmp_path / "run"))
+
+
+def test_the_first_claim_writes_the_experiment_and_ends_without_a_lease(run: RunFolder) -> None:
+    with run.claim(EXPERIMENT):
+        assert run.list() == [CONFIG, LEASE]
+        lease = run.read_json(LEASE)
+        assert (lease["host"], lease["pid"]) == (socket.gethostname(), os.getpid())
+    assert run.list() == [CONFIG]
+    assert run.config() == EXPERIMENT
+    assert "positive: no" in run.read_bytes(CONFIG).decode(), "YAML 1.2: no is a string"
+    assert "learning_rate: 0.001" in run.read_bytes(CONFIG).decode()
+
+
+def test_the_same_experiment_on_another_cluster_is_the_same_run(run: RunFolder) -> None:
+    for cluster in ({"num_workers": 2}, {"num_workers": 3, "address": "x:1"}):
+        with run.claim(changed(cluster=cluster)):
+            pass
+    assert run.config() == EXPERIMENT
+
+
+def test_a_tuple_is_a_list(run: RunFolder) -> None:
+    for path in (("a.parquet",), ["a.parquet"]):
+        with run.claim(changed(data={"path": path})):
+            pass
+
+
+def test_a_changed_experiment_is_refused_with_the_difference(run: RunFolder) -> None:
+    with run.claim(EXPERIMENT):
+        run.write_text("metrics.json", "{}")
+    other = changed(
+        training={"optimizer": {"sgd": {"learning_rate": 0.1}}, "epochs": 5},
+        data={**EXPERIMENT["data"], "path": ["s3://KEY:SECRET@b/x"]},
+    )
+    with pytest.raises(ConfigError) as raised, run.claim(other):
+        pytest.fail("the block must not run")
+    lines = str(raised.value).splitlines()
+    assert "belongs to another experiment" in lines[0]
+    assert lines[1:-1] == [
+        "  data.path: ['a.parquet'] -> ['s3://***@b/x']",
+        "  training.epochs: 3 -> 5",
+        "  training.optimizer.adam.learning_rate: 0.001 -> (absent)",
+        "  training.optimizer.sgd.learning_rate: (absent) -> 0.1",
+    ]
+    assert "--out" in lines[-1]
+    assert run.list() == [CONFIG, "metrics.json"], "earlier results stay, and the lease is released"
+    assert run.config() == EXPERIMENT
+
+
+def test_types_matter_to_the_difference() -> None:
+    assert difference({"a": 1}, {"a": "1"}) == ["a: 1 -> 1"]
+    assert difference({"a": {}}, {"a": {}}) == []
+    assert difference({"a": {}}, {"a": {"b": 1}}) == ["a: {} -> (absent)", "a.b: (absent) -> 1"]
+
+
+def test_credentials_are_not_stored_but_the_run_is_found_again(run: RunFolder) -> None:
+    for secret in ("SECRET", "ROTATED"):
+        with run.claim(changed(data={"path": [f"s3://KEY:{secret}@bucket/x"]})):
+            pass
+    assert "SECRET" not in run.read_bytes(CONFIG).decode()
+    assert "SECRET" not in to_yaml({"p": "s3://KEY:SECRET@bucket/x"})
+
+
+def test_a_folder_of_something_else_is_refused_untouched(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with (
+        pytest.raises(StorageError, match=r"is no run folder: .*thesis\.tex"),
+        RunFolder.open(str(tmp_path)).claim(EXPERIMENT),
+    ):
+        pytest.fail("the block must not run")
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "just text"])
+def test_a_damaged_config_is_named(run: RunFolder, text: str) -> None:
+    run.write_text(CONFIG, text)
+    with (
+        pytest.raises(StorageError, match=r"config\.yaml (is damaged|holds no experiment)"),
+        run.claim(EXPERIMENT),
+    ):
+        pytest.fail("the block must not run")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "manifest.json"])
+def test_the_last_file_says_complete(run: RunFolder, name: str) -> None:
+    with run.claim(EXPERIMENT):
+        assert not run.is_complete
+        run.write_text(name, "{}")
+    assert RunFolder.open(run.uri).is_complete
+    assert type(run.storage) is Storage
+
+
+def test_a_claim_that_fails_releases_the_lease(run: RunFolder) -> None:
+    def fails() -> None:
+        with run.claim(EXPERIMENT):
+            raise RunError("mid-run")
+
+    with pytest.raises(RunError, match="mid-run"):
+        fails()
+    assert run.list() == [CONFIG]
+
+
+HOLD = """
+import sys, time
+from shoal.cluster.run_folder import RunFolder
+with RunFolder.open(sys.argv[1]).claim({"seed": 0}):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_live_driver_keeps_others_out_and_a_killed_one_is_taken_over(run: RunFolder) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLD, run.uri], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            with (
+                pytest.raises(
+                    StorageError, match=rf"in use by process {other.pid} on {socket.gethostname()} \(since 20"
+                ),
+                run.claim({"seed": 0}),
+            ):
+                pytest.fail("the block must not run")
+        finally:
+            other.kill()
+    heard = Heard()
+    with run.claim({"seed": 0}, heard):
+        pass
+    assert len(heard.notices) == 1
+    assert f"taking over from process {other.pid}" in heard.notices[0]
+
+
+RACE = """
+import sys, time
+from shoal.cluster.errors import StorageError
+from shoal.cluster.run_folder import RunFolder
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    with RunFolder.open(sys.argv[1]).claim({"seed": 0}):
+        print("won")
+        time.sleep(1.5)
+except StorageError:
+    print("refused")
+"""
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_of_several_drivers_at_once_one_wins(run: RunFolder, stale: bool) -> None:
+    if stale:
+        run.write_json(
+            LEASE, {"host": socket.gethostname(), "pid": 2**22 + 1, "process_start": "1", "token": "x"}
+        )
+        run.write_text(CONFIG, "seed: 0\n")
+    start = str(time.time() + 1)
+    drivers = [
+        subprocess.Popen([sys.executable, "-c", RACE, run.uri, start], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    assert sorted(driver.communicate(timeout=60)[0] for driver in drivers) == ["refused\n"] * 2 + ["won\n"]
+
+
+def test_a_pid_given_to_another_process_is_not_the_driver(run: RunFolder) -> None:
+    lease = {"host": socket.gethostname(), "pid": os.getpid(), "process_start": "not mine", "token": "x"}
+    run.write_json(LEASE, lease)
+    with run.claim(EXPERIMENT):
+        pass
+    assert process_start(os.getpid()) == process_start(os.getpid()) is not None
+
+
+def test_a_process_that_is_gone_has_no_start(tmp_path: Path) -> None:
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 20
+    while process_start(done.pid) is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process_start(done.pid) is None, "a zombie runs no more"
+    done.wait()
+    assert process_start(done.pid) is None
+
+
+@pytest.mark.parametrize(("age", "alive"), [(100.0, True), (130.0, False)])
+def test_another_hosts_lease_lives_for_two_minutes_after_its_last_sign(
+    run: RunFolder, age: float, alive: bool
+) -> None:
+    seen = time.time() - age
+    run.write_json(LEASE, {"host": "elsewhere", "pid": 1, "since": seen, "seen": seen, "token": "x"})
+    if alive:
+        with (
+            pytest.raises(StorageError, match="in use by process 1 on elsewhere .*120 s"),
+            run.claim(EXPERIMENT),
+        ):
+            pytest.fail("the block must not run")
+    else:
+        with run.claim(EXPERIMENT):
+            pass
+
+
+def test_a_lease_is_renewed(run: RunFolder) -> None:
+    with held(run, renew=0.05):
+        first = run.read_json(LEASE)
+        deadline = time.monotonic() + 10
+        while (now := run.read_json(LEASE))["seen"] == first["seen"] and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert now["seen"] > first["seen"]
+        assert now["since"] == first["since"]
+
+
+def test_a_driver_that_lost_its_lease_says_so_and_leaves_the_others_alone(run: RunFolder) -> None:
+    theirs = {"host": "elsewhere", "pid": 7, "token": "theirs", "since": time.time(), "seen": time.time()}
+
+    def loses() -> None:
+        with held(run, renew=0.05) as lease:
+            run.write_json(LEASE, theirs)
+            deadline = time.monotonic() + 10
+            while lease.lost_to is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+    with pytest.raises(RunError, match="process 7 on elsewhere .* took over"):
+        loses()
+    assert run.read_json(LEASE) == theirs
+
+
+def test_on_an_object_store_the_last_writer_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = RunFolder.open("memory://runs/one")
+    with remote.claim(EXPERIMENT):
+        pass
+    other = {"host": "elsewhere", "pid": 7, "token": "theirs", "since": time.time(), "seen": time.time()}
+    monkeypatch.setattr(lease_module.time, "sleep", lambda _: remote.write_json(LEASE, other))
+    with pytest.raises(ShoalError, match="in use by process 7 on elsewhere"), remote.claim(EXPERIMENT):
+        pytest.fail("the block must not run")
+    assert json.loads(remote.read_bytes(LEASE)) == other
+    remote.delete()
