@@ -30,9 +30,13 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
-bench: $(STAMP)  ## both sides of every comparison, with a ratio each
-	@set -e; for script in benchmarks/*.py; do \
-	  case "$$script" in */_*) continue;; esac; echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(STAMP)  ## both sides of every comparison, with ratios; DATA=FILE.parquet (columns label and split) for all
+	@$(BIN)/python benchmarks/intervals.py
+	@$(BIN)/python benchmarks/reference.py
+	@if [ -n "$(DATA)" ]; then \
+	  $(BIN)/python benchmarks/sharding.py "$(DATA)" label --split-column split && \
+	  $(BIN)/python benchmarks/train.py "$(DATA)"; \
+	else echo "sharding and whole commands: make bench DATA=FILE.parquet, with 0/1 label and train/test split columns"; fi
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info

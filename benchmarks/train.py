@@ -54,7 +54,9 @@ def compare(file: Path, workers: int, repeats: int) -> None:
     """Alternate the two sides and print medians and ratios."""
     torchrun = Path(sys.executable).with_name("torchrun")
     script = [str(HERE / "handwritten.py"), str(file)]
-    by_hand = [sys.executable, *script] if workers == 1 else [str(torchrun), f"--nproc-per-node={workers}", *script]
+    by_hand = (
+        [sys.executable, *script] if workers == 1 else [str(torchrun), f"--nproc-per-node={workers}", *script]
+    )
     rows: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -83,14 +85,22 @@ def compare(file: Path, workers: int, repeats: int) -> None:
     for name, value in medians.items():
         print(f"  {name:<44}{value:>12,.3f}   ({min(rows[name]):,.3f} to {max(rows[name]):,.3f})")
     hand = medians["hand: whole command, s"]
-    print(f"  rows/s, shoal / hand: {medians['shoal: training, rows/s'] / medians['hand: training, rows/s']:.2f}")
-    print(f"  wall with sharding, shoal / hand: {medians['shoal: whole command with sharding, s'] / hand:.2f}")
-    print(f"  wall with shards there, shoal / hand: {medians['shoal: whole command with shards there, s'] / hand:.2f}")
+    print(
+        f"  rows/s, shoal / hand: {medians['shoal: training, rows/s'] / medians['hand: training, rows/s']:.2f}"
+    )
+    print(
+        f"  wall with sharding, shoal / hand: {medians['shoal: whole command with sharding, s'] / hand:.2f}"
+    )
+    print(
+        f"  wall with shards there, shoal / hand: {medians['shoal: whole command with shards there, s'] / hand:.2f}"
+    )
 
 
 def main() -> None:
     """Parse arguments and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])

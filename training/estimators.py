@@ -274,4 +274,5 @@ def _columns(X: NDArray[np.float64]) -> tuple[Column, ...]:
 def _prepared(X: NDArray[np.float64], schema: Schema) -> NDArray[np.float32]:
     center = np.array([c.center[0] for c in schema.columns])
     scale = np.array([c.scale[0] for c in schema.columns])
-    return ((X - center) / scale).astype(np.float32)
+    prepared: NDArray[np.float32] = ((X - center) / scale).astype(np.float32)
+    return prepared

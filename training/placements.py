@@ -6,15 +6,16 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayTaskError
-from ray.train import ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2.api.config import FailureConfig, RunConfig
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.result import Result
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter, Silent
@@ -34,7 +35,7 @@ _RAY_TRAIN = {
 }
 
 
-class _Trainer(TorchTrainer):  # type: ignore[misc]
+class _Trainer(TorchTrainer):
     """A TorchTrainer without Ray Data, whose manager is a process of its own that imports it."""
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -110,7 +111,7 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
         )
         try:
             with _ray_train_settled():
-                result = trainer.fit()
+                result = cast(Result, trainer.fit())
         except WorkerGroupError as error:
             raise _our_error(list(error.worker_failures.values())) from error
         except ControllerError as error:

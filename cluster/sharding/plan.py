@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from shoal.cluster.sharding.hashing import U64, mix
 from shoal.cluster.sharding.manifest import SPLITS
+from shoal.cluster.sharding.splits import by_stratum
 
 ROWS_PER_SHARD = 4096
 FEWEST, MOST = 16, 1024
@@ -51,7 +52,7 @@ class Plan:
 
     def arrange(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Bring values ``[rows read, …]`` into the final order ``[rows kept, …]``."""
-        kept = np.flatnonzero(self.position >= 0)
+        kept = self.position >= 0
         out = np.empty((len(self.row_id), *values.shape[1:]), values.dtype)
         out[self.position[kept]] = values[kept]
         return out
@@ -68,7 +69,7 @@ def count_shards(train_rows: int, asked: int | str) -> int:
     return int(max(1, min(max(FEWEST, min(near, MOST)), train_rows)))
 
 
-def deal(parts: npt.NDArray[np.int8], strata: npt.NDArray[np.int64], n_shards: int) -> npt.NDArray[np.int64]:
+def deal(parts: npt.NDArray[np.int8], strata: npt.NDArray[np.int64], n_shards: int) -> npt.NDArray[np.int32]:
     """Deal the rows of each part over the shards like cards, class after class.
 
     Parameters
@@ -82,16 +83,14 @@ def deal(parts: npt.NDArray[np.int8], strata: npt.NDArray[np.int64], n_shards: i
 
     Returns
     -------
-    int64 ``[n]``: slot, or -1. Within a part, the rows of a class and the rows of all classes differ by at
+    int32 ``[n]``: slot, or -1. Within a part, the rows of a class and the rows of all classes differ by at
     most one
     between two shards, and the longer shards come first.
     """
-    slots = np.full(len(parts), -1, np.int64)
-    if len(strata) and strata.max() < 2**15:
-        strata = strata.astype(np.int16)  # numpy sorts 16 bits by radix
+    slots = np.full(len(parts), -1, np.int32)
     for part in range(len(SPLITS)):
         rows = np.flatnonzero(parts == part)
-        rows = rows[np.argsort(strata[rows], kind="stable")]
+        rows = rows[by_stratum(strata[rows])]
         slots[rows] = part * n_shards + np.arange(len(rows)) % n_shards
     return slots
 
@@ -119,10 +118,10 @@ def make_plan(
     """
     slots = deal(parts, strata, n_shards)
     kept = np.flatnonzero(slots >= 0)
-    narrow = slots[kept].astype(np.int16) if 3 * n_shards < 2**15 else slots[kept]
-    final = kept[np.argsort(narrow, kind="stable")]
     offsets = np.zeros(3 * n_shards + 1, np.int64)
     np.cumsum(np.bincount(slots[kept], minlength=3 * n_shards), out=offsets[1:])
+    final = kept[by_stratum(slots[kept])]
+    del slots, kept
     position = np.full(rows_read, -1, np.int64)
     position[order[final]] = np.arange(len(final))
     return Plan(n_shards, position, offsets, ids[final])

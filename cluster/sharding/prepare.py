@@ -10,7 +10,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import normalise
 from shoal.cluster.sharding.manifest import Column, Schema
 from shoal.cluster.sharding.names import nearest, plural
-from shoal.cluster.sharding.values import codes, raw_numbers
+from shoal.cluster.sharding.values import codes, plain, raw_numbers
 
 # Rows prepared at a time: a block's columns stay in the processor's cache while they are interleaved.
 BLOCK = 16_384
@@ -54,7 +54,7 @@ def prepare(table: pa.Table, schema: Schema) -> Prepared:
                 f"the data have no column {column.name!r}, which the model "
                 f"needs{nearest(column.name, table.column_names)}"
             )
-    arrays = {column.name: normalise(table.column(column.name)) for column in schema.columns}
+    arrays = {column.name: plain(normalise(table.column(column.name)), column) for column in schema.columns}
     numeric = np.empty((len(table), schema.numeric_width), np.float32)
     categorical = np.empty((len(table), len(schema.categorical)), np.int32)
     for start in range(0, len(table), BLOCK):

@@ -71,10 +71,10 @@ def scan_piece(table: pa.Table, roles: Roles) -> Scan:
     return Scan(keys, table.select(list(roles.values)), hashes, facts)
 
 
-def merge(scans: Sequence[Scan]) -> Scan:
-    """Join the pieces' scans, in their order."""
+def merge_away(scans: list[Scan]) -> Scan:
+    """Join the pieces' scans, in their order; empties the list, so that they do not stay in memory beside the result."""
     if len(scans) == 1:
-        return scans[0]
+        return scans.pop()
     facts: dict[str, Facts] = {}
     for scan in scans:
         for name, of_piece in scan.facts.items():
@@ -85,7 +85,9 @@ def merge(scans: Sequence[Scan]) -> Scan:
     table = pa.concat_tables([scan.roles for scan in scans])
     table = pa.table({name: one_chunk(table.column(name)) for name in table.column_names})
     hashes = {name: np.concatenate([scan.hashes[name] for scan in scans]) for name in scans[0].hashes}
-    return Scan(np.concatenate([scan.keys for scan in scans]), table, hashes, facts)
+    keys = np.concatenate([scan.keys for scan in scans])
+    scans.clear()
+    return Scan(keys, table, hashes, facts)
 
 
 def pieces(source: Source, names: Sequence[str], batch_rows: int | None) -> Iterator[pa.Table]:

@@ -16,34 +16,28 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from shoal.cluster.config import StorageConfig
-from shoal.cluster.errors import DataError, StorageError
+from shoal.cluster.errors import StorageError
 from shoal.cluster.filesystems import explained
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.arrays import one_chunk
-from shoal.cluster.sharding.assign import Rows, assign
 from shoal.cluster.sharding.blocks import Blocks, InMemory, Spilled
 from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.features import Features, candidates, drop_constant, infer_features
+from shoal.cluster.sharding.decide import Decided, decide
+from shoal.cluster.sharding.features import candidates, drop_constant
 from shoal.cluster.sharding.files import FOLDER, class_counts, identifiers, shard_path, write_shard
-from shoal.cluster.sharding.hashing import seeded
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
-from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split, Target
-from shoal.cluster.sharding.names import plural
-from shoal.cluster.sharding.plan import Plan, count_shards, make_plan, row_ids
+from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split
+from shoal.cluster.sharding.plan import Plan
 from shoal.cluster.sharding.prepare import Prepared, prepare
-from shoal.cluster.sharding.scan import Roles, Scan, merge, pieces, scan_piece
+from shoal.cluster.sharding.scan import Roles, merge_away, pieces, scan_piece
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.statistics import Statistics
-from shoal.cluster.sharding.targets import code_labels, infer_target
 from shoal.cluster.storage import Storage
 
 BUDGET = 512 << 20
@@ -129,9 +123,7 @@ def shard(
             tables.append(piece.select(keep))
         done += len(piece)
         reporter.advance(done, source.n_rows, "rows")
-    scan = merge(scans)
-    del scans
-    decided = _decide(scan, source, data, seed, chosen)
+    decided = decide(merge_away(scans), source.schema, data, seed, chosen)
     notices = [
         *source.notices,
         *partition_notice(files),
@@ -172,19 +164,6 @@ def shard(
     return manifest
 
 
-@dataclass
-class _Decided:
-    """Everything that pass 1 settles; labels in final order."""
-
-    target: Target
-    features: Features
-    plan: Plan
-    labels: npt.NDArray[Any]
-    split_kind: str
-    left_out: dict[str, int]
-    notices: list[str]
-
-
 def _key(files: list[Any], data: DataConfig, seed: int) -> str:
     return fingerprint(files, data.model_dump(mode="json"), seed, "format 1")
 
@@ -215,72 +194,6 @@ def _roles(data: DataConfig) -> Roles:
     )
 
 
-def _decide(scan: Scan, source: Source, data: DataConfig, seed: int, chosen: list[str]) -> _Decided:
-    private = bool(set(data.target) & set(data.private))
-    target, notices = infer_target(scan.roles, data)
-    features = infer_features(source.schema, chosen, scan.facts, data)
-    labels, missing = code_labels(scan.roles, target, private=private)
-    left_out = {}
-    if missing.any():
-        left_out["without a label"] = int(missing.sum())
-        notices.append(f"left out {plural(int(missing.sum()), 'row')} without a label")
-    labelled = np.flatnonzero(~missing)
-    order = labelled[np.argsort(scan.keys[labelled])]
-    ids = row_ids(scan.keys[order])
-    # By id rather than by key, which copies of a row share: they would all fall into one part.
-    drawn = np.argsort(seeded(ids.view(np.uint64), seed))
-    order, ids = order[drawn], ids[drawn]
-    rows = Rows(
-        labels[order],
-        scan.roles.take(pa.array(order)),
-        scan.keys[order],
-        {name: values[order] for name, values in scan.hashes.items()},
-    )
-    result = assign(rows, data, target, seed)
-    train = result.parts == 0
-    n_shards = count_shards(int(train.sum()), data.shards)
-    if isinstance(data.shards, int) and n_shards < data.shards:
-        raise DataError(
-            f"data.shards is {data.shards}, more than the {plural(n_shards, 'training row')}; use fewer"
-        )
-    notices += [*result.notices, *_say_twins(rows, data, result.parts)]
-    plan = make_plan(order, ids, result.parts, _strata(rows.labels, target), n_shards, len(scan.keys))
-    return _Decided(
-        target,
-        features,
-        plan,
-        plan.arrange(labels),
-        result.kind,
-        left_out | result.left_out,
-        notices,
-    )
-
-
-def _say_twins(rows: Rows, data: DataConfig, parts: npt.NDArray[np.int8]) -> list[str]:
-    """Say how many test rows are copies of a training row: their score is partly memory."""
-    contents = rows.keys
-    # A key is a sum over the columns, so the columns that no model sees can be taken out of it.
-    for name in {data.id, data.split.column} - {None}:
-        contents = contents - rows.hashes[str(name)]
-    tests = parts == 2
-    twins = int(np.isin(contents[tests], contents[parts == 0]).sum())
-    if twins == 0:
-        return []
-    return [
-        f"{plural(twins, 'test row')} of {int(tests.sum()):,} equal a training row in every column, target included; "
-        "data.split: {hash: {}} keeps equal rows together"
-    ]
-
-
-def _strata(labels: npt.NDArray[Any], target: Target) -> npt.NDArray[np.int64]:
-    """Return what the rows of a part are dealt by: class, set of labels, or nothing."""
-    if target.task == "regression":
-        return np.zeros(len(labels), np.int64)
-    if target.task == "multilabel":
-        return np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return np.asarray(labels, np.int64)
-
-
 @contextmanager
 def _blocks(
     tables: list[pa.Table],
@@ -308,7 +221,7 @@ def _blocks(
         yield Spilled(pieces(source, names, batch_rows), plan, Path(folder), block_rows)
 
 
-def _fit(blocks: Blocks, decided: _Decided, data: DataConfig) -> tuple[Schema, list[str]]:
+def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
     """Fit the statistics on the training rows, and complete the schema."""
     plan, features = decided.plan, decided.features
     said_before = len(features.notices)
@@ -336,7 +249,7 @@ def _fit(blocks: Blocks, decided: _Decided, data: DataConfig) -> tuple[Schema, l
 
 
 def _write(
-    blocks: Blocks, decided: _Decided, schema: Schema, destination: Storage, folder: str, reporter: Reporter
+    blocks: Blocks, decided: Decided, schema: Schema, destination: Storage, folder: str, reporter: Reporter
 ) -> dict[Any, Split]:
     plan, labels = decided.plan, decided.labels
     files: list[ShardFile] = []

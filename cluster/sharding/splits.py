@@ -63,13 +63,19 @@ def stratified(labels: Ints, n_classes: int, test: float, validation: float) -> 
     counts = np.bincount(labels, minlength=n_classes)
     tests = np.minimum(quotas(counts, test), np.maximum(counts - 1, 0))
     validations = np.minimum(quotas(counts, validation), np.maximum(counts - 1 - tests, 0))
-    order = np.argsort(labels, kind="stable")
-    rank = np.empty(len(labels), np.int64)
-    rank[order] = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    by_class = by_stratum(labels)
     parts = np.zeros(len(labels), np.int8)
-    parts[rank < (tests + validations)[labels]] = VALIDATION
-    parts[rank < tests[labels]] = TEST
+    for start, to_test, to_validation in zip(np.cumsum(counts) - counts, tests, validations, strict=True):
+        parts[by_class[start : start + to_test]] = TEST
+        parts[by_class[start + to_test : start + to_test + to_validation]] = VALIDATION
     return parts
+
+
+def by_stratum(strata: npt.NDArray[np.signedinteger[Any]]) -> Ints:
+    """Return the rows class after class, each class in the given order."""
+    # numpy sorts integers of 16 bits by radix.
+    narrow = strata.astype(np.int16) if len(strata) and strata.max() < 2**15 else strata
+    return np.argsort(narrow, kind="stable")
 
 
 def random(n: int, test: float, validation: float) -> Codes:

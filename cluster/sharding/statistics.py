@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import F64, normalise
 from shoal.cluster.sharding.manifest import Column, Scalar
-from shoal.cluster.sharding.values import category_values, raw_numbers
+from shoal.cluster.sharding.values import category_values, plain, raw_numbers
 
 # Up to so many categories each has its own code, however rare; beyond, values seen once train the code
 # "other".
@@ -127,7 +127,7 @@ class Statistics:
             First row of each shard, and the end.
         """
         for column in self._columns:
-            array = normalise(table.column(column.name))
+            array = plain(normalise(table.column(column.name)), column)
             if column.type == "categorical":
                 self._counts[column.name].add(array.slice(offsets[0], offsets[-1] - offsets[0]), column)
                 continue

@@ -18,12 +18,34 @@ from shoal.cluster.sharding.arrays import (
     list_numbers,
     microseconds,
     numbers,
+    parse_stamps,
 )
 from shoal.cluster.sharding.manifest import FIRST_CATEGORY, MISSING, OTHER, Column
 from shoal.cluster.sharding.names import plural
 
 _DAY = 86_400_000_000
 _TURN = 2 * np.pi
+
+
+def plain(array: pa.Array, column: Column) -> pa.Array:
+    """Read texts of a time stamp column once, so that `raw_numbers` of its slices need not.
+
+    Raises
+    ------
+    DataError
+        If a text is no ISO 8601 stamp.
+    """
+    if column.type != "timestamp" or not is_text(array.type):
+        return array
+    try:
+        if pa.types.is_dictionary(array.type):
+            return parse_stamps(array.dictionary).take(array.indices)
+        return parse_stamps(array)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            f"column {column.name!r} is a time stamp, but some of its texts are no ISO 8601 stamps; write them as "
+            "2026-10-01 or 2026-10-01T12:00:00Z"
+        ) from error
 
 
 def raw_numbers(array: pa.Array, column: Column) -> F64:
@@ -119,13 +141,7 @@ def category_values(array: pa.Array, column: Column) -> pa.Array:
 def _stamp_parts(array: pa.Array, column: Column) -> F64:
     if not (is_stamp(array.type) or is_text(array.type)):
         _wrong_type(column, array.type)
-    try:
-        stamps, missing = microseconds(array)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"column {column.name!r} is a time stamp, but some of its texts are no ISO 8601 stamps; write them as "
-            "2026-10-01 or 2026-10-01T12:00:00Z"
-        ) from error
+    stamps, missing = microseconds(plain(array, column))
     day = np.floor_divide(stamps, _DAY)
     time_of_day = (stamps - day * _DAY) / _DAY
     dates = day.astype("datetime64[D]")

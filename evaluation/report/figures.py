@@ -35,7 +35,7 @@ def loss_curve(epochs: Floats, values: Floats, best: Best | None) -> str:
         if best is not None:
             axes.axvline(best.epoch, color=SECOND, lw=1.2, ls=(0, (4, 3)), label=f"best epoch ({best.epoch})")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(left=0)
+        axes.set_xlim(0, float(epochs[-1]) * 1.03)
         label_axes(axes, "epoch", "loss")
         axes.legend(loc="upper right")
         last = f"{values[-1]:.4g}" if len(values) else "unknown"

@@ -72,9 +72,9 @@ def grid(*figures: Html) -> Html:
     return Html(f'<div class="figures">{"".join(figures)}</div>' if any(figures) else "")
 
 
-def details(summary: object, body: object) -> Html:
-    """Return something to unfold."""
-    return Html(f"<details><summary>{text(summary)}</summary>\n{text(body)}\n</details>")
+def details(summary: object, body: object, opened: bool = False) -> Html:
+    """Return something to unfold, or to fold."""
+    return Html(f"<details{' open' if opened else ''}><summary>{text(summary)}</summary>\n{text(body)}\n</details>")
 
 
 def pre(content: str) -> Html:
@@ -105,7 +105,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]
         elif isinstance(value, list | tuple):
             yield name, " ".join(str(part) for part in value)
         elif value is not None:
-            yield name, str(value)
+            yield name, f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def number(

@@ -49,19 +49,32 @@ class Listener(Silent):
 
 
 def run(
-    digits: Path, folder: Path, placement: str, workers: int = 1, model: Config | None = None, timeout: float = 60,
+    digits: Path,
+    folder: Path,
+    placement: str,
+    workers: int = 1,
+    model: Config | None = None,
+    timeout: float = 60,
     listener: Silent | None = None,
 ) -> tuple[FitOutcome, dict[str, np.ndarray], pa.Table]:
     Storage.open(str(folder)).write_text("config.yaml", "test: true\n")
     job = FitJob(
         model=model or MLPConfig(hidden=(16,), dropout=0.2),
         training=TrainingConfig(epochs=2, batch_size=64, precision="fp64"),
-        seed=1, data_uri=str(digits), run_uri=str(folder), monitor=resolve_scoring("auto", "binary")[0], cpus=1.0,
+        seed=1,
+        data_uri=str(digits),
+        run_uri=str(folder),
+        monitor=resolve_scoring("auto", "binary")[0],
+        cpus=1.0,
     )
     shape = Shape(num_workers=workers, cpus_per_worker=1.0, gpus_per_worker=0.0, placement=placement)
     cluster = ClusterConfig(collective_timeout=timedelta(seconds=timeout))
     outcome = fit(job, shape, cluster, listener or Silent())
-    return outcome, load_file(folder / "model" / "model.safetensors"), pq.read_table(folder / "predictions.parquet")
+    return (
+        outcome,
+        load_file(folder / "model" / "model.safetensors"),
+        pq.read_table(folder / "predictions.parquet"),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,9 @@ from torch import nn
 
 
 def small(n_inputs: int, n_outputs: int, hidden: int = 4) -> nn.Module:
-    return nn.Sequential(nn.Linear(n_inputs, hidden), nn.Tanh(), nn.Dropout(0.1), nn.Linear(hidden, n_outputs))
+    return nn.Sequential(
+        nn.Linear(n_inputs, hidden), nn.Tanh(), nn.Dropout(0.1), nn.Linear(hidden, n_outputs)
+    )
 
 
 class FailsOnWorkerOne(nn.Module):

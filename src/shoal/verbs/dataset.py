@@ -1,6 +1,8 @@
 """shard: find or make the sharded dataset that an experiment trains on."""
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shoal.cluster.progress import Reporter, Silent
@@ -8,7 +10,7 @@ from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import MANIFEST, Manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, to_dict
-from shoal.verbs.runs import logged
+from shoal.verbs.runs import claimed
 
 
 @dataclass(frozen=True)
@@ -70,17 +72,16 @@ def shard(
         return _reused(found, reporter)
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
-    with folder.claim(_identity(experiment), reporter):
+    with claimed(folder, _identity(experiment), reporter, MANIFEST) as heard:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
             made = _reused(folder.storage, reporter)
             if made.manifest.key == key:
                 return made
             reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
             folder.delete(MANIFEST)
-        with logged(folder, reporter) as heard:
-            manifest = write(
-                experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
-            )
+        manifest = write(
+            experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
+        )
     return ShardResult(folder.uri, manifest, False)
 
 
@@ -96,6 +97,7 @@ def _existing(root: Storage, key: str) -> Storage | None:
 def _reused(folder: Storage, reporter: Reporter) -> ShardResult:
     from shoal.cluster.sharding.dataset import ShardedDataset
 
-    manifest = ShardedDataset.open(folder).manifest
+    # Remote shards are not copied here, but their dataset does not open without a place for copies.
+    manifest = ShardedDataset.open(folder, cache=Path(tempfile.gettempdir())).manifest
     reporter.notice(f"the sharded dataset of these inputs is there already: {folder.uri}")
     return ShardResult(folder.uri, manifest, True)

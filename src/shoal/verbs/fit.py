@@ -15,7 +15,7 @@ from shoal.experiment import Experiment, to_dict
 from shoal.verbs.dataset import ShardResult, shard
 from shoal.verbs.judge import DATA, judge
 from shoal.verbs.provenance import Stages, provenance
-from shoal.verbs.runs import logged, run_uri, scores_of
+from shoal.verbs.runs import claimed, run_uri, scores_of
 
 PROVENANCE = "provenance.json"
 
@@ -80,7 +80,7 @@ def train(
     if isinstance(experiment.model, Imported):
         experiment.model.load()  # a factory that is not there is found now, not after the sharding
     shape, demand = plan(experiment.cluster)
-    with run.claim(to_dict(experiment), reporter), logged(run, reporter) as heard:
+    with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
         if run.is_complete:
             heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
             return _known(run)

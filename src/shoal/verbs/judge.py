@@ -40,10 +40,12 @@ def judge(
     from shoal.evaluation.metrics import resolve_scoring
 
     settings = experiment.evaluation
+    asked = resolve_scoring(settings.scoring, schema.target.task)
+    others = [metric for metric in resolve_scoring("auto", schema.target.task) if metric not in asked]
     return score(
         predictions,
         schema.target,
-        resolve_scoring(settings.scoring, schema.target.task),
+        [*asked, *others],
         confidence=settings.confidence,
         replicates=settings.replicates,
         seed=experiment.seed,

@@ -118,9 +118,11 @@ def test_secrets_are_masked_in_messages(shoal, folder, monkeypatch):
 
 def test_the_deadline_strikes_and_leaves_no_timer():
     started = time.monotonic()
-    with pytest.raises(RunError, match=r"time limit of 0\.05s is reached; give more with --time-limit"):
-        with deadline(timedelta(seconds=0.05), lambda: "; kept"):
-            time.sleep(5)
+    with (
+        pytest.raises(RunError, match=r"time limit of 0\.05s is reached; give more with --time-limit"),
+        deadline(timedelta(seconds=0.05), lambda: "; kept"),
+    ):
+        time.sleep(5)
     assert time.monotonic() - started < 2
     with deadline(timedelta(seconds=0.05)):
         pass

@@ -139,10 +139,16 @@ def test_check_shows_all_and_writes_nothing(shoal, run, folder):
     ],
 )
 @pytest.mark.parametrize("verb", ["check", "train"])
-def test_what_cannot_work_is_refused_with_2(shoal, folder, verb, override, said):
+def test_what_cannot_work_is_refused_with_2_and_leaves_nothing(shoal, folder, verb, override, said):
+    before = set(listing(folder))
     done = shoal(verb, folder / "small.yaml", "--set", override)
     assert done.code == 2
     assert said in done.err
+    left = set(listing(folder)) - before
+    assert not [name for name in left if "train-" in name]
+    assert all("shard-" in name or name == "runs" for name in left)
+    for dataset in (folder / "runs").glob("*-shard-*"):
+        assert (dataset / "manifest.json").exists()
 
 
 def test_storage_that_cannot_be_written_is_refused_with_2(shoal, folder):
