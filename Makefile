@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ROOMS := cluster training tuning transfer evaluation k8s
-SOURCES := $(ROOMS) src/shoal/*.py src/shoal/cli tests benchmarks
+SOURCES := $(ROOMS) src/shoal/*.py src/shoal/cli src/shoal/verbs examples tests benchmarks
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format bench clean links

@@ -18,9 +18,12 @@ def own_threads(cpus: float | None = None) -> int:
     """Let torch use as many threads as this process owns CPUs, and return how many.
 
     More threads than CPUs make a fit 10 to 40 times slower, so the count never exceeds what the scheduler lets
-    the process run on.
+    the process run on, nor ``OMP_NUM_THREADS`` where the user set it.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdigit() and int(asked) > 0:
+        allowed = min(allowed, int(asked))
     threads = max(1, min(allowed, int(cpus) if cpus is not None else allowed))
     torch.set_num_threads(threads)
     return threads

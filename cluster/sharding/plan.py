@@ -137,11 +137,10 @@ def row_ids(keys: U64) -> npt.NDArray[np.int64]:
     keys
         Content keys, equal ones next to each other, ``[n]``.
     """
-    first = np.ones(len(keys), np.bool_)
-    first[1:] = keys[1:] != keys[:-1]
-    starts = np.flatnonzero(first)
-    nth = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
     ids = keys.copy()
-    again = nth > 0
-    ids[again] = mix(keys[again] + nth[again].astype(np.uint64) * _STEP)
+    again = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    if len(again):
+        starts = np.flatnonzero(np.diff(again, prepend=-1) != 1)
+        nth = np.arange(1, len(again) + 1) - np.repeat(starts, np.diff(starts, append=len(again)))
+        ids[again] = mix(keys[again] + nth.astype(np.uint64) * _STEP)
     return ids.view(np.int64)

@@ -31,7 +31,11 @@ def data(facts: ReportFacts) -> Html:
         _rows_sentence(facts),
         _parts_table(facts),
         _left_out(facts),
-        details(f"What was inferred and noticed ({len(manifest.notices)})", _list(manifest.notices), opened=len(manifest.notices) <= SHOWN)
+        details(
+            f"What was inferred and noticed ({len(manifest.notices)})",
+            _list(manifest.notices),
+            opened=len(manifest.notices) <= SHOWN,
+        )
         if manifest.notices
         else "",
         details(f"Columns used ({len(manifest.schema_.columns)})", _columns(facts)),
@@ -121,7 +125,9 @@ def _left_out(facts: ReportFacts) -> Html:
         for why, rows in manifest.left_out.items()
     ]
     lines += [
-        Html(f"column <code>{text(name)}</code>: {text(why)}") for name, why in manifest.dropped.items() if name not in facts.target.columns
+        Html(f"column <code>{text(name)}</code>: {text(why)}")
+        for name, why in manifest.dropped.items()
+        if name not in facts.target.columns
     ]
     lines += [
         Html(f"column <code>{text(name)}</code> is private: its values appear nowhere in this report")

@@ -74,7 +74,9 @@ def grid(*figures: Html) -> Html:
 
 def details(summary: object, body: object, opened: bool = False) -> Html:
     """Return something to unfold, or to fold."""
-    return Html(f"<details{' open' if opened else ''}><summary>{text(summary)}</summary>\n{text(body)}\n</details>")
+    return Html(
+        f"<details{' open' if opened else ''}><summary>{text(summary)}</summary>\n{text(body)}\n</details>"
+    )
 
 
 def pre(content: str) -> Html:

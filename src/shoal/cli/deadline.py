@@ -10,8 +10,9 @@ from types import FrameType
 from shoal.cluster.config import format_duration
 from shoal.cluster.errors import RunError
 
-# A library may swallow an exception that strikes in one of its callbacks; then it is raised again. Long
-# enough for a clean-up that the first one began.
+# The alarm interrupts as Ctrl-C does: Ray's own wait lets no other exception pass, and every clean-up of an
+# interrupted run is then that of a late one. A library may still swallow it; then it is sent again, after a time
+# that is long enough for a clean-up that the first one began.
 AGAIN = 60.0
 
 
@@ -35,16 +36,31 @@ def deadline(limit: timedelta | None, kept: Callable[[], str] = str) -> Iterator
         yield
         return
 
-    def ring(_number: int, _frame: FrameType | None) -> None:
-        raise RunError(
+    def message() -> str:
+        return (
             f"the time limit of {format_duration(limit)} is reached; give more with --time-limit, or ask for less "
             f"(fewer training.epochs, more cluster.num_workers){kept()}"
         )
 
+    struck = False
+
+    def ring(_number: int, _frame: FrameType | None) -> None:
+        nonlocal struck
+        struck = True
+        signal.raise_signal(signal.SIGINT)
+
     before = signal.signal(signal.SIGALRM, ring)
+    interrupt = signal.getsignal(signal.SIGINT)
+    if interrupt == signal.SIG_IGN:  # as in a shell script's background job
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.setitimer(signal.ITIMER_REAL, limit.total_seconds(), AGAIN)
     try:
         yield
+    except KeyboardInterrupt:
+        if not struck:
+            raise
+        raise RunError(message()) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, interrupt)

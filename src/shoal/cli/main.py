@@ -21,6 +21,10 @@ INTERRUPTED = 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Read when torch is loaded. Threads that spin while they wait make a fit on a busy machine 10 times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a model of the user's own lies beside the experiment
     state.reset(arguments)
     try:
         code = app(arguments or ["--help"], prog_name="shoal", standalone_mode=False)

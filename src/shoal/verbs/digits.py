@@ -1,6 +1,8 @@
 """demo: the whole path on real data that come with scikit-learn."""
 
 import os
+import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,15 +48,24 @@ class DemoResult:
     @property
     def next_commands(self) -> tuple[str, str, str]:
         """Return three commands to try."""
+        shoal = _program()
         return (
-            f"shoal predict {shown(self.train.run)} --data {self.data} --to {self.folder}/predictions.csv",
-            f"shoal train {self.config} --set training.optimizer.learning_rate=1e-3",
-            "shoal init YOUR.parquet --target COLUMN",
+            f"{shoal} predict {shown(self.train.run)} --data {self.data} --to {self.folder}/predictions.csv",
+            f"{shoal} train {self.config} --set training.optimizer.learning_rate=1e-3",
+            f"{shoal} init YOUR.parquet --target COLUMN",
         )
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return {**self.train.as_dict(), "config": self.config, "next": list(self.next_commands)}
+
+
+def _program() -> str:
+    """Return how to call the command line: `make demo` runs it from a virtual environment that is not active."""
+    beside = Path(sys.executable).parent / "shoal"
+    if shutil.which("shoal") is None and beside.exists():
+        return shown(str(beside))
+    return "shoal"
 
 
 def prepare_demo(folder: str = FOLDER) -> tuple[str, str]:

@@ -4,19 +4,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.sharding.assign import Rows, assign
 from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.features import candidates, infer_features
-from shoal.cluster.sharding.hashing import seeded
+from shoal.cluster.sharding.decide import decide
+from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.listing import find
 from shoal.cluster.sharding.manifest import SPLITS, Column, Target
-from shoal.cluster.sharding.scan import Roles, merge, pieces, scan_piece
+from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
+from shoal.cluster.sharding.service import _roles
 from shoal.cluster.sharding.source import open_source
-from shoal.cluster.sharding.targets import code_labels, infer_target
 from shoal.experiment import Experiment, to_dict
 
 BATCH_ROWS = 262_144
@@ -62,9 +60,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
     files = find(data.path, storage)
     source = open_source(files)
     chosen, excluded, notices = candidates(source.schema, data)
-    values = [name for name in (*data.target, data.time, data.split.column) if name]
-    hashes = [name for name in (data.group, data.id) if name]
-    roles = Roles(tuple(dict.fromkeys(values)), tuple(dict.fromkeys(hashes)))
+    roles = _roles(data)
     reporter.stage("reading")
     scans, done = [], 0
     for piece in pieces(source, list(source.schema.names), BATCH_ROWS):
@@ -72,29 +68,18 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         done += len(piece)
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
-    scan = merge(scans)
-    target, of_target = infer_target(scan.roles, data)
-    features = infer_features(source.schema, chosen, scan.facts, data)
-    labels, missing = code_labels(scan.roles, target, private=bool(set(data.target) & set(data.private)))
-    labelled = np.flatnonzero(~missing)
-    order = labelled[np.argsort(seeded(scan.keys[labelled], seed))]
-    rows = Rows(
-        labels[order],
-        scan.roles.take(pa.array(order)),
-        scan.keys[order],
-        {name: found[order] for name, found in scan.hashes.items()},
-    )
-    assigned = assign(rows, data, target, seed)
+    found = decide(merge_away(scans), source.schema, data, seed, chosen)
+    private = bool(set(data.target) & set(data.private))
     return Look(
         len(files),
         source.n_rows,
-        target,
-        tuple(features.columns),
-        {**excluded, **features.dropped},
-        {name: int((assigned.parts == i).sum()) for i, name in enumerate(SPLITS)},
-        assigned.kind,
-        {} if set(data.target) & set(data.private) else _class_rows(rows.labels, target),
-        (*source.notices, *of_target, *assigned.notices, *notices, *features.notices),
+        found.target,
+        tuple(found.features.columns),
+        {**excluded, **found.features.dropped},
+        {name: found.plan.part(i).stop - found.plan.part(i).start for i, name in enumerate(SPLITS)},
+        found.split_kind,
+        {} if private else _class_rows(found.labels, found.target),
+        (*source.notices, *found.notices, *notices, *found.features.notices),
     )
 
 

@@ -1,31 +1,11 @@
 import json
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.tabular import rows
 
 from shoal.cli.main import main
-
-
-def rows(n=300, seed=0, order=None):
-    """A table that a linear model can learn: two numbers, a category, an id."""
-    generator = np.random.default_rng(seed)
-    x, z = generator.normal(size=(2, n))
-    kind = generator.choice(["a", "b", "c"], n)
-    score = 2 * x - z + (kind == "a") + generator.logistic(size=n) * 0.3
-    table = pa.table(
-        {
-            "x": x,
-            "z": z,
-            "kind": kind,
-            "key": [f"k{i:04d}" for i in range(n)],
-            "y": np.where(score > 0.8, "yes", "no"),
-        }
-    )
-    return table if order is None else table.take(pa.array(order))
-
 
 EXPERIMENT = """\
 data: {{path: {folder}/rows.parquet, target: y, id: key}}

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from support.tabular import rows
 
 from shoal.cluster.components import Imported
 from shoal.experiment import load_experiment
-from tests.unit.cli.conftest import rows
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 

@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -124,9 +125,13 @@ def test_the_deadline_strikes_and_leaves_no_timer():
     ):
         time.sleep(5)
     assert time.monotonic() - started < 2
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)]
     with deadline(timedelta(seconds=0.05)):
         pass
     time.sleep(0.1)
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)]
+    with pytest.raises(KeyboardInterrupt), deadline(timedelta(seconds=60)):
+        signal.raise_signal(signal.SIGINT)  # the user's own, not the deadline's
     with deadline(None):
         pass
 

@@ -6,13 +6,13 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
+from support.tabular import rows
 
 import shoal as package
 from shoal.cluster.errors import ConfigError
 from shoal.experiment import load_experiment
 from shoal.training.artifact import TrainedModel
 from shoal.verbs import rows as reading
-from tests.unit.cli.conftest import rows
 
 
 def listing(folder):

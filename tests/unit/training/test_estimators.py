@@ -9,7 +9,7 @@ from shoal.cluster.errors import ConfigError
 from shoal.training.estimators import TorchClassifier, TorchRegressor
 
 
-@parametrize_with_checks([TorchClassifier(epochs=40), TorchRegressor(epochs=60)])
+@parametrize_with_checks([TorchClassifier(epochs=20), TorchRegressor(epochs=60)])
 def test_scikit_learns_own_checks(estimator, check) -> None:  # type: ignore[no-untyped-def]
     check(estimator)
 

@@ -62,11 +62,17 @@ def test_plan_places_every_row_once(case: tuple[np.ndarray, np.ndarray, int], se
     assert np.array_equal(plan.arrange(rank)[plan.position[order[parts >= 0]]], np.flatnonzero(parts >= 0))
 
 
-def test_row_ids_keep_the_key_of_the_first() -> None:
-    ids = row_ids(np.array([5, 5, 5, 9], np.uint64))
-    assert ids[0] == 5
-    assert ids[3] == 9
-    assert max(Counter(ids.tolist()).values()) == 1
+@given(st.lists(st.integers(0, 15), max_size=60))
+def test_row_ids_name_the_nth_copy(keys: list[int]) -> None:
+    ids = row_ids(np.array(sorted(keys), np.uint64)).tolist()
+    assert len(set(ids)) == len(keys)
+    counts = Counter(keys)
+    for key, count in counts.items():
+        # Fewer copies have the first of the ids that more copies have, whatever the other rows.
+        alone = row_ids(np.full(20, key, np.uint64)).tolist()
+        assert alone[0] == key
+        start = sum(other for value, other in counts.items() if value < key)
+        assert ids[start : start + count] == alone[:count]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,10 @@ Gather = Callable[[ShardedDataset, str], dict[str, Any]]
 PARTS = ("train", "validation", "test")
 
 
+def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+    return table.set_column(table.column_names.index(name), name, values)
+
+
 def notices(dataset: ShardedDataset) -> str:
     return "\n".join(dataset.manifest.notices)
 
@@ -153,6 +157,35 @@ def test_row_ids_without_an_id_column_are_unique_and_seedless(
     ]
     assert ids[0] == ids[1]
     assert len(set(ids[0])) == len(table)
+
+
+@pytest.mark.parametrize("layout", ["text", "number", "date", "binary"])
+def test_ids_of_every_kind(table: pa.Table, run: Run, gather: Gather, layout: str) -> None:
+    numbers = pa.array([None if i == 3 else i * 7 for i in range(len(table))])
+    layouts = {
+        "text": numbers.cast(pa.string()).dictionary_encode(),
+        "number": numbers.cast(pa.int32()),
+        "date": numbers.cast(pa.int32()).cast(pa.date32()),
+        "binary": pa.array([b"\xff"] * len(table)),
+    }
+    used = replace(table, "order", layouts[layout])
+    if layout == "binary":
+        with pytest.raises(DataError, match="column 'order' is binary; ids must be integers or texts"):
+            run(used, id="order")
+        return
+    dataset = run(used, id="order")
+    found = [row for part in PARTS for row in gather(dataset, part)["row_id"]]
+    kind = pa.int64() if layout == "number" else pa.string()
+    assert Counter(found) == Counter(layouts[layout].cast(kind).to_pylist())
+
+
+def test_copies_are_drawn_one_by_one(run: Run) -> None:
+    # 20 kinds of rows, 500 copies each: a test set drawn row by row has about 100 of each kind.
+    kinds = pa.table({"x": np.repeat(np.arange(20) ** 2, 500), "label": ["a", "b"] * 5000})
+    dataset = run(kinds)
+    counts = Counter(float(x) for v in range(16) for x in dataset.shard("test", v).numeric[:, 0])
+    assert len(counts) == 20
+    assert all(60 < count < 140 for count in counts.values())
 
 
 def test_copies_of_training_rows_are_counted(table: pa.Table, run: Run, gather: Gather) -> None:
@@ -315,10 +348,6 @@ def test_private_values_never_show(table: pa.Table, run: Run) -> None:
     dataset = run(table, time="booked", private=["booked", "label"])
     assert "2024" not in notices(dataset)
     assert "'yes'" not in notices(dataset)
-
-
-def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, values)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,6 @@
+"""Tests share the machine: one thread a process, and none that spins while it waits. Set before torch is loaded."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
