@@ -23,6 +23,8 @@ from shoal.cluster.resources import Demand, Totals, address_of, check
 
 _SILENT = Silent()
 _POLL_SECONDS = 0.5
+# One a cluster, without resources; Ray Train starts it once and every later run uses it again.
+_RAYS_OWN = ("_AutoscalingCoordinatorActor",)
 _RAYS_OWN = ("AutoscalingCoordinator",)  # one a cluster, started by whoever needs it first; it holds nothing
 _OBJECT_STORE = 1 << 30  # rows go through memory-mapped shards, not through Ray's store
 _TOKEN = secrets.token_hex(32)  # Ray's loader keeps the first one it sees, so one a process
@@ -105,7 +107,7 @@ def cluster_totals(config: ClusterConfig) -> Totals:
 
 
 def leftovers(within: float = 5.0) -> dict[str, int]:
-    """Count the actors and placement groups that are alive, from Ray's own state.
+    """Count the actors and placement groups that are alive in the cluster, from Ray's own state.
 
     Parameters
     ----------
@@ -115,16 +117,16 @@ def leftovers(within: float = 5.0) -> dict[str, int]:
     Returns
     -------
     dict of str to int
-        ``actors`` and ``placement_groups`` of this driver's job; both 0 after a clean end.
+        ``actors`` and ``placement_groups`` of all jobs, so that a killed driver's are seen by the next one.
+        Ray's own helpers that live as long as the cluster are not counted.
     """
     from ray._private.state import actors
     from ray.util import placement_group_table
 
     deadline = time.monotonic() + within
     while True:
-        job = ray.get_runtime_context().get_job_id()
-        ours = [a for a in actors().values() if a["JobID"] == job and a["Name"] not in _RAYS_OWN]
-        alive = sum(a["State"] != "DEAD" for a in ours)
+        states: list[dict[str, Any]] = list(actors().values())
+        alive = sum(a["State"] != "DEAD" and a["ActorClassName"] not in _RAYS_OWN for a in states)
         groups = sum(g["state"] != "REMOVED" for g in placement_group_table().values())
         if alive + groups == 0 or time.monotonic() > deadline:
             return {"actors": alive, "placement_groups": groups}

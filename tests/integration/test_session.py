@@ -156,6 +156,46 @@ def test_what_the_reporter_raises_is_raised_by_the_driver(ray_cluster: Session) 
         RelayReporter("runs/c").notice("x")
 
 
+KILLED = """
+import time, ray
+from ray.util import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Strategy
+from shoal.cluster.config import ClusterConfig
+from shoal.cluster.resources import Demand
+from shoal.cluster.session import session
+
+@ray.remote(num_cpus=1)
+class Worker:
+    def ready(self):
+        return True
+
+with session(ClusterConfig(), Demand()):
+    group = placement_group([{"CPU": 1}] * 2)
+    workers = [Worker.options(scheduling_strategy=Strategy(group, i)).remote() for i in range(2)]
+    ray.get([worker.ready.remote() for worker in workers])
+    print("up", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_driver_leaves_nothing_in_the_cluster(ray_cluster: Session) -> None:
+    before = leftovers(within=0)
+    assert before == {"actors": 0, "placement_groups": 0}
+    environment = os.environ | {
+        "RAY_ADDRESS": ray.get_runtime_context().gcs_address,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": _token(),
+    }
+    with subprocess.Popen([sys.executable, "-c", KILLED], env=environment, stdout=subprocess.PIPE) as driver:
+        try:
+            assert driver.stdout is not None
+            assert driver.stdout.readline() == b"up\n"
+            assert leftovers(within=0) == {"actors": 2, "placement_groups": 1}
+        finally:
+            driver.kill()
+    assert leftovers(within=20) == before
+
+
 LIFE = """
 import json, os, sys, ray
 from shoal.cluster.config import ClusterConfig

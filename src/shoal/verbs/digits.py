@@ -1,12 +1,12 @@
 """demo: the whole path on real data that come with scikit-learn."""
 
-import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shoal.cluster.machine import local_totals
 from shoal.cluster.progress import Reporter
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, load_experiment
@@ -80,10 +80,8 @@ def prepare_demo(folder: str = FOLDER) -> tuple[str, str]:
     if not place.exists("digits.parquet"):
         place.write_table("digits.parquet", digits_table())
     if not place.exists("digits.yaml"):
-        cpus = (
-            1 if len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(2)) > 1 else 0.5
-        )
-        place.write_text("digits.yaml", _FILE.format(folder=folder.rstrip("/"), cpus=cpus))
+        cpus = min(1.0, int(50 * local_totals().cpus) / 100)  # two workers fit on one CPU too
+        place.write_text("digits.yaml", _FILE.format(folder=folder.rstrip("/"), cpus=f"{cpus:g}"))
     return str(Path(folder) / "digits.parquet"), str(Path(folder) / "digits.yaml")
 
 
