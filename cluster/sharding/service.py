@@ -113,7 +113,7 @@ def shard(
     # Read, ordered and prepared rows are in memory together.
     fits = 3 * source.row_bytes(names) * source.n_rows <= budget
     batch_rows = None if fits else max(1024, budget // 8 // source.row_bytes(names))
-    roles = _roles(data)
+    roles = roles_of(data)
     scans, tables, done = [], [], 0
     keep = [*chosen, *([data.id] if data.id else [])]
     for piece in pieces(source, names, batch_rows):
@@ -184,7 +184,8 @@ def _earlier(destination: Storage, key: str) -> Manifest | None:
     return manifest if there.issuperset(shards) else None
 
 
-def _roles(data: DataConfig) -> Roles:
+def roles_of(data: DataConfig) -> Roles:
+    """Return the columns that the plan pass reads: values of the target, time and split, hashes of group and id."""
     values = [*data.target, data.time, data.split.column]
     hashes = [data.group, data.id, data.split.column]
     return Roles(

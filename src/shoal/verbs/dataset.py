@@ -78,7 +78,6 @@ def shard(
             if made.manifest.key == key:
                 return made
             reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
-            folder.delete(MANIFEST)
         manifest = write(
             experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
         )

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from shoal.cluster.components import Imported
-from shoal.cluster.errors import StorageError
+from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Shape, plan
 from shoal.cluster.run_folder import RunFolder
@@ -82,8 +82,10 @@ def train(
     shape, demand = plan(experiment.cluster)
     with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
         if run.is_complete:
+            known = _known(run)
+            _refuse_other_data(run, experiment, heard)
             heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
-            return _known(run)
+            return known
         return _train(experiment, run, name, shape, demand, heard, command)
 
 
@@ -157,6 +159,27 @@ def _known(run: Storage) -> TrainResult:
         raise StorageError(f"{run.uri} holds a sharded dataset, not a training run; choose another --out")
     result = _result(run, scores_of(run), run.read_json(PROVENANCE))
     return TrainResult(**{**result.__dict__, "was_complete": True})
+
+
+def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter) -> None:
+    """Results of files that have changed since are not shown as if they were of these.
+
+    Raises
+    ------
+    ConfigError
+        If the input files are not those of the run.
+    """
+    from shoal.cluster.sharding.service import sharding_key
+
+    try:
+        key = sharding_key(experiment.data, experiment.seed, experiment.cluster.storage)
+    except DataError:
+        reporter.notice("the input files of this run are not there any more")
+        return
+    if key != run.read_json(DATA)["key"]:
+        raise ConfigError(
+            f"the input files changed since {run.uri} was trained: choose another --out, or delete that folder to train anew"
+        )
 
 
 def _result(run: Storage, scores: dict[str, Any], facts: dict[str, Any]) -> TrainResult:

@@ -13,7 +13,7 @@ from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.listing import find
 from shoal.cluster.sharding.manifest import SPLITS, Column, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
-from shoal.cluster.sharding.service import _roles
+from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import open_source
 from shoal.experiment import Experiment, to_dict
 
@@ -60,7 +60,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
     files = find(data.path, storage)
     source = open_source(files)
     chosen, excluded, notices = candidates(source.schema, data)
-    roles = _roles(data)
+    roles = roles_of(data)
     reporter.stage("reading")
     scans, done = [], 0
     for piece in pieces(source, list(source.schema.names), BATCH_ROWS):

@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,21 @@ def test_a_changed_experiment_on_an_old_run_is_refused_with_the_difference(shoal
     assert listing(run) == before
     same = shoal("train", folder / "small.yaml", "--out", run, "--set", "cluster.wait=1m")
     assert same.code == 0
+
+
+def test_results_of_files_that_changed_since_are_not_shown(shoal, run, folder):
+    data = folder / "rows.parquet"
+    stat = data.stat()
+    before = listing(run)
+    os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    try:
+        done = shoal("train", folder / "small.yaml", "--out", run)
+    finally:
+        os.utime(data, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert done.code == 2
+    assert "the input files changed since" in done.err
+    assert listing(run) == before
+    assert shoal("train", folder / "small.yaml", "--out", run).code == 0
 
 
 def test_the_sharded_dataset_is_found_by_its_inputs(shoal, run, folder):
