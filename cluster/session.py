@@ -23,9 +23,8 @@ from shoal.cluster.resources import Demand, Totals, address_of, check
 
 _SILENT = Silent()
 _POLL_SECONDS = 0.5
-# One a cluster, without resources; Ray Train starts it once and every later run uses it again.
+# One a cluster, started by whoever needs it first, used again by every later run; it holds nothing.
 _RAYS_OWN = ("_AutoscalingCoordinatorActor",)
-_RAYS_OWN = ("AutoscalingCoordinator",)  # one a cluster, started by whoever needs it first; it holds nothing
 _OBJECT_STORE = 1 << 30  # rows go through memory-mapped shards, not through Ray's store
 _TOKEN = secrets.token_hex(32)  # Ray's loader keeps the first one it sees, so one a process
 
