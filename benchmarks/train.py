@@ -47,7 +47,7 @@ def timed(command: list[str], cwd: Path) -> tuple[float, dict[str, Any]]:
     seconds = time.perf_counter() - started
     if out.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{out.stderr}")
-    return seconds, json.loads(out.stdout.strip().splitlines()[-1])
+    return seconds, json.loads(out.stdout)
 
 
 def compare(file: Path, workers: int, repeats: int) -> None:

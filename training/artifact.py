@@ -137,8 +137,8 @@ class TrainedModel:
         config = description.model
         if isinstance(config, Imported) and factory is None and not allow_import:
             raise ConfigError(
-                f"the model in {run.uri} was built by {config.path}, and loading never imports by itself: pass factory=…, or "
-                "allow_import=True (--allow-import) if you trust the run"
+                f"the model in {run.uri} was built by {config.path}, and loading never imports by itself: "
+                "if you trust the run, allow it (--allow-import; in Python allow_import=True, or factory=…)"
             )
         module = build_model(config, description.schema_, seed=0, factory=factory)
         install_draws(module, DrawContext())

@@ -31,7 +31,7 @@ class EarlyStopping:
         improved = not math.isnan(score) and (math.isnan(self.best) or gain > margin)
         if improved:
             self.best, self.best_epoch, self.epochs_since = score, epoch, 0
-        else:
+        elif self.best_epoch >= 0:  # a score that was never a number says nothing of when to stop
             self.epochs_since += 1
         return improved
 

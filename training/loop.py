@@ -128,7 +128,7 @@ class Loop:
         self.judge = Judge(self.dataset, self.strategy)
         self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
         self.position = 0
-        self.train_seconds = 0.0
+        self.train_seconds = self.epoch_seconds = 0.0
         self.gradient_error = 0.0
 
     def _refuse_batch_norm(self) -> None:
@@ -178,6 +178,11 @@ class Loop:
         if best_state is not None:
             self.model.load_state_dict(best_state)
         self.model.eval()
+        if self.validates and stopping.best_epoch < 0 and self.monitor is not None:
+            self.notices.append(
+                f"{self.monitor.name} is undefined on the validation rows (one class only?): no best epoch was chosen and "
+                "nothing stopped early; give more validation rows (data.split), or another first metric in evaluation.scoring"
+            )
         return FitOutcome(
             steps=self.position,
             epochs=done,
@@ -230,7 +235,8 @@ class Loop:
                     epoch * steps + step + 1, self.config.epochs * steps, f"epoch {epoch + 1}"
                 )
         by_step = self.strategy.sum(torch.stack(losses).double()).cpu().numpy()
-        self.train_seconds += time.perf_counter() - started
+        self.epoch_seconds = time.perf_counter() - started
+        self.train_seconds += self.epoch_seconds
         self._record_losses(epoch, by_step)
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
         return float((by_step * sizes).sum() / self.plan.rows)
@@ -321,6 +327,6 @@ class Loop:
                 value=value if self.validates else None,
                 best=improved,
                 seconds=time.perf_counter() - started,
-                rows_per_second=(epoch + 1) * self.plan.rows / self.train_seconds,
+                rows_per_second=self.plan.rows / self.epoch_seconds,
             )
         )

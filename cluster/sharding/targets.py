@@ -23,6 +23,7 @@ from shoal.cluster.sharding.manifest import Scalar, Target
 from shoal.cluster.sharding.names import listed, plural, require
 
 MOST_INTEGER_CLASSES = 20
+_LARGEST_EXACT = 2**53  # labels are compared as float64
 
 
 def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
@@ -65,6 +66,8 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
             "nothing to predict"
         )
     task, reason = _task(first.type, values, data.task, name)
+    if task != "regression":
+        _refuse_odd_classes(values, len(first) - first.null_count, name, private)
     notices = [
         f"task: {task}, because {reason}" + ("; set data.task otherwise" if data.task == "auto" else "")
     ]
@@ -177,6 +180,22 @@ def _task(kind: pa.DataType, values: Sequence[Scalar], asked: str, name: str) ->
     if numeric and count > MOST_INTEGER_CLASSES:
         return "regression", f"{name!r} holds {count:,} distinct integers, more than {MOST_INTEGER_CLASSES}"
     return "multiclass", f"{name!r} has {count:,} values"
+
+
+def _refuse_odd_classes(values: Sequence[Scalar], rows: int, name: str, private: bool) -> None:
+    """Refuse integers that a float64 cannot tell apart, and identifiers."""
+    huge = [v for v in values if isinstance(v, int | float) and abs(v) > _LARGEST_EXACT]
+    if huge:
+        shown = "" if private else f", such as {huge[0]!r}"
+        raise DataError(
+            f"data.target: column {name!r} has classes beyond 2**53{shown}, which cannot be told apart safely; write them "
+            "as strings"
+        )
+    if len(values) > MOST_INTEGER_CLASSES and 2 * len(values) > rows:
+        raise DataError(
+            f"data.target: column {name!r} has {len(values):,} classes in {rows:,} rows, as an identifier has; choose "
+            "another target, or data.task: regression for numbers"
+        )
 
 
 def _classes(column: pa.Array) -> tuple[list[Scalar], list[int]]:

@@ -40,6 +40,12 @@ def scores(found: dict[str, Any]) -> list[Any]:
                 table.add_row(name, _number(entry["value"]), _interval(entry))
         shown.append(table)
         shown.append(f"intervals: {first['method']}, {first['replicates']:,} replicates")
+        flat = [name for name, e in metrics.items() if e["value"] is not None and e["low"] == e["high"]]
+        if flat:
+            shown.append(
+                f"no width: {', '.join(flat)}; the model treats these rows all alike, so they cannot show how sure "
+                "that value is"
+            )
     return shown
 
 
@@ -146,4 +152,6 @@ def _interval(entry: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:,.1f}"
+    if abs(value) < 1000:
+        return f"{value:.4f}"
+    return f"{value:,.1f}" if abs(value) < 1e9 else f"{value:.4g}"

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.components import Imported
-from shoal.cluster.errors import ConfigError, DataError, StorageError
+from shoal.cluster.errors import ConfigError, DataError, RunError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Shape, plan
 from shoal.cluster.run_folder import RunFolder
@@ -15,7 +15,11 @@ from shoal.experiment import Experiment, to_dict
 from shoal.verbs.dataset import ShardResult, shard
 from shoal.verbs.judge import DATA, judge
 from shoal.verbs.provenance import Stages, provenance
-from shoal.verbs.runs import claimed, run_uri, scores_of
+from shoal.verbs.runs import claimed, refuse_incomplete_model, run_uri, scores_of
+
+if TYPE_CHECKING:
+    from shoal.training.loop import FitOutcome
+    from shoal.training.worker import FitJob
 
 PROVENANCE = "provenance.json"
 
@@ -99,15 +103,12 @@ def _train(
     command: Sequence[str] | None,
 ) -> TrainResult:
     from shoal.evaluation.metrics import resolve_scoring
-    from shoal.evaluation.report import write_report
-    from shoal.training.trainer import fit
     from shoal.training.worker import FitJob
 
     stages = Stages(reporter)
     with stages.stage("shard", "sharding"):
         data = shard(experiment, name=name, reporter=reporter)
-    manifest = data.manifest
-    task = manifest.schema_.target.task
+    task = data.manifest.schema_.target.task
     monitor = resolve_scoring(experiment.evaluation.scoring, task)[0]
     job = FitJob(
         model=experiment.model,
@@ -121,21 +122,54 @@ def _train(
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
     )
+    try:
+        outcome = _fit(job, shape, demand, experiment, stages, reporter)
+        return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
+    except StorageError as error:  # a disk that fills up under way is no wrong request
+        raise RunError(str(error)) from error
+
+
+def _fit(
+    job: "FitJob", shape: Shape, demand: Demand, experiment: Experiment, stages: Stages, reporter: Reporter
+) -> "FitOutcome":
+    from shoal.training.trainer import fit
+
     if shape.placement == "inline":
         with stages.stage("fit", "training"):
-            outcome = fit(job, shape, experiment.cluster, reporter)
-    else:
-        from shoal.cluster.session import session
+            return fit(job, shape, experiment.cluster, reporter)
+    from shoal.cluster.session import session
 
-        with (
-            stages.stage("fit", f"training with {shape.num_workers} workers"),
-            session(experiment.cluster, demand, reporter),
-        ):
-            outcome = fit(job, shape, experiment.cluster, reporter)
+    with (
+        stages.stage(
+            "fit", f"training with {shape.num_workers} worker{'s' if shape.num_workers > 1 else ''}"
+        ),
+        session(experiment.cluster, demand, reporter),
+    ):
+        return fit(job, shape, experiment.cluster, reporter)
+
+
+def _finish(
+    run: RunFolder,
+    experiment: Experiment,
+    data: ShardResult,
+    shape: Shape,
+    outcome: "FitOutcome",
+    stages: Stages,
+    reporter: Reporter,
+    command: Sequence[str] | None,
+) -> TrainResult:
+    """Judge the predictions that the fit left, and write what a finished run has."""
+    from shoal.evaluation.report import write_report
+
+    manifest = data.manifest
     for notice in outcome.notices:
         reporter.notice(notice)
     with stages.stage("evaluate", "scoring"):
         scores = judge(run.read_table("predictions.parquet"), manifest.schema_, experiment)
+    if experiment.data.group is not None:
+        reporter.notice(
+            f"the intervals take rows as independent; rows of one {experiment.data.group!r} are not, so they are too narrow"
+        )
     run.write_json(DATA, manifest.model_dump(mode="json", by_alias=True))
     fit_facts = asdict(outcome)
     seen: dict[str, Any] = {
@@ -157,6 +191,7 @@ def _train(
 def _known(run: Storage) -> TrainResult:
     if not run.exists(PROVENANCE):
         raise StorageError(f"{run.uri} holds a sharded dataset, not a training run; choose another --out")
+    refuse_incomplete_model(run)
     result = _result(run, scores_of(run), run.read_json(PROVENANCE))
     return TrainResult(**{**result.__dict__, "was_complete": True})
 

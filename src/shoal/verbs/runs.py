@@ -41,7 +41,9 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
     config = run.config()
     if config is None:
         raise StorageError(f"{run.uri} is no run: it has no config.yaml{_nearest(uri, storage)}")
-    if not run.exists("model/model.json") or not run.exists("metrics.json"):
+    if run.exists("metrics.json"):
+        refuse_incomplete_model(run)
+    else:
         kind = (
             "holds a sharded dataset, not a trained model"
             if run.exists("manifest.json")
@@ -51,6 +53,21 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
     if cluster is not None:
         config = {**config, "cluster": cluster.model_dump(mode="json")}
     return run, from_dict(config, name=f"{run.uri}/config.yaml")
+
+
+def refuse_incomplete_model(run: Storage) -> None:
+    """Refuse a run that says that it is complete, but whose model is gone.
+
+    Raises
+    ------
+    StorageError
+        Naming the missing files.
+    """
+    missing = [name for name in ("model/model.json", "model/model.safetensors") if not run.exists(name)]
+    if missing:
+        raise StorageError(
+            f"{run.uri} was finished, but {' and '.join(missing)} is gone since: delete that folder and train again"
+        )
 
 
 def with_overrides(experiment: Experiment, overrides: tuple[str, ...]) -> Experiment:

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from support.tabular import rows
 
 import shoal as package
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, StorageError
 from shoal.experiment import load_experiment
 from shoal.training.artifact import TrainedModel
 from shoal.verbs import rows as reading
@@ -187,6 +187,28 @@ def test_a_corrupt_shard_ends_the_run_with_1(shoal, folder):
     assert shard.name in done.err
     assert "shoal shard" in done.err
     assert not (folder / "corrupt" / "metrics.json").exists()
+
+
+def test_a_disk_that_fills_up_under_way_ends_the_run_with_1(shoal, folder, monkeypatch):
+    def full(*_):
+        raise StorageError("cannot write report.html: No space left on device; free some")
+
+    monkeypatch.setattr("shoal.evaluation.report.write_report", full)
+    done = shoal("train", folder / "small.yaml", "--out", folder / "full")
+    assert done.code == 1
+    assert "No space left" in done.err
+    assert (folder / "full" / "model" / "model.json").exists()
+    assert not (folder / "full" / "metrics.json").exists()
+
+
+def test_a_finished_run_without_its_model_is_named_by_every_verb(shoal, folder):
+    out = folder / "hollow"
+    assert shoal("train", folder / "small.yaml", "--out", out, "--quiet").code == 0
+    (out / "model" / "model.safetensors").unlink()
+    for command in (["train", folder / "small.yaml", "--out", out], ["evaluate", out]):
+        done = shoal(*command)
+        assert done.code == 2
+        assert "model/model.safetensors is gone since: delete that folder and train again" in done.err
 
 
 def test_init_writes_a_file_that_checks_and_never_overwrites(shoal, folder):

@@ -28,7 +28,8 @@ def test_float_noise_is_no_improvement() -> None:
 
 
 def test_nan_never_improves() -> None:
-    assert run([math.nan, math.nan, 0.4]) == (-1, 2)
+    assert run([math.nan, math.nan, math.nan, 0.4]) == (3, 4)
+    assert run([math.nan] * 5) == (-1, 5)
     assert run([0.2, math.nan, 0.3]) == (2, 3)
 
 

@@ -218,3 +218,14 @@ def test_without_validation_rows_all_epochs_are_done() -> None:
     assert outcome.best_epoch == 0
     assert math.isnan(outcome.best)
     assert outcome.stopped == "all 3 epochs done"
+
+
+def test_a_score_that_is_never_a_number_is_said_and_stops_nothing() -> None:
+    class UndefinedScore(SquaredDistance):
+        def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+            return math.nan
+
+    loop, _ = fit(make_dataset(rows=60), monitor=UndefinedScore(), epochs=4, early_stopping={"patience": 1})
+    outcome = loop.run()
+    assert (outcome.epochs, outcome.best_epoch) == (4, 0)
+    assert "error is undefined on the validation rows" in outcome.notices[0]

@@ -142,3 +142,15 @@ def test_unknown_classes_are_named_unless_private() -> None:
         encode_labels(pa.table({"y": ["a", None]}), target)
     with pytest.raises(DataError, match="give labels of that type"):
         encode_labels(pa.table({"y": [1, 2]}), target)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([2**62, 2**62 + 1] * 5, "classes beyond 2\\*\\*53, such as 4611686018427387904"),
+        ([f"r{i}" for i in range(60)], "60 classes in 60 rows, as an identifier"),
+    ],
+)
+def test_classes_that_are_none_are_refused(values: list[object], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        infer(values)
