@@ -67,7 +67,7 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
         )
     task, reason = _task(first.type, values, data.task, name)
     if task != "regression":
-        _refuse_odd_classes(values, len(first) - first.null_count, name, private)
+        _refuse_odd_classes(values, len(first) - first.null_count, data.task, name, private)
     notices = [
         f"task: {task}, because {reason}" + ("; set data.task otherwise" if data.task == "auto" else "")
     ]
@@ -182,7 +182,7 @@ def _task(kind: pa.DataType, values: Sequence[Scalar], asked: str, name: str) ->
     return "multiclass", f"{name!r} has {count:,} values"
 
 
-def _refuse_odd_classes(values: Sequence[Scalar], rows: int, name: str, private: bool) -> None:
+def _refuse_odd_classes(values: Sequence[Scalar], rows: int, asked: str, name: str, private: bool) -> None:
     """Refuse integers that a float64 cannot tell apart, and identifiers."""
     huge = [v for v in values if isinstance(v, int | float) and abs(v) > _LARGEST_EXACT]
     if huge:
@@ -191,10 +191,10 @@ def _refuse_odd_classes(values: Sequence[Scalar], rows: int, name: str, private:
             f"data.target: column {name!r} has classes beyond 2**53{shown}, which cannot be told apart safely; write them "
             "as strings"
         )
-    if len(values) > MOST_INTEGER_CLASSES and 2 * len(values) > rows:
+    if asked == "auto" and len(values) > MOST_INTEGER_CLASSES and 2 * len(values) > rows:
         raise DataError(
             f"data.target: column {name!r} has {len(values):,} classes in {rows:,} rows, as an identifier has; choose "
-            "another target, or data.task: regression for numbers"
+            "another target, or say data.task: multiclass (for numbers also regression)"
         )
 
 
