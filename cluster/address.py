@@ -6,8 +6,8 @@ import socket
 
 from shoal.cluster.errors import ResourceError
 
-_ADDRESS = re.compile(r"^(?P<client>ray://)?(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(?P<port>\d{1,5})$")
-_HOW = "write host:6379, ray://host:10001, or auto for the cluster on this machine"
+_ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(?P<port>\d{1,5})$")
+_HOW = "write host:6379, or auto for the cluster on this machine"
 # Ray speaks gRPC, and so HTTP/2: the client's greeting with an empty SETTINGS frame is answered by one.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _FRAME_HEAD, _FRAME_TYPE, _SETTINGS = 9, 3, 4
@@ -21,7 +21,7 @@ def checked_address(address: str, seconds: float = 3.0) -> str:
     Parameters
     ----------
     address
-        ``host:port``, ``ray://host:port``, or ``auto``, which Ray looks up itself.
+        ``host:port``, or ``auto``, which Ray looks up itself.
     seconds
         To wait for each step of an answer.
 
@@ -37,6 +37,8 @@ def checked_address(address: str, seconds: float = 3.0) -> str:
         hint = ""
         if address.startswith(("http://", "https://")):
             hint = " (that is a dashboard's, for submitting jobs)"
+        if address.startswith("ray://"):
+            hint = " (that is a Ray Client server's, which Ray Train does not work through)"
         raise ResourceError(f"cluster.address: {address!r} is no address of a Ray cluster{hint}; {_HOW}")
     try:
         _greet(match["host"].strip("[]"), int(match["port"]), seconds)

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import secrets
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,8 @@ _SILENT = Silent()
 _POLL_SECONDS = 0.5
 # One a cluster, started by whoever needs it first, used again by every later run; it holds nothing.
 _RAYS_OWN = ("_AutoscalingCoordinatorActor",)
+_KNOCK_SECONDS = 60
+_TURNED_AWAY = 77
 _OBJECT_STORE = 1 << 30  # rows go through memory-mapped shards, not through Ray's store
 _TOKEN = secrets.token_hex(32)  # Ray's loader keeps the first one it sees, so one a process
 
@@ -209,7 +212,64 @@ def _import_path() -> str:
 
 
 def _connect(address: str, config: ClusterConfig) -> None:
-    _init(f"the cluster at {address}", config, address=checked_address(address))
+    name = f"the cluster at {address}"
+    checked = checked_address(address)
+    with _environment({"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}):
+        try:
+            _init(name, config, address=_settle_authentication(checked))
+        except (AuthenticationError, ConnectionError) as error:
+            raise ResourceError(f"cannot use {name}: {_reason(error)}") from error
+
+
+def _settle_authentication(address: str) -> str:
+    """Use a token where the cluster asks for one, and only there; return the address without ``auto``.
+
+    With no mode set, Ray turns tokens on too late for a cluster that wants one, and then tries for 20 s; with tokens
+    on, actors never start on a cluster that has none.
+    """
+    from ray._private.authentication.authentication_token_setup import (
+        maybe_enable_token_auth_if_token_available,
+    )
+    from ray._private.services import canonicalize_bootstrap_address_or_die
+
+    found = canonicalize_bootstrap_address_or_die(address)
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if _lets_in(found, mode or "disabled"):
+        os.environ["RAY_AUTH_MODE"] = mode or "disabled"
+        return found
+    if (
+        mode is not None
+        or not maybe_enable_token_auth_if_token_available(False)
+        or not _lets_in(found, "token")
+    ):
+        raise AuthenticationError(f"{address} turns this token away")
+    return found
+
+
+_KNOCK = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1])
+except AuthenticationError:
+    sys.exit(77)
+"""
+
+
+def _lets_in(address: str, mode: str) -> bool:
+    """Whether the cluster accepts a client of that mode.
+
+    In a process of its own, for Ray's compiled part keeps the first mode that it was used with.
+    """
+    knock = subprocess.run(
+        [sys.executable, "-c", _KNOCK, address],
+        env=os.environ | {"RAY_AUTH_MODE": mode},
+        capture_output=True,
+        timeout=_KNOCK_SECONDS,
+        check=False,
+    )
+    return knock.returncode != _TURNED_AWAY
 
 
 def _init(name: str, config: ClusterConfig, **options: Any) -> None:
@@ -229,7 +289,10 @@ def _reason(error: Exception) -> str:
     if "ersion mismatch" in text:
         return f"{text}; install the cluster's versions of Ray and Python here, or the other way round"
     if isinstance(error, AuthenticationError):
-        return f"{text.split('.')[0]}; set RAY_AUTH_MODE and RAY_AUTH_TOKEN as the cluster does"
+        return (
+            "its token is another, or none was given; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN as the cluster does, "
+            "or keep its token in ~/.ray/auth_token"
+        )
     return f"{text[:300]}; check cluster.address and that the cluster runs (ray status)"
 
 

@@ -97,7 +97,7 @@ def estimate(
             result[metric.name] = Estimate(value, np.nan, np.nan, "", 0, len(rows.y), reason)
             continue
         low, high, method = found[metric.name]
-        if low == high == value == metric.limits[1] == 1:
+        if low == high == value == 1 and metric.needs != "value":
             low, method = _error_free(metric, rows, confidence), EXACT
         used = 0 if method in (JACKKNIFE, EXACT) else replicates
         result[metric.name] = Estimate(value, low, high, method, used, len(rows.y))

@@ -76,7 +76,7 @@ class Metric:
             int64 ``[n]`` class index (binary: 1 is the event), ``[n, K]`` of 0 and 1 for multi-label, or
             float64 ``[n]`` in raw units for regression.
         scores
-            Binary: P(event) ``[n]`` (``[n, 2]`` is taken too). Multi-class and multi-label: probabilities
+            Binary: P(event) ``[n]``. Multi-class (of two classes too) and multi-label: probabilities
             ``[n, K]``. Regression: predictions ``[n]``.
         threshold
             Binary and multi-label decisions: the event is predicted where its score is at least this.
@@ -123,11 +123,9 @@ class Metric:
 
 
 def as_rows(y: Array, scores: Array, threshold: float = 0.5, weights: Array | None = None) -> Rows:
-    """Bring labels and scores to the shapes of `Rows`; binary ``[n, 2]`` becomes ``[n]``."""
+    """Bring labels and scores to the types of `Rows`."""
     y, scores = np.asarray(y), np.asarray(scores, dtype=np.float64)
-    if y.ndim == 1 and scores.ndim == 2 and scores.shape[1] <= 2:
-        scores = scores[:, -1]
-    if y.dtype.kind not in "iu" and y.ndim == 1 and y.dtype == bool:
+    if y.ndim == 1 and y.dtype == bool:
         y = y.astype(np.int64)
     return Rows(y, scores, threshold, None if weights is None else np.asarray(weights, dtype=np.float64))
 

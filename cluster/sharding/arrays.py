@@ -57,8 +57,10 @@ def one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 
 def normalise(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Return one contiguous array: strings as a dictionary, no views, everything else as it is."""
+    """Return one contiguous array: strings as a dictionary, no views or extensions, everything else as it is."""
     array = one_chunk(column)
+    if isinstance(array.type, pa.BaseExtensionType):
+        array = array.storage
     kind = array.type
     if pa.types.is_string_view(kind):
         array = array.cast(pa.large_string())

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from shoal.cluster.config import format_duration
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding import splits
 from shoal.cluster.sharding.arrays import (
@@ -24,8 +25,6 @@ from shoal.cluster.sharding.config import DataConfig, TimeSplit
 from shoal.cluster.sharding.hashing import U64, seeded
 from shoal.cluster.sharding.manifest import SPLITS, Target
 from shoal.cluster.sharding.names import listed, plural, require
-
-VALIDATION_SHARE_OF_TRAIN = 0.1
 
 
 @dataclass(frozen=True)
@@ -163,7 +162,7 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
             f"data.split.time: validation_from {chosen.validation_from} is not before test_from {chosen.test_from}"
         )
     test = 0.2 if chosen.test is None else chosen.test
-    gap = _gap(chosen.gap, numeric)
+    gap = _gap(chosen.gap, numeric, data)
     parts = np.full(len(rows), splits.LEFT_OUT, np.int8)
     parts[known] = splits.timed(times[known], test, chosen.validation, test_from, validation_from, gap)
     result = Assignment(parts, f"time: {data.time}")
@@ -305,9 +304,15 @@ def _stamp(value: datetime | date | float | None, numeric: bool, data: DataConfi
     return (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def _gap(value: timedelta | float | None, numeric: bool) -> float | int:
+def _gap(value: timedelta | float | None, numeric: bool, data: DataConfig) -> float | int:
+    """Return the gap in the unit of the column: its number, or microseconds; a number alone is of seconds there."""
     if value is None:
         return 0
+    if numeric and isinstance(value, timedelta):
+        raise DataError(
+            f"data.split.time.gap is {format_duration(value)}, but column {data.time!r} holds numbers, whose unit is "
+            "not known; give a number in that unit"
+        )
     seconds = value.total_seconds() if isinstance(value, timedelta) else value
     return seconds if numeric else round(seconds * 1_000_000)
 
@@ -318,7 +323,7 @@ def _say_cut(result: Assignment, times: npt.NDArray[Any], numeric: bool, data: D
         inside = times[result.parts == part]
         if len(inside) and data.time not in data.private:
             start = inside.min()
-            text = f"{start:g}" if numeric else np.datetime64(int(start), "us").item().isoformat(sep=" ")
+            text = f"{start:g}" if numeric else str(np.datetime64(int(start), "us").astype("M8[s]"))
             said.append(f"{name} from {text}")
     if said:
         result.notices.append(f"split by time {data.time!r}: {', '.join(said)}")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -108,8 +109,6 @@ class Spilled:
     def load(self, index: int) -> pa.Table:
         """Read a block's file and bring its rows into order."""
         block = self.blocks[index]
-        if not self._file(index).exists():
-            return pa.table({})
         with pa.OSFile(str(self._file(index)), "rb") as source, pa.ipc.open_stream(source) as reader:
             table = reader.read_all()
         places = table.column(_PLACE).to_numpy() - self._plan.offsets[block.first]
@@ -124,12 +123,16 @@ class Spilled:
 
 
 def group_slots(offsets: npt.NDArray[np.int64], block_rows: int) -> list[Block]:
-    """Group consecutive slots into blocks of at most ``block_rows`` rows; one slot alone may have more."""
-    blocks, first = [], 0
-    for slot in range(1, len(offsets)):
-        if slot + 1 == len(offsets) or offsets[slot + 1] - offsets[first] > block_rows:
+    """Group consecutive slots into blocks of at most ``block_rows`` rows; one slot alone may have more.
+
+    The first slot has rows. Empty slots join the block before them, so that every block has rows.
+    """
+    blocks, first, n_slots = [], 0, len(offsets) - 1
+    for slot in range(1, n_slots):
+        if offsets[slot + 1] - offsets[first] > block_rows and offsets[slot + 1] > offsets[slot]:
             blocks.append(Block(first, slot))
             first = slot
+    blocks.append(Block(first, n_slots))
     return blocks
 
 
@@ -142,7 +145,7 @@ def _route(
     order = np.argsort(target, kind="stable")
     kept, target = kept[order], target[order]
     starts = np.flatnonzero(np.diff(target, prepend=-1))
-    for start, stop in zip(starts, np.append(starts[1:], len(kept)), strict=True):
+    for start, stop in pairwise([*starts, len(kept)]):
         rows = kept[start:stop]
         taken = piece.take(pa.array(rows)).append_column(_PLACE, pa.array(places[rows]))
         yield int(target[start]), _trimmed(taken)

@@ -57,6 +57,11 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
     for key in ("group", "time", "id"):
         if (name := getattr(data, key)) is not None:
             require(name, names, f"data.{key}")
+            kind = schema.field(name).type
+            if pa.types.is_nested(kind) and key != "time":
+                raise DataError(
+                    f"data.{key}: column {name!r} is {kind}; name a column of plain values, such as texts or integers"
+                )
     if data.split.column is not None:
         require(data.split.column, names, "data.split.column")
     for key in ("target", "features", "drop", "private", "types"):

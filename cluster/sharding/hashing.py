@@ -4,7 +4,7 @@ A row is known by its content, never by its place in a file, so that every assig
 whatever the order, number or names of the input files. A row's key is the sum over its columns of a
 mixed hash of (column name, value); equal rows have equal keys, and a missing value adds nothing, so a new
 column that is empty in old rows leaves their keys alone. Integers, floats and booleans of equal value hash
-equally: a column keeps its hashes when a later file widens its type.
+equally, and so do equal times of any unit: a column keeps its hashes when a later file widens its type.
 """
 
 import hashlib
@@ -23,6 +23,7 @@ _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 _PRIME = np.uint64(0x9FB21C651E98DF25)  # odd, so powers of it never become zero
 _EXACT = 1 << 53  # integers up to here are float64 numbers
+_MICROSECONDS = {"D": 86_400_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 _LARGEST = {"i": float(np.nextafter(2.0**63, 0)), "u": float(np.nextafter(2.0**64, 0))}
 
 
@@ -101,10 +102,9 @@ def _nulls(array: pa.Array) -> npt.NDArray[np.bool_]:
 
 
 def _hash_numbers(array: pa.Array, key: np.uint64) -> tuple[U64, npt.NDArray[np.bool_] | None]:
-    kind = array.type
-    if pa.types.is_temporal(kind):
-        # The integer behind a time stamp stands for its own unit.
-        array = array.view(pa.int64() if kind.bit_width == 64 else pa.int32())
+    beyond = None
+    if pa.types.is_temporal(array.type):
+        array, beyond = _ticks(array)
     values = numbers(array)
     missing = np.isnan(values)
     hashes = mix((values + 0.0).view(np.uint64) ^ key)  # + 0.0 makes -0.0 one with 0.0
@@ -114,7 +114,20 @@ def _hash_numbers(array: pa.Array, key: np.uint64) -> tuple[U64, npt.NDArray[np.
         rounded = np.minimum(np.where(missing, 0, values), _LARGEST[exact.dtype.kind]).astype(exact.dtype)
         rest = exact - rounded
         hashes = np.where(rest == 0, hashes, mix(hashes ^ rest.astype(np.uint64)))
+    if beyond is not None and beyond.any():
+        hashes = np.where(beyond == 0, hashes, mix(hashes ^ beyond.astype(np.uint64)))
     return hashes, missing if missing.any() else None
+
+
+def _ticks(array: pa.Array) -> tuple[pa.Array, npt.NDArray[np.int64]]:
+    """Return dates and times of any unit in microseconds, and the nanoseconds beyond them, int64 ``[n]``."""
+    kind = array.type
+    raw = array.view(pa.int64() if kind.bit_width == 64 else pa.int32()).cast(pa.int64())
+    ticks = pc.fill_null(raw, 0).to_numpy(zero_copy_only=False)
+    unit = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
+    beyond = ticks % 1000 if unit == "ns" else np.zeros_like(ticks)
+    ticks = ticks // 1000 if unit == "ns" else ticks * _MICROSECONDS[unit]
+    return pa.array(ticks, mask=_nulls(array)), beyond
 
 
 def _hash_lists(array: pa.FixedSizeListArray, name: str) -> U64:

@@ -117,7 +117,7 @@ def read(source: Source, index: int, names: Sequence[str], batch_rows: int | Non
     except MemoryError:
         raise  # Arrow's is an ArrowException too, and says nothing of the file
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
 def _as_one(table: pa.Table, schema: pa.Schema, names: Sequence[str], file: InputFile) -> pa.Table:
@@ -125,7 +125,9 @@ def _as_one(table: pa.Table, schema: pa.Schema, names: Sequence[str], file: Inpu
     for name in names:
         array = normalise(table.column(name))
         kind = schema.field(name).type
-        if not is_text(kind) and array.type != kind:
+        if is_text(kind) and pa.types.is_null(array.type):
+            array = normalise(array.cast(kind))
+        elif not is_text(kind) and array.type != kind:
             try:
                 array = array.cast(kind)
             except pa.ArrowInvalid as error:
@@ -138,34 +140,41 @@ def _as_one(table: pa.Table, schema: pa.Schema, names: Sequence[str], file: Inpu
 
 
 def _footer(file: InputFile) -> tuple[pq.FileMetaData, pa.Schema]:
-    if file.size == 0:
-        raise DataError(f"{file.uri} is empty (0 bytes), not a Parquet file; write it again")
     try:
         with pq.ParquetFile(file.filesystem.open_input_file(file.path)) as parquet:
             return parquet.metadata, parquet.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
-        raise _damaged(file, error) from error
+        raise damaged(file, error) from error
 
 
-def _damaged(file: InputFile, error: Exception) -> DataError:
+def damaged(file: InputFile, error: Exception) -> DataError:
+    """Say what is wrong with a file that does not read as Parquet, and what to do."""
     try:
         with file.filesystem.open_input_file(file.path) as raw:
             size = raw.size()
             start, end = raw.read_at(4, 0), raw.read_at(4, max(0, size - 4))
     except OSError as gone:
         return DataError(f"cannot read {file.uri}: {_line(gone)}; check that it is there and may be read")
+    if not size:
+        return DataError(f"{file.uri} is empty (0 bytes), not a Parquet file; write it again")
     if start != b"PAR1":
         return DataError(
             f"{file.uri} is not a Parquet file (it starts with {start!r}, not b'PAR1'); convert it, for example with "
             "pandas.read_csv(…).to_parquet(…)"
         )
-    kind = "is cut short" if end != b"PAR1" else "is a damaged Parquet file"
-    return DataError(f"{file.uri} {kind} ({size:,} bytes): {_line(error)}; write or copy it again")
+    if end != b"PAR1":
+        return DataError(
+            f"{file.uri} is cut short: {size:,} bytes without the footer that ends a Parquet file; write or copy it again"
+        )
+    return DataError(
+        f"{file.uri} is a damaged Parquet file ({size:,} bytes): {_line(error)}; write or copy it again"
+    )
 
 
 def _line(error: Exception) -> str:
     text = str(error).strip()
-    return redact(text.splitlines()[0]) if text else type(error).__name__
+    first = text.splitlines()[0] if text else type(error).__name__
+    return redact("".join(filter(str.isprintable, first)).rstrip(" .:"))
 
 
 def _some(files: Sequence[InputFile]) -> str:
@@ -220,7 +229,9 @@ def _unify(schemas: Sequence[tuple[str, pa.Schema]]) -> tuple[pa.Schema, list[st
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Take off what does not change the values: dictionaries of strings, wide offsets, views."""
+    """Take off what does not change the values: extensions, dictionaries of strings, wide offsets, views."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
     if is_text(kind):
         return pa.string()
     if is_bytes(kind):

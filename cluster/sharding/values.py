@@ -28,23 +28,28 @@ _TURN = 2 * np.pi
 
 
 def plain(array: pa.Array, column: Column) -> pa.Array:
-    """Read texts of a time stamp column once, so that `raw_numbers` of its slices need not.
+    """Read the texts of a time stamp or number column once, so that `raw_numbers` of its slices need not.
 
     Raises
     ------
     DataError
-        If a text is no ISO 8601 stamp.
+        If a text is no ISO 8601 stamp, or no number.
     """
-    if column.type != "timestamp" or not is_text(array.type):
+    if column.type not in ("timestamp", "numeric") or not is_text(array.type):
         return array
+    if column.type == "numeric" and column.arrow_type != "string":
+        _wrong_type(column, array.type)
     try:
         if pa.types.is_dictionary(array.type):
-            return parse_stamps(array.dictionary).take(array.indices)
-        return parse_stamps(array)
+            return plain(array.dictionary, column).take(array.indices)
+        return parse_stamps(array) if column.type == "timestamp" else array.cast(pa.float64())
     except pa.ArrowInvalid as error:
         raise DataError(
             f"column {column.name!r} is a time stamp, but some of its texts are no ISO 8601 stamps; write them as "
             "2026-10-01 or 2026-10-01T12:00:00Z"
+            if column.type == "timestamp"
+            else f"column {column.name!r} is to be numeric, but some of its texts are no numbers; correct them, or use "
+            f"data.types: {{{column.name}: categorical}}"
         ) from error
 
 
@@ -54,14 +59,14 @@ def raw_numbers(array: pa.Array, column: Column) -> F64:
     Parameters
     ----------
     array
-        From `arrays.normalise`.
+        From `arrays.normalise` and `plain`.
     column
         Of type numeric, boolean, timestamp or tensor.
 
     Raises
     ------
     DataError
-        If the Arrow type does not suit, or a text is no number or time stamp.
+        If the Arrow type does not suit.
     """
     kind = array.type
     if pa.types.is_null(kind):
@@ -73,8 +78,6 @@ def raw_numbers(array: pa.Array, column: Column) -> F64:
         return _stamp_parts(array, column)
     if column.type == "tensor":
         return _tensor(array, column)
-    if is_text(kind):
-        return _parsed(array, column)[:, None]
     if not (
         is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind)
     ):
@@ -139,9 +142,9 @@ def category_values(array: pa.Array, column: Column) -> pa.Array:
 
 
 def _stamp_parts(array: pa.Array, column: Column) -> F64:
-    if not (is_stamp(array.type) or is_text(array.type)):
+    if not is_stamp(array.type):
         _wrong_type(column, array.type)
-    stamps, missing = microseconds(plain(array, column))
+    stamps, missing = microseconds(array)
     day = np.floor_divide(stamps, _DAY)
     time_of_day = (stamps - day * _DAY) / _DAY
     dates = day.astype("datetime64[D]")
@@ -179,22 +182,6 @@ def _tensor(array: pa.Array, column: Column) -> F64:
             f"column {column.name!r} has lists of {kind.list_size} numbers, expected {column.width}"
         )
     return list_numbers(array)
-
-
-def _parsed(array: pa.Array, column: Column) -> F64:
-    """Read texts as numbers, where the column's own type was text."""
-    if column.arrow_type != "string":
-        _wrong_type(column, array.type)
-    try:
-        if pa.types.is_dictionary(array.type):
-            lut = np.append(numbers(array.dictionary.cast(pa.float64())), np.nan)
-            return np.asarray(lut[indices(array)])
-        return numbers(array.cast(pa.float64()))
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"column {column.name!r} is to be numeric, but some of its texts are no numbers; correct them, or use "
-            f"data.types: {{{column.name}: categorical}}"
-        ) from error
 
 
 def _wrong_type(column: Column, found: pa.DataType) -> NoReturn:

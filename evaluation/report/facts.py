@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,14 @@ from shoal.training.config import TrainingConfig
 from shoal.training.early_stopping import EarlyStopping
 
 HISTORY, PREDICTIONS, PROVENANCE = "history.parquet", "predictions.parquet", "provenance.json"
+_MACRO = {"average_precision", "roc_auc", "f1", "precision", "recall"}
+
+
+def is_macro(metric: str, task: str) -> bool:
+    """Whether a value is the plain average over classes (multi-class) or labels (multi-label)."""
+    if task == "multilabel":
+        return metric in _MACRO | {"balanced_accuracy", "mcc"}
+    return task == "multiclass" and metric in _MACRO
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,16 @@ class ReportFacts:
 
     @property
     def chosen(self) -> list[Metric]:
-        """The metrics of this run, the one that drove choices first."""
+        """The metrics of this run, the one that drove choices first; labels say which are macro averages."""
         names: dict[str, None] = {}
         for part in self.metrics.values():
             names |= dict.fromkeys(part)
-        return [METRICS[name] for name in names]
+        return [
+            replace(METRICS[name], label=f"{METRICS[name].label} (macro)")
+            if is_macro(name, self.target.task)
+            else METRICS[name]
+            for name in names
+        ]
 
     @property
     def best(self) -> Best | None:

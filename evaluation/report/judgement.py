@@ -23,9 +23,8 @@ from shoal.evaluation.report.markup import (
 )
 
 _AVERAGED = {
-    "multiclass": "F1, precision, recall, ROC AUC and average precision take each class against the rest, and are "
-    "plain averages over the classes that occur.",
-    "multilabel": "Accuracy counts rows with every label right; the others are plain averages over labels.",
+    "multiclass": "Macro: each class against the rest, then the plain average over the classes that occur.",
+    "multilabel": "Macro: the plain average over labels. Accuracy counts rows with every label right.",
 }
 MATRIX = 20  # classes up to which the confusion matrix is shown whole
 

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -281,23 +282,94 @@ print(ray.is_initialized(), plan(ClusterConfig(num_workers=1, gpus_per_worker=0)
     assert done.stdout.splitlines() == ["True False 4.0", "False group"], done.stderr
 
 
-@pytest.mark.slow  # Ray tries for 20 s before it says so
-def test_a_wrong_token_is_named(ray_cluster: Session) -> None:
-    code = """
+CONNECTS = """
+import ray
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.resources import Demand
 from shoal.cluster.session import session
+
+@ray.remote(num_cpus=0)
+class Actor:
+    def number(self):
+        return 7
+
 with session(ClusterConfig(), Demand()):
-    pass
+    print(ray.get(Actor.remote().number.remote(), timeout=30))
 """
-    address = ray.get_runtime_context().gcs_address
-    environment = os.environ | {"RAY_ADDRESS": address, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    denied = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
+
+
+def _connect(address: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"HOME": str(home), "RAY_ADDRESS": address, **variables}
+    return subprocess.run(
+        [sys.executable, "-c", CONNECTS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
+
+
+def _home_with_token(folder: Path, token: str) -> Path:
+    (folder / ".ray").mkdir()
+    (folder / ".ray" / "auth_token").write_text(token)
+    return folder
+
+
+def test_a_token_in_the_home_folder_is_found_without_a_mode(ray_cluster: Session, tmp_path: Path) -> None:
+    done = _connect(ray.get_runtime_context().gcs_address, _home_with_token(tmp_path, _token()))
+    assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, {"RAY_AUTH_MODE": "disabled"}, {}],
+    ids=["wrong", "disabled", "none"],
+)
+def test_a_wrong_or_missing_token_is_named_at_once(
+    ray_cluster: Session, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    start = time.monotonic()
+    denied = _connect(address, tmp_path, **variables)
+    assert time.monotonic() - start < 15, "Ray's own twenty tries are not waited for"
     assert denied.returncode == 1
-    assert f"ResourceError: cannot use the cluster at {address}" in denied.stderr
-    assert "RAY_AUTH_TOKEN" in denied.stderr
+    last = denied.stderr.strip().splitlines()[-1]
+    assert last.startswith("shoal.cluster.errors.ResourceError: cannot use the cluster at " + address)
+    assert "RAY_AUTH_TOKEN" in last
+
+
+@pytest.mark.slow  # starts a second cluster
+def test_a_cluster_without_tokens_is_used_though_a_token_lies_at_home(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="ray") as short:  # its sockets' paths must be
+        _use_a_cluster_without_tokens(Path(short), _home_with_token(tmp_path, "0" * 64))
+
+
+def _use_a_cluster_without_tokens(folder: Path, home: Path) -> None:
+    # With tokens on, Ray connects to such a cluster and its actors then never start.
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": str(folder)}
+    options = [
+        "--head",
+        "--port=0",
+        "--num-cpus=1",
+        "--include-dashboard=false",
+        "--disable-usage-stats",
+        "--block",
+    ]
+    command = [str(Path(sys.executable).with_name("ray")), "start", *options]
+    head = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        written = folder / "ray" / "ray_current_cluster"
+        deadline = time.monotonic() + 60
+        while not written.exists():
+            assert time.monotonic() < deadline, "the head did not start"
+            time.sleep(0.2)
+        done = _connect(written.read_text(), home)
+        assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
+    finally:
+        head.terminate()
+        head.wait(30)
 
 
 def _token() -> str:

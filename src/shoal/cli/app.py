@@ -46,7 +46,7 @@ def top(
 
 
 @app.command()
-@verb
+@verb(out=("FOLDER", "Folder of everything (default: shoal-demo)."))
 def demo(common: Common) -> Output:
     """Run the whole path on embedded real data, in about a minute."""
     from shoal.verbs.digits import FOLDER
@@ -63,7 +63,7 @@ def demo(common: Common) -> Output:
 
 
 @app.command()
-@verb
+@verb(without=["cluster_file"], out=("FILE", "File to write (default: DATA's name with .yaml)."))
 def init(
     common: Common,
     data: Annotated[
@@ -75,10 +75,9 @@ def init(
     ],
     force: Force = False,
 ) -> Output:
-    """Write a commented experiment file from the data; --out names it."""
+    """Write a commented experiment file from the data."""
     from shoal.verbs.first_file import init as run
 
-    common.refuse("init", cluster=True)
     result = run(
         data, target, common.out, overrides=common.overrides, force=force, reporter=common.reporter()
     )
@@ -86,19 +85,18 @@ def init(
 
 
 @app.command()
-@verb
+@verb(out=("RUN", "Run folder that shoal train is to write."))
 def check(common: Common, config: Config) -> Output:
     """Validate, look at the data, show the resolved experiment and the resources; run nothing."""
-    common.refuse("check", out=True)
     experiment = common.load(config)
     from shoal.verbs.look import check as run  # after the file: its errors need not wait for pyarrow
 
-    result = run(experiment, common.reporter())
+    result = run(experiment, common.out, reporter=common.reporter())
     return Output(result.as_dict(), show_results.check(result))
 
 
 @app.command()
-@verb
+@verb()
 def shard(common: Common, config: Config) -> Output:
     """Write the sharded dataset that every fit reads, or find it."""
     experiment = common.load(config)
@@ -110,7 +108,7 @@ def shard(common: Common, config: Config) -> Output:
 
 
 @app.command()
-@verb
+@verb()
 def train(common: Common, config: Config) -> Output:
     """Fit a model, judge it on rows it never saw, and write the report."""
     experiment = common.load(config)
@@ -124,7 +122,7 @@ def train(common: Common, config: Config) -> Output:
 
 
 @app.command()
-@verb
+@verb(overrides=("evaluation.KEY=VALUE", "Change how it is judged; repeatable."))
 def evaluate(
     common: Common,
     run: Run,
@@ -149,7 +147,7 @@ def evaluate(
 
 
 @app.command()
-@verb
+@verb(without=["overrides", "out"])
 def predict(
     common: Common,
     run: Run,
@@ -161,7 +159,6 @@ def predict(
     """Predict rows in their order; OUT appears whole or not at all."""
     from shoal.verbs.predictions import predict as answer
 
-    common.refuse("predict", overrides=True, out=True)
     result = answer(
         run,
         data,
@@ -175,24 +172,22 @@ def predict(
 
 
 @app.command()
-@verb
+@verb(without=["overrides", "out"])
 def report(common: Common, run: Run) -> Output:
     """Build a run's report.html again."""
     from shoal.verbs.judge import report as build
 
-    common.refuse("report", overrides=True, out=True)
     result = build(run, cluster=common.cluster(), reporter=common.reporter())
     return Output(result.as_dict(), show_results.report(result))
 
 
 @app.command()
-@verb
-def schema(common: Common) -> Output:
+@verb(without=["overrides", "cluster_file", "out", "time_limit", "quiet"])
+def schema(_common: Common) -> Output:
     """Print the JSON Schema of the experiment file, for editors."""
     import json
 
     from shoal.experiment import json_schema
 
-    common.refuse("schema", overrides=True, cluster=True, out=True)
     found: dict[str, Any] = json_schema()
     return Output(found, [json.dumps(found, indent=2, ensure_ascii=False)])

@@ -1,8 +1,8 @@
-"""The options that every verb takes, and the decorator that adds them."""
+"""The options that verbs have in common, and the decorator that adds those which mean something for a verb."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -52,86 +52,79 @@ class Common:
         state.reporter = Silent() if self.quiet else Live()
         return state.reporter
 
-    def refuse(self, verb: str, *, overrides: bool = False, cluster: bool = False, out: bool = False) -> None:
-        """Refuse the options that mean nothing for a verb, rather than ignore them."""
-        given = {
-            "--set": bool(self.overrides),
-            "--cluster": self.cluster_file is not None,
-            "--out": self.out is not None,
-        }
-        unused = {"--set": overrides, "--cluster": cluster, "--out": out}
-        for option, present in given.items():
-            if present and unused[option]:
-                raise ConfigError(f"{option} changes nothing for shoal {verb}; leave it out")
 
-
-_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "overrides": (
-        Annotated[
-            list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one value; repeatable.")
-        ],
-        None,
-    ),
-    "cluster_file": (
-        Annotated[
-            Path | None, typer.Option("--cluster", metavar="FILE", help="YAML with the cluster section.")
-        ],
-        None,
-    ),
-    "out": (
-        Annotated[str | None, typer.Option("--out", metavar="RUN", help="Folder or URI of the results.")],
-        None,
-    ),
-    "time_limit": (
-        Annotated[
-            str | None, typer.Option("--time-limit", metavar="TIME", help="End after 90s, 10m, 6h, 1d.")
-        ],
-        None,
-    ),
-    "as_json": (Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")], False),
-    "quiet": (Annotated[bool, typer.Option("--quiet", help="Print errors only, or the JSON result.")], False),
-    "debug": (
-        Annotated[bool, typer.Option("--debug", help="Show tracebacks, and Ray's own messages.")],
-        False,
-    ),
+# Parameter: its type, flag, metavar, help and default.
+_OPTIONS: dict[str, tuple[Any, str, str | None, str, Any]] = {
+    "overrides": (list[str] | None, "--set", "KEY=VALUE", "Change one value; repeatable.", None),
+    "cluster_file": (Path | None, "--cluster", "FILE", "YAML with the cluster section.", None),
+    "out": (str | None, "--out", "RUN", "Folder or URI of the results.", None),
+    "time_limit": (str | None, "--time-limit", "TIME", "End after 90s, 10m, 6h, 1d.", None),
+    "as_json": (bool, "--json", None, "Print the result as one JSON object.", False),
+    "quiet": (bool, "--quiet", None, "Print errors only, or the JSON result.", False),
+    "debug": (bool, "--debug", None, "Show tracebacks, and Ray's own messages.", False),
 }
 
 
-def verb(function: Callable[..., Output]) -> Callable[..., None]:
-    """Add the common options to a verb whose first parameter is a `Common`; print what it returns."""
+def verb(
+    *, without: Collection[str] = (), **here: tuple[str, str]
+) -> Callable[[Callable[..., Output]], Callable[..., None]]:
+    """Add the common options to a verb whose first parameter is a `Common`; print what it returns.
 
-    @functools.wraps(function)
-    def command(**given: Any) -> None:
-        options = {name: given.pop(name) for name in _OPTIONS}
-        common = Common(
-            tuple(options["overrides"] or ()),
-            options["cluster_file"],
-            options["out"],
-            _duration(options["time_limit"]),
-            options["quiet"],
-        )
-        from shoal.cli.deadline import deadline
+    Parameters
+    ----------
+    without
+        Options that change nothing for this verb: its help leaves them out, and giving one is an error.
+    here
+        Metavar and help that an option has for this verb.
+    """
 
-        try:
-            with deadline(common.time_limit, state.remains):
-                result = function(common, **given)
-        except KeyboardInterrupt as interrupt:
-            raise Interrupted from interrupt
-        finally:
-            if state.reporter is not None:
-                state.reporter.done()  # gives the terminal its cursor back
-        show(result, common.quiet)
+    def decorate(function: Callable[..., Output]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            options = {name: given.pop(name) for name in _OPTIONS}
+            for name in without:
+                if options[name]:
+                    raise ConfigError(
+                        f"{_OPTIONS[name][1]} changes nothing for shoal {function.__name__}; leave it out"
+                    )
+            common = Common(
+                tuple(options["overrides"] or ()),
+                options["cluster_file"],
+                options["out"],
+                _duration(options["time_limit"]),
+                options["quiet"],
+            )
+            from shoal.cli.deadline import deadline
 
-    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
-    added = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in _OPTIONS.items()
-    ]
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own] + added
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    del command.__wrapped__
-    return command
+            try:
+                with deadline(common.time_limit, state.remains):
+                    result = function(common, **given)
+            except KeyboardInterrupt as interrupt:
+                raise Interrupted from interrupt
+            finally:
+                if state.reporter is not None:
+                    state.reporter.done()  # gives the terminal its cursor back
+            show(result, common.quiet)
+
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        for name, (kind, flag, metavar, text, default) in _OPTIONS.items():
+            shown, meaning = here.get(name, (metavar, text))
+            option = typer.Option(flag, metavar=shown, help=meaning, hidden=name in without)
+            parameters.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=default,
+                    annotation=Annotated[kind, option],
+                )
+            )
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        del command.__wrapped__
+        return command
+
+    return decorate
 
 
 def _duration(text: str | None) -> timedelta | None:

@@ -15,10 +15,12 @@ ORDER = ("data", "test", "validation")
 NAMED = {"test": "test rows", "validation": "validation rows", "data": "rows of --data"}
 
 
-def scores(found: dict[str, Any]) -> list[Any]:
+def scores(found: dict[str, Any], task: str) -> list[Any]:
     """Return a table for each part: metric, value, interval."""
     from rich import box
     from rich.table import Table
+
+    from shoal.evaluation.report.facts import is_macro
 
     shown: list[Any] = []
     for part in [p for p in ORDER if p in found]:
@@ -33,12 +35,16 @@ def scores(found: dict[str, Any]) -> list[Any]:
         table.add_column("metric")
         table.add_column("value", justify="right")
         table.add_column("interval", justify="right")
+        macro = {name: f"{name} (macro)" for name in metrics if is_macro(name, task)}
         for name, entry in metrics.items():
+            shown_as = macro.get(name, name)
             if entry["value"] is None:
-                table.add_row(name, "undefined", entry.get("reason", ""))
+                table.add_row(shown_as, "undefined", entry.get("reason", ""))
             else:
-                table.add_row(name, _number(entry["value"]), _interval(entry))
+                table.add_row(shown_as, _number(entry["value"]), _interval(entry))
         shown.append(table)
+        if macro:
+            shown.append(f"macro: the plain average over {'labels' if task == 'multilabel' else 'classes'}")
         shown.append(f"intervals: {first['method']}, {first['replicates']:,} replicates")
         flat = [name for name, e in metrics.items() if e["value"] is not None and e["low"] == e["high"]]
         if flat:
@@ -55,7 +61,7 @@ def train(result: "TrainResult") -> list[Any]:
     best = f", best epoch {fit['best_epoch']}" if fit["best_epoch"] else ""
     parts = {"test": result.scores["test"]} if "test" in result.scores else result.scores
     return [
-        *scores(parts),
+        *scores(parts, result.task),
         f"fit:    {fit['epochs']} epochs, {fit['steps']:,} steps{best}; {fit['stopped']}",
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
@@ -80,7 +86,10 @@ def shard(result: "ShardResult") -> list[Any]:
 
 def evaluate(result: "EvaluateResult") -> list[Any]:
     """Return the scores."""
-    return [*scores(result.scores), *([f"written: {_short(result.written)}"] if result.written else [])]
+    return [
+        *scores(result.scores, result.task),
+        *([f"written: {_short(result.written)}"] if result.written else []),
+    ]
 
 
 def predict(result: "PredictResult") -> list[Any]:

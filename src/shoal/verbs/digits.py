@@ -1,5 +1,7 @@
 """demo: the whole path on real data that come with scikit-learn."""
 
+import os
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
@@ -48,12 +50,14 @@ class DemoResult:
     @property
     def next_commands(self) -> tuple[str, str, str]:
         """Return three commands to try."""
-        shoal = _program()
-        return (
-            f"{shoal} predict {shown(self.train.run)} --data {self.data} --to {self.folder}/predictions.csv",
-            f"{shoal} train {self.config} --set training.optimizer.learning_rate=1e-3",
-            f"{shoal} init YOUR.parquet --target COLUMN",
+        predictions = f"{self.folder.rstrip('/')}/predictions.csv"
+        commands = (
+            ("predict", shown(self.train.run), "--data", self.data, "--to", predictions),
+            ("train", self.config, "--set", "training.optimizer.learning_rate=1e-3"),
+            ("init", "YOUR.parquet", "--target", "COLUMN"),
         )
+        predict, train, init = (shlex.join([_program(), *command]) for command in commands)
+        return predict, train, init
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -61,11 +65,11 @@ class DemoResult:
 
 
 def _program() -> str:
-    """Return how to call the command line: `make demo` runs it from a virtual environment that is not active."""
-    beside = Path(sys.executable).parent / "shoal"
-    if shutil.which("shoal") is None and beside.exists():
-        return shown(str(beside))
-    return "shoal"
+    """Return how to call the command line from here; a virtual environment need not be active."""
+    own, found = Path(sys.executable).parent / "shoal", shutil.which("shoal")
+    if not own.exists() or (found is not None and own.samefile(found)):
+        return "shoal"
+    return min(os.path.relpath(own), str(own), key=len)
 
 
 def prepare_demo(folder: str = FOLDER) -> tuple[str, str]:

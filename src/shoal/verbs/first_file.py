@@ -11,6 +11,7 @@ from shoal.cluster.progress import Reporter
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, from_dict
 from shoal.verbs.look import Look, look
+from shoal.verbs.rows import given_as
 from shoal.yaml_file import dump
 
 _SPLIT_NAMES = ("split", "subset", "partition")
@@ -77,7 +78,8 @@ def init(
     }
     experiment = from_dict({"data": section}, overrides, name="shoal init")
     try:
-        found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
+        with given_as("DATA"):
+            found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
     except DataError as error:
         if "data.drop" not in str(error) and "data.types" not in str(error):
             raise

@@ -13,7 +13,7 @@ from shoal.cluster.sharding.manifest import Manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, to_dict
 from shoal.verbs.dataset import ShardResult, shard
-from shoal.verbs.judge import DATA, judge
+from shoal.verbs.judge import DATA, judge, rows_of
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import claimed, refuse_incomplete_model, run_uri, scores_of
 
@@ -31,6 +31,7 @@ class TrainResult:
     run: str
     report: str
     data: str
+    task: str
     scores: dict[str, Any]
     fit: dict[str, Any]
     seconds: dict[str, float]
@@ -211,7 +212,7 @@ def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter)
     except DataError:
         reporter.notice("the input files of this run are not there any more")
         return
-    if key != run.read_json(DATA)["key"]:
+    if key != rows_of(run).key:
         raise ConfigError(
             f"the input files changed since {run.uri} was trained: choose another --out, or delete that folder to train anew"
         )
@@ -222,6 +223,7 @@ def _result(run: Storage, scores: dict[str, Any], facts: dict[str, Any]) -> Trai
         run.uri,
         f"{run.uri.rstrip('/')}/report.html",
         facts["data"]["path"],
+        rows_of(run).schema_.target.task,
         scores,
         facts["fit"],
         facts["seconds"],

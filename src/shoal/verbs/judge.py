@@ -12,7 +12,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.manifest import Manifest, Schema
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
-from shoal.verbs.runs import finished_run, scores_of, with_overrides
+from shoal.verbs.runs import finished_run, read_manifest, scores_of, with_overrides
 
 OTHER = "data"
 # The run keeps the manifest of its rows, so that its report does not need the shards any more.
@@ -24,12 +24,18 @@ class EvaluateResult:
     """Scores with intervals, by part: ``test`` and ``validation`` of the run, or ``data``."""
 
     run: str
+    task: str
     scores: dict[str, Any]
     written: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return {"run": self.run, "metrics": self.scores, "written": self.written}
+
+
+def rows_of(run: Storage) -> Manifest:
+    """Read what a run says of the rows that it used."""
+    return read_manifest(run, DATA, "train again with another --out")
 
 
 def judge(
@@ -113,7 +119,9 @@ def evaluate(
     if target is not None:
         target.write_table("predictions.parquet", predictions)
         target.write_json("metrics.json", scores)
-    return EvaluateResult(folder.uri, scores, written=target.uri if target is not None else None)
+    return EvaluateResult(
+        folder.uri, trained.task, scores, written=target.uri if target is not None else None
+    )
 
 
 @dataclass(frozen=True)
@@ -142,17 +150,17 @@ def report(
 
     folder, _ = finished_run(run, cluster)
     (reporter or Silent()).stage("writing the report")
-    write_report(folder, Manifest.model_validate(folder.read_json(DATA)), scores_of(folder))
+    write_report(folder, rows_of(folder), scores_of(folder))
     return ReportResult(folder.uri, f"{folder.uri}/report.html")
 
 
 def _warn_of_own_rows(
     data: str | Sequence[str], run: Storage, experiment: Experiment, reporter: Reporter
 ) -> None:
-    from shoal.cluster.sharding.listing import find
+    from shoal.verbs.rows import input_files
 
-    files = find([data] if isinstance(data, str) else data, experiment.cluster.storage)
-    own = set(Manifest.model_validate(run.read_json(DATA)).sources)
+    files = input_files(data, experiment.cluster.storage)
+    own = set(rows_of(run).sources)
     if known := [file.uri for file in files if file.uri in own]:
         reporter.notice(
             f"the run was trained on rows of {known[0]}{' and others' if len(known) > 1 else ''}: these scores are not "

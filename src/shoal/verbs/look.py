@@ -1,6 +1,6 @@
 """check: read the data once and say what would be done; nothing is written and nothing runs."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import open_source
 from shoal.experiment import Experiment, to_dict
+from shoal.verbs.dataset import require_class_names
 
 BATCH_ROWS = 262_144
 
@@ -69,6 +70,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
     found = decide(merge_away(scans), source.schema, data, seed, chosen)
+    require_class_names(found.target)
     private = bool(set(data.target) & set(data.private))
     return Look(
         len(files),
@@ -112,8 +114,17 @@ class CheckResult:
         }
 
 
-def check(experiment: Experiment, reporter: Reporter | None = None) -> CheckResult:
-    """Validate an experiment against its data and the cluster; run nothing.
+def check(experiment: Experiment, out: str | None = None, *, reporter: Reporter | None = None) -> CheckResult:
+    """Validate an experiment against its data, its storage and the cluster; run nothing, leave nothing.
+
+    Parameters
+    ----------
+    experiment
+        What would be done.
+    out
+        The run folder that is meant; by default one under `cluster.storage_path`, which is needed anyway.
+    reporter
+        Hears of progress.
 
     Raises
     ------
@@ -123,11 +134,18 @@ def check(experiment: Experiment, reporter: Reporter | None = None) -> CheckResu
     from shoal.cluster.components import Imported
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
+    from shoal.verbs.writable import require_writable
 
     if isinstance(experiment.model, Imported):
         experiment.model.load()
     shape, demand = plan(experiment.cluster)
+    for place in (experiment.cluster.storage_path, *([out] if out else [])):
+        require_writable(place, experiment.cluster.storage)
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
     resolve_scoring(experiment.evaluation.scoring, found.target.task)
+    asked, rows = experiment.training.batch_size, found.parts["train"]
+    if isinstance(asked, int) and asked > rows:
+        large = f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
+        found = replace(found, notices=(*found.notices, large))
     workers = f"{shape.num_workers} worker{'s' if shape.num_workers > 1 else ''}, placed {shape.placement}"
     return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))

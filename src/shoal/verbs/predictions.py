@@ -19,6 +19,7 @@ from shoal.training.artifact import TrainedModel
 from shoal.training.scores import Judged, predictions_table
 from shoal.verbs.rows import raw_batches
 from shoal.verbs.runs import finished_run
+from shoal.verbs.unknown import Unknown
 
 ROW = "row"
 FORMATS = {".parquet": "Parquet", ".pq": "Parquet", ".csv": "CSV"}
@@ -32,6 +33,7 @@ class PredictResult:
     predictions: str
     rows: int
     columns: tuple[str, ...]
+    unknown: dict[str, int]  # rows of each column whose category the model does not know
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -40,6 +42,7 @@ class PredictResult:
             "predictions": self.predictions,
             "rows": self.rows,
             "columns": list(self.columns),
+            "unknown": self.unknown,
         }
 
 
@@ -92,11 +95,13 @@ def predict(
     reporter.stage("predicting")
     rows = 0
     columns: tuple[str, ...] = ()
+    unknown = Unknown(trained.schema)
     with _writer(target, name) as write:
         for batch in raw_batches(data, trained.schema, config):
             if not batch.num_rows:
                 continue
             answers = _answers(trained, batch, rows)
+            unknown.see(batch)
             write(answers)
             rows, columns = rows + batch.num_rows, tuple(answers.column_names)
             reporter.advance(rows, rows, "rows")
@@ -104,7 +109,8 @@ def predict(
             raise DataError(
                 f"{data if isinstance(data, str) else ', '.join(data)} holds no rows; nothing to predict"
             )
-    return PredictResult(folder.uri, to, rows, columns)
+    unknown.say(reporter)
+    return PredictResult(folder.uri, to, rows, columns, unknown.rows)
 
 
 def labelled_predictions(
@@ -123,12 +129,14 @@ def labelled_predictions(
     labels: list[Any] = []
     scores: list[Any] = []
     reporter.stage("scoring")
+    unknown = Unknown(schema)
     rows = 0
     for batch in raw_batches(data, schema, config, labels=True):
         if not batch.num_rows:
             continue
         labels.append(encode_labels(batch, schema.target, private=private))
         scores.append(trained.scores(batch))
+        unknown.see(batch)
         ids += _identity(trained, batch, rows)[1].chunks
         rows += batch.num_rows
         reporter.advance(rows, rows, "rows")
@@ -136,6 +144,7 @@ def labelled_predictions(
         raise DataError(
             f"{data if isinstance(data, str) else ', '.join(data)} holds no rows; nothing to evaluate"
         )
+    unknown.say(reporter)
     judged = Judged(pa.chunked_array(ids), np.concatenate(labels), np.concatenate(scores))
     return predictions_table({"data": judged}, schema.target)
 

@@ -1,6 +1,7 @@
 """Raw rows for a trained model, from Parquet or CSV, a batch at a time and in their order."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,6 +14,7 @@ from shoal.cluster.filesystems import explained, redact
 from shoal.cluster.sharding.listing import InputFile, find
 from shoal.cluster.sharding.manifest import Column, Schema
 from shoal.cluster.sharding.prepare import prepare
+from shoal.cluster.sharding.source import damaged
 
 BATCH_ROWS = 65_536
 CSV_BLOCK = 8 << 20
@@ -49,11 +51,32 @@ def raw_batches(
     if labels:
         wanted += [name for name in schema.target.columns if name not in wanted]
     optional = [schema.id] if schema.id and schema.id not in wanted else []
-    for file in find([paths] if isinstance(paths, str) else paths, config):
+    for file in input_files(paths, config):
         if file.path.lower().endswith(_CSV):
             yield from _csv(file, schema, wanted, optional)
         else:
             yield from _parquet(file, schema, wanted, optional)
+
+
+def input_files(paths: str | Sequence[str], config: StorageConfig) -> list[InputFile]:
+    """List the files of ``--data``.
+
+    Raises
+    ------
+    DataError
+        If there are none.
+    """
+    with given_as("--data"):
+        return find([paths] if isinstance(paths, str) else paths, config)
+
+
+@contextmanager
+def given_as(argument: str) -> Iterator[None]:
+    """Let messages about ``data.path`` name the argument that it came from instead."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(str(error).replace("data.path", argument)) from error
 
 
 def _parquet(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]) -> Iterator[pa.Table]:
@@ -65,8 +88,10 @@ def _parquet(file: InputFile, schema: Schema, wanted: list[str], optional: list[
             names = [*wanted, *(name for name in optional if name in found.names)]
             for batch in reader.iter_batches(batch_size=BATCH_ROWS, columns=names, use_threads=False):
                 yield pa.Table.from_batches([batch])
-        except pa.ArrowException as error:
-            raise DataError(f"{file.uri} is no Parquet file, or is damaged: {_line(error)}") from error
+        except MemoryError:
+            raise  # Arrow's is an ArrowException too
+        except (OSError, pa.ArrowException) as error:
+            raise damaged(file, error) from error
 
 
 def _csv(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]) -> Iterator[pa.Table]:

@@ -46,9 +46,15 @@ def test_an_inline_run_does_not_import_ray(folder):
         (["train", "x.yaml", "--sett", "a=b"], ["No such option: --sett"]),
         (["train", "none.yaml"], ["none.yaml does not exist", "shoal init DATA --target COLUMN"]),
         (["schema", "--set", "a=b"], ["--set changes nothing for shoal schema"]),
-        (["check", "x.yaml", "--out", "r"], ["--out changes nothing for shoal check"]),
-        (["schema", "--time-limit", "soon"], ["--time-limit soon: a duration is"]),
-        (["schema", "--time-limit", "0"], ["must be above 0"]),
+        (["schema", "--quiet"], ["--quiet changes nothing for shoal schema"]),
+        (["report", "r", "--out", "x"], ["--out changes nothing for shoal report"]),
+        (
+            ["predict", "r", "--data", "x", "--to", "y", "--set", "seed=1"],
+            ["--set changes nothing for shoal predict"],
+        ),
+        (["init", "x", "--target", "y", "--cluster", "c.yaml"], ["--cluster changes nothing for shoal init"]),
+        (["check", "x.yaml", "--time-limit", "soon"], ["--time-limit soon: a duration is"]),
+        (["check", "x.yaml", "--time-limit", "0"], ["must be above 0"]),
     ],
 )
 def test_a_wrong_request_ends_with_2_and_a_few_lines(shoal, arguments, said):
@@ -59,6 +65,25 @@ def test_a_wrong_request_ends_with_2_and_a_few_lines(shoal, arguments, said):
     assert len(done.err.splitlines()) <= 4
     for text in said:
         assert text in done.err
+
+
+@pytest.mark.parametrize(
+    ("verb", "absent"),
+    [
+        ("train", []),
+        ("check", []),
+        ("demo", []),
+        ("evaluate", []),
+        ("init", ["--cluster"]),
+        ("predict", ["--set", "--out"]),
+        ("report", ["--set", "--out"]),
+        ("schema", ["--set", "--cluster", "--out", "--time-limit", "--quiet"]),
+    ],
+)
+def test_help_shows_the_options_that_matter(shoal, verb, absent):
+    shown = set(shoal(verb, "--help").out.split())
+    every = {"--set", "--cluster", "--out", "--time-limit", "--json", "--quiet", "--debug"}
+    assert every - shown == set(absent)
 
 
 def test_version_and_schema(shoal):

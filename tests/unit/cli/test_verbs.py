@@ -337,8 +337,8 @@ def test_predict_refuses_bad_rows_and_leaves_nothing_half_written(shoal, run, fo
 @pytest.mark.parametrize(
     ("data", "to", "said"),
     [
-        ("none.parquet", "o.csv", "none.parquet"),
-        ("small.yaml", "o.csv", "no Parquet file"),
+        ("none.parquet", "o.csv", "--data: there is no file or folder"),
+        ("small.yaml", "o.csv", "is not a Parquet file"),
         ("in.csv", "o.xls", "must end in .parquet, .pq, .csv"),
     ],
 )

@@ -227,10 +227,9 @@ def server(answer: bytes | None) -> Iterator[int]:
         thread.join()
 
 
-@pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_an_address_that_answers_with_settings_is_good(scheme: str) -> None:
+def test_an_address_that_answers_with_settings_is_good() -> None:
     with server(bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + bytes(6)) as port:
-        assert checked_address(f"{scheme}127.0.0.1:{port}") == f"{scheme}127.0.0.1:{port}"
+        assert checked_address(f"127.0.0.1:{port}") == f"127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(

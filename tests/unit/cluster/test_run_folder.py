@@ -171,17 +171,17 @@ def test_a_live_driver_keeps_others_out_and_a_killed_one_is_taken_over(run: RunF
 
 
 RACE = """
-import sys, time
+import sys
 from shoal.cluster.errors import StorageError
 from shoal.cluster.run_folder import RunFolder
-while time.time() < float(sys.argv[2]):
-    pass
+print("ready", flush=True)
+sys.stdin.readline()
 try:
     with RunFolder.open(sys.argv[1]).claim({"seed": 0}):
-        print("won")
-        time.sleep(1.5)
+        print("won", flush=True)
+        sys.stdin.read()
 except StorageError:
-    print("refused")
+    print("refused", flush=True)
 """
 
 
@@ -192,12 +192,25 @@ def test_of_several_drivers_at_once_one_wins(run: RunFolder, stale: bool) -> Non
             LEASE, {"host": socket.gethostname(), "pid": 2**22 + 1, "process_start": "1", "token": "x"}
         )
         run.write_text(CONFIG, "seed: 0\n")
-    start = str(time.time() + 1)
+    command = [sys.executable, "-c", RACE, run.uri]
     drivers = [
-        subprocess.Popen([sys.executable, "-c", RACE, run.uri, start], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
-    assert sorted(driver.communicate(timeout=60)[0] for driver in drivers) == ["refused\n"] * 2 + ["won\n"]
+    try:
+        assert [driver.stdout.readline() for driver in drivers if driver.stdout] == ["ready\n"] * 3
+        for driver in drivers:
+            assert driver.stdin is not None
+            driver.stdin.write("go\n")
+            driver.stdin.flush()
+        # The winner holds its lease until all have answered.
+        assert sorted(driver.stdout.readline() for driver in drivers if driver.stdout) == (
+            ["refused\n"] * 2 + ["won\n"]
+        )
+        for driver in drivers:
+            driver.communicate(timeout=60)
+    finally:
+        for driver in drivers:
+            driver.kill()
 
 
 def test_a_pid_given_to_another_process_is_not_the_driver(run: RunFolder) -> None:

@@ -153,6 +153,17 @@ def _checked(page: str) -> Checker:
     return checker
 
 
+def test_a_multiclass_task_of_two_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target(columns=("y",), task="multiclass", classes=("a", "b"))
+    monkeypatch.setitem(TARGETS, "multiclass", target)
+    run = _run(tmp_path, "multiclass")
+    page = render(
+        collect(run, _manifest("multiclass", {"train": 400, "test": 120}), _scores(run, "multiclass"))
+    )
+    _checked(page)
+    assert "Each class against the rest, test rows" in page
+
+
 @pytest.mark.parametrize("task", list(TARGETS))
 def test_a_whole_report(task: str, tmp_path: Path) -> None:
     run = _run(tmp_path, task)

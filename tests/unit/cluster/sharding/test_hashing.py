@@ -89,6 +89,21 @@ def test_temporal_values_hash(kind: pa.DataType) -> None:
     assert hashes[2] == 0
 
 
+def test_equal_times_hash_equally_whatever_their_unit() -> None:
+    days = pa.array([0, 1, -1, None, 20_000], pa.int32()).cast(pa.date32())
+    expected = hash_values(days, "x")
+    assert expected is not None
+    assert len(set(expected.tolist())) == 5
+    for kind in (pa.date64(), *(pa.timestamp(unit) for unit in ("s", "ms", "us", "ns"))):
+        assert np.array_equal(hash_values(days.cast(kind), "x"), expected), kind
+    near = hash_values(pa.array([0, 1, 999, 1000, -1], pa.timestamp("ns")), "x")
+    assert near is not None
+    assert len(set(near.tolist())) == 5
+    spans = [hash_values(pa.array([5, None]).cast(pa.duration("s")).cast(k), "x") for k in
+             (pa.duration("s"), pa.duration("ns"))]  # fmt: skip
+    assert np.array_equal(*spans)
+
+
 def test_decimals_hash() -> None:
     hashes = hash_values(pa.array([decimal.Decimal("1.25"), None]), "x")
     assert np.array_equal(hashes, hash_values(pa.array([1.25, None]), "x"))

@@ -88,4 +88,7 @@ def test_blocks_cover_all_slots(sizes: list[int], most: int) -> None:
     blocks = group_slots(offsets, most)
     assert [s for b in blocks for s in range(b.first, b.last)] == list(range(len(sizes)))
     for block in blocks:
-        assert offsets[block.last] - offsets[block.first] <= most or block.last - block.first == 1
+        own = sizes[block.first : block.last]
+        assert sum(own) <= most or np.count_nonzero(own) == 1
+        # A block is a file, and without rows there would be none. The first slot has rows, but not in all draws here.
+        assert sum(own) > 0 or block.first == 0

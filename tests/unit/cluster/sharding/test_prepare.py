@@ -58,6 +58,15 @@ def test_prepared_numbers_agree_with_standard_scaler() -> None:
     assert np.array_equal(found, oracle.transform(values).astype(np.float32))
 
 
+def test_numbers_in_texts() -> None:
+    one = column("x", "numeric", "string", center=(1.0,), scale=(2.0,))
+    values = pa.array(["5", None, "-1e1", "nan"])
+    for layout in (values, values.dictionary_encode(), values.cast(pa.large_string())):
+        found = prepare(pa.table({"x": layout}), schema(one)).numeric
+        np.testing.assert_array_equal(found, np.array([[2], [math.nan], [-5.5], [math.nan]], np.float32))
+    assert prepare(pa.table({"x": [5.0]}), schema(one)).numeric.tolist() == [[2]]
+
+
 def test_vocabulary_is_by_frequency_then_value() -> None:
     values = list("bbbaaaccd") + [None] * 4
     statistics = Statistics([column("x", "categorical", "string")])

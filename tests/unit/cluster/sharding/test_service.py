@@ -1,6 +1,7 @@
+"""What the sharding service writes, says and keeps."""
+
 import json
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from support.sharded import PARTS, Files, Gather, Run, notices, replace
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.progress import Silent
@@ -19,19 +21,6 @@ from shoal.cluster.sharding.prepare import prepare
 from shoal.cluster.sharding.service import shard
 from shoal.cluster.storage import Storage
 
-Run = Callable[..., ShardedDataset]
-Files = Callable[[ShardedDataset], dict[str, bytes]]
-Gather = Callable[[ShardedDataset, str], dict[str, Any]]
-PARTS = ("train", "validation", "test")
-
-
-def replace(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
-    return table.set_column(table.column_names.index(name), name, values)
-
-
-def notices(dataset: ShardedDataset) -> str:
-    return "\n".join(dataset.manifest.notices)
-
 
 @pytest.mark.parametrize(
     "options",
@@ -40,8 +29,9 @@ def notices(dataset: ShardedDataset) -> str:
         {"id": "order", "group": "customer"},
         {"time": "booked", "split": {"time": {"test": 0.3, "gap": "2d"}}},
         {"target": "amount"},
+        {"split": {"validation": 0}, "shards": 4},
     ],
-    ids=["stratified", "group", "time", "regression"],
+    ids=["stratified", "group", "time", "regression", "empty part"],
 )
 def test_shards_depend_on_content_alone(
     table: pa.Table, tmp_path: Path, run: Run, files: Files, options: dict[str, Any]
@@ -59,6 +49,23 @@ def test_shards_depend_on_content_alone(
     assert files(run(str(folder), budget=20_000, **options)) == expected  # spilled, in small batches
     assert many.manifest.schema_ == one.manifest.schema_
     assert files(run(table, seed=1, **options)) != expected
+
+
+@pytest.mark.parametrize("name", ["label", "city"])
+def test_a_column_that_is_empty_in_one_file(
+    table: pa.Table, tmp_path: Path, run: Run, files: Files, name: str
+) -> None:
+    # pandas writes a column of None as Arrow's null type. Without labels, no row of the file is kept.
+    first, last = table.slice(0, 500), table.slice(500)
+    typed = run(pa.concat_tables([first, replace(last, name, pa.nulls(100, pa.string()))]))
+    folder = tmp_path / "two"
+    folder.mkdir()
+    pq.write_table(first, folder / "a.parquet")
+    pq.write_table(replace(last, name, pa.nulls(100)), folder / "b.parquet")
+    for budget in (512 << 20, 20_000):
+        dataset = run(str(folder), budget=budget)
+        assert files(dataset) == files(typed)
+        assert sum(dataset.rows(part) for part in PARTS) == (500 if name == "label" else 600)
 
 
 def test_every_row_is_in_one_shard_with_its_own_values(table: pa.Table, run: Run, gather: Gather) -> None:
@@ -129,11 +136,8 @@ def test_roles_and_notices(table: pa.Table, run: Run) -> None:
     types = {column.name: column.type for column in kept.schema.columns}
     assert types["number"] == "numeric"
     assert types["items"] == "categorical"
-    # Every value comes once, so each is rare: the column says nothing and is left out as constant, or has no category.
-    assert (
-        kept.manifest.dropped.get("order")
-        or not next(c for c in kept.schema.columns if c.name == "order").categories
-    )
+    # Every value comes once, so each is rare.
+    assert next(column for column in kept.schema.columns if column.name == "order").categories == ()
 
 
 def test_features_name_what_is_used(table: pa.Table, run: Run, files: Files) -> None:
@@ -207,223 +211,6 @@ def test_unlabelled_rows_are_left_out_and_said(table: pa.Table, run: Run) -> Non
     assert dataset.manifest.left_out == {"without a label": 60}
     assert sum(dataset.rows(part) for part in PARTS) == 540
     assert dataset.manifest.rows_read == 600
-
-
-def parts_of(dataset: ShardedDataset, gather: Gather) -> dict[str, str]:
-    return {row: part for part in PARTS for row in gather(dataset, part)["row_id"]}
-
-
-def test_group_split(table: pa.Table, run: Run, gather: Gather) -> None:
-    dataset = run(table, group="customer", id="order")
-    parts = parts_of(dataset, gather)
-    seen: dict[int, set[str]] = {}
-    for row, customer in zip(
-        table.column("order").to_pylist(), table.column("customer").to_pylist(), strict=True
-    ):
-        seen.setdefault(customer, set()).add(parts[row])
-    assert all(len(found) == 1 for found in seen.values())
-    assert abs(dataset.rows("test") - 120) < 20
-    assert "'customer' is the group and no feature" in notices(dataset)
-
-
-@pytest.mark.parametrize("form", ["stamp", "text", "date", "number"])
-def test_time_split(table: pa.Table, run: Run, gather: Gather, form: str) -> None:
-    stamps = table.column("booked").combine_chunks()
-    times = {
-        "stamp": stamps,
-        "text": pc.strftime(stamps, "%Y-%m-%dT%H:%M:%SZ"),
-        "date": stamps.cast(pa.date32(), safe=False),
-        "number": stamps.cast(pa.int64()).cast(pa.float64()),
-    }
-    values = times[form]
-    used = table.set_column(table.column_names.index("booked"), "booked", values)
-    dataset = run(used, time="booked", id="order")
-    parts = parts_of(dataset, gather)
-    by_part: dict[str, list[Any]] = {part: [] for part in PARTS}
-    for row, time in zip(table.column("order").to_pylist(), values.to_pylist(), strict=True):
-        by_part[parts[row]].append(time)
-    assert max(by_part["train"]) < min(by_part["validation"])
-    assert max(by_part["validation"]) < min(by_part["test"])
-    assert abs(len(by_part["test"]) - 120) <= 15
-    assert "booked" not in [column.name for column in dataset.schema.columns]
-
-
-def test_time_split_from_a_date_with_a_gap(table: pa.Table, run: Run) -> None:
-    split = {"time": {"test_from": "2024-03-10", "gap": "2d", "validation": 0}}
-    dataset = run(table, time="booked", split=split)
-    times = table.column("booked").to_pandas()
-    assert dataset.rows("test") == (times >= "2024-03-10").sum()
-    assert dataset.rows("train") == (times < "2024-03-08").sum()
-    assert dataset.manifest.left_out == {
-        "in the gap between parts": int(((times >= "2024-03-08") & (times < "2024-03-10")).sum())
-    }
-    assert "test from 2024-03-10" in notices(dataset)
-    with pytest.raises(
-        DataError, match="test_from is 5.0, but column 'booked' holds time stamps; give a date"
-    ):
-        run(table, time="booked", split={"time": {"test_from": 5}})
-    with pytest.raises(DataError, match="but column 'customer' holds numbers; give a number"):
-        run(table, time="customer", split={"time": {"test_from": "2024-03-10"}})
-
-
-def test_rows_without_a_time_are_left_out(table: pa.Table, run: Run) -> None:
-    times = pc.if_else(pa.array(np.arange(len(table)) < 5), None, table.column("booked"))
-    dataset = run(table.set_column(table.column_names.index("booked"), "booked", times), time="booked")
-    assert dataset.manifest.left_out["without a time stamp"] == 5
-
-
-def test_time_and_group(table: pa.Table, run: Run, gather: Gather) -> None:
-    options: dict[str, Any] = {"time": "booked", "group": "customer", "id": "order"}
-    with pytest.raises(
-        DataError, match=r"of 60 groups of 'customer', with .* rows, have rows in more than one part"
-    ):
-        run(table, **options)
-    allowed = run(table, **options, split={"groups": "allow"})
-    assert sum(allowed.rows(part) for part in PARTS) == 600
-    few = table.take(pc.sort_indices(table, [("booked", "ascending")]))
-    customers_in_turn = pa.array(np.arange(600) // 7)
-    table = replace(few, "customer", customers_in_turn)
-    allowed = run(table, **options, split={"groups": "allow"})
-    dropped = run(table, **options, split={"groups": "drop"})
-    parts = parts_of(dropped, gather)
-    customers = dict(
-        zip(table.column("order").to_pylist(), table.column("customer").to_pylist(), strict=True)
-    )
-    seen: dict[int, set[str]] = {}
-    for row, part in parts.items():
-        seen.setdefault(customers[row], set()).add(part)
-    assert all(len(found) == 1 for found in seen.values())
-    assert dropped.rows("test") == allowed.rows("test")
-    assert dropped.manifest.left_out["of a customer that comes back in a later part"] == 600 - len(parts)
-
-
-def test_hash_split_never_moves_a_row(table: pa.Table, run: Run, gather: Gather) -> None:
-    split = {"hash": {"test": 0.3, "validation": 0.1}}
-    for options in ({"id": "order"}, {}, {"group": "customer", "id": "order"}):
-        before = parts_of(run(table.slice(0, 300), split=split, **options), gather)
-        after = parts_of(run(table, split=split, **options), gather)
-        assert all(after[row] == part for row, part in before.items())
-
-
-def with_split(table: pa.Table, values: list[str | None]) -> pa.Table:
-    return table.append_column("part", pa.array([values[i % len(values)] for i in range(len(table))]))
-
-
-def test_column_split(table: pa.Table, run: Run, gather: Gather) -> None:
-    marked = with_split(table, ["train", "train", "validation", "test"])
-    dataset = run(marked, id="order", split={"column": "part"})
-    expected = dict(zip(marked.column("order").to_pylist(), marked.column("part").to_pylist(), strict=True))
-    assert parts_of(dataset, gather) == expected
-
-
-def test_column_split_without_validation(table: pa.Table, run: Run) -> None:
-    dataset = run(with_split(table, ["train", "train", "test"]), split={"column": "part"})
-    assert dataset.rows("validation") == 40
-    assert "marks no validation rows: 40 rows (10%) were cut" in notices(dataset)
-
-
-@pytest.mark.parametrize(
-    ("values", "options", "message"),
-    [
-        (
-            ["train", "Test", None],
-            {},
-            r"has the values 'Test', \(missing\) in 400 rows; allowed are train, validation, test",
-        ),
-        (["train", "validation"], {}, "has no row with 'test'"),
-        (["train", "test"], {"group": "customer"}, "choose data.split.groups"),
-    ],
-)
-def test_bad_split_columns(
-    table: pa.Table, run: Run, values: list[str | None], options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        run(with_split(table, values), split={"column": "part"}, **options)
-
-
-def test_private_values_never_show(table: pa.Table, run: Run) -> None:
-    with pytest.raises(DataError) as caught:
-        run(with_split(table, ["train", "hush"]), split={"column": "part"}, private=["part"])
-    assert "hush" not in str(caught.value)
-    dataset = run(table, time="booked", private=["booked", "label"])
-    assert "2024" not in notices(dataset)
-    assert "'yes'" not in notices(dataset)
-
-
-@pytest.mark.parametrize(
-    ("name", "values", "message"),
-    [
-        ("amount", [1.0, np.inf] * 300, "column 'amount' has 300 infinite values: make them null"),
-        (
-            "city",
-            [f"the quick brown fox number {i}" for i in range(600)],
-            "column 'city' holds text .*data.drop: .city.",
-        ),
-        ("city", [bytes([i % 256]) for i in range(600)], "column 'city' holds raw bytes"),
-        (
-            "city",
-            [[1] * (i % 3) for i in range(600)],
-            "column 'city' is list.*not supported; leave it out with data.drop",
-        ),
-        ("city", [{"a": i} for i in range(600)], "column 'city' is struct"),
-        ("amount", [1e200 * i for i in range(600)], "column 'amount' has numbers too large to standardise"),
-    ],
-)
-def test_columns_that_are_refused(
-    table: pa.Table, run: Run, name: str, values: list[Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        run(replace(table, name, pa.array(values)))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"target": "labell"}, "data.target: the data have no column 'labell'; did you mean 'label'"),
-        ({"group": "customers"}, "data.group: .*did you mean 'customer'"),
-        ({"drop": ["ITEMS"]}, "data.drop: .*did you mean 'items'"),
-        ({"types": {"x": "numeric"}}, "data.types: the data have no column 'x'; there are order, customer"),
-        (
-            {"types": {"city": "boolean"}},
-            "'city' is string and cannot be boolean; it can be numeric, categorical",
-        ),
-        (
-            {"types": {"city": "numeric"}},
-            "column 'city' is to be numeric, but some of its texts are no numbers",
-        ),
-        ({"types": {"label": "categorical"}}, "column 'label' is no feature"),
-        ({"features": ["order"], "id": "order"}, "is the id, which is never a feature"),
-        (
-            {"drop": ["customer", "booked", "amount", "items", "gift", "city", "vector", "order"]},
-            "no feature column",
-        ),
-        ({"features": ["order"]}, "no feature column is left: order"),
-        ({"split": {"time": {}}}, "needs data.time"),
-        ({"split": {"groups": "drop"}}, "there is no data.group"),
-        ({"time": "city"}, "no ISO 8601 time stamps"),
-        ({"time": "gift"}, "must hold numbers, dates or time stamps"),
-        ({"shards": 5000}, "data.shards is 5000, more than the 420 training rows"),
-        ({"split": {"hash": {"test": 0.7, "validation": 0.4}}}, "leave no training rows"),
-    ],
-)
-def test_requests_that_cannot_be_met(
-    table: pa.Table, run: Run, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        run(table, **options)
-
-
-def test_a_class_that_is_too_small(table: pa.Table, run: Run) -> None:
-    labels = ["rare"] + ["a", "b"] * 299 + ["a"]
-    with pytest.raises(DataError, match=r"class 'rare' \(1 row\) of target 'label' cannot be split by class"):
-        run(replace(table, "label", pa.array(labels)))
-    dataset = run(replace(table, "label", pa.array(["few"] * 2 + labels[2:])))
-    assert dataset.manifest.splits["train"].class_counts[2] >= 1
-    assert "'few' (2 rows) of target 'label' is too small to have a validation row" in notices(dataset)
-    booked = pa.array(np.arange(600))
-    late = replace(replace(table, "booked", booked), "label", pa.array(["a", "b"] * 290 + ["late"] * 20))
-    with pytest.raises(DataError, match=r"class 'late' \(20 rows\) of target 'label' has no training row"):
-        run(late, time="booked")
 
 
 def test_dates_in_strings_are_said(table: pa.Table, run: Run) -> None:

@@ -1,0 +1,307 @@
+"""What a user is told: about values, files, scores and places that are not as they should be."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+import pytest
+from sklearn.metrics import f1_score
+from support.tabular import rows
+
+from shoal.cluster.config import StorageConfig
+from shoal.cluster.errors import StorageError
+from shoal.cluster.progress import Silent
+from shoal.cluster.sharding.manifest import Column, Schema, Target
+from shoal.verbs import digits
+from shoal.verbs import rows as reading
+from shoal.verbs.unknown import Unknown
+from shoal.verbs.writable import require_writable
+
+
+def strange(n=60):
+    """Rows of which every seventh has a category that training never saw, and one has none."""
+    table = rows(n, seed=7)
+    kinds = [f"new {i}" if i % 7 == 3 else kind for i, kind in enumerate(table["kind"].to_pylist())]
+    kinds[0] = None
+    return table.set_column(2, "kind", pa.array(kinds)), sum(str(kind).startswith("new") for kind in kinds)
+
+
+def everything(folder):
+    return {p: p.stat().st_mtime_ns for p in [folder, *folder.rglob("*")]}
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_unknown_categories_are_counted_and_said_once(shoal, run, folder, monkeypatch, suffix):
+    monkeypatch.setattr(reading, "BATCH_ROWS", 16)  # several batches
+    table, count = strange()
+    data = folder / f"strange kinds.{suffix}"
+    pq.write_table(table, data) if suffix == "parquet" else csv.write_csv(table, data)
+    said = f"values that the model does not know, treated as unknown: 'kind' in {count} of 60 rows (e.g. 'new 3')"
+    done = shoal("predict", run, "--data", data, "--to", folder / "strange.csv", "--force", "--json")
+    assert done.json["unknown"] == {"kind": count}
+    assert done.err.count(said) == 1
+    assert shoal("evaluate", run, "--data", data).err.count(said) == 1
+
+
+def test_many_columns_make_one_short_notice():
+    names = [f"c{i}" for i in range(11)]
+    columns = [
+        Column(name=name, type="categorical", arrow_type="string", categories=("a",), value_type="string")
+        for name in names
+    ]
+    target = Target(columns=("y",), task="binary", classes=("no", "yes"))
+    unknown = Unknown(Schema(columns=tuple(columns), target=target))
+    for _ in range(2):
+        unknown.see(pa.table({name: ["?"] * i + ["a"] * (10 - i) for i, name in enumerate(names)}))
+    heard = []
+    reporter = Silent()
+    reporter.notice = heard.append
+    unknown.say(reporter)
+    assert unknown.rows == {f"c{i}": 2 * i for i in range(1, 11)}
+    (notice,) = heard
+    assert "'c10' in 20 of 20 rows (e.g. '?'), 'c9' in 18 of 20 rows" in notice
+    assert notice.endswith("'c3' in 6 of 20 rows (e.g. '?') and 2 more")
+
+
+def test_known_categories_are_no_news(shoal, run, folder):
+    pq.write_table(rows(40, seed=2), folder / "known.parquet")
+    done = shoal("predict", run, "--data", folder / "known.parquet", "--to", folder / "known.csv", "--json")
+    assert done.json["unknown"] == {}
+    assert "unknown" not in done.err
+
+
+def test_values_of_private_columns_are_not_shown(shoal, folder):
+    out = folder / "private"
+    done = shoal("train", folder / "small.yaml", "--set", "data.private=[kind]", "--out", out, "--quiet")
+    assert done.code == 0, done.err
+    pq.write_table(strange()[0], folder / "private.parquet")
+    done = shoal("predict", out, "--data", folder / "private.parquet", "--to", folder / "private.csv")
+    assert "'kind' in 9 of 60 rows\n" in done.err
+    assert "new" not in done.err + done.out
+
+
+def test_errors_name_the_argument_that_was_given(shoal, run, folder):
+    for command in (
+        ["predict", run, "--data", folder / "nowhere.parquet", "--to", folder / "o.csv"],
+        ["evaluate", run, "--data", folder / "nowhere.parquet"],
+        ["predict", run, "--data", folder / "nowhere*", "--to", folder / "o.csv"],
+    ):
+        done = shoal(*command)
+        assert done.code == 2
+        assert "--data: " in done.err
+        assert "data.path" not in done.err
+    done = shoal("init", folder / "nowhere.parquet", "--target", "y", "--out", folder / "nowhere.yaml")
+    assert "error: DATA: there is no file or folder" in done.err
+    done = shoal("check", folder / "small.yaml", "--set", "data.path=nowhere.parquet")
+    assert "error: data.path: there is no file or folder" in done.err
+
+
+@pytest.fixture(scope="module")
+def three_classes(folder):
+    """An experiment file whose target has three classes."""
+    table = rows()
+    labels = np.where(np.array(table["x"]) > 0.7, "high", np.array(table["y"]))
+    pq.write_table(table.set_column(4, "y", pa.array(labels)), folder / "three.parquet")
+    text = (folder / "small.yaml").read_text().replace("rows.parquet", "three.parquet")
+    (folder / "three.yaml").write_text(text)
+    return folder / "three.yaml"
+
+
+def test_macro_averages_are_called_so(shoal, folder, three_classes, run):
+    out = folder / "three"
+    text = shoal("train", three_classes, "--out", out).out
+    for name in ("f1", "precision", "recall", "roc_auc", "average_precision"):
+        assert f"  {name} (macro)  " in text
+    for name in ("accuracy", "log_loss", "mcc"):
+        assert f"  {name}  " in text
+    assert "macro: the plain average over classes" in text
+    assert "F1 (macro)" in (out / "report.html").read_text()
+    assert "f1 (macro)" in shoal("evaluate", out).out
+
+    found = json.loads((out / "metrics.json").read_text())["test"]
+    assert "f1" in found  # the name in files stays
+    table = pq.read_table(out / "predictions.parquet").to_pandas().query("split == 'test'")
+    names = [name for name in table if name.startswith("score_")]
+    decided = table[names].idxmax(axis=1).str.removeprefix("score_")
+    assert found["f1"]["value"] == pytest.approx(f1_score(table.label.astype(str), decided, average="macro"))
+
+    assert "macro" not in shoal("evaluate", run).out  # binary: of the event
+    assert "(macro)" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("override", "out", "said"),
+    [
+        ("cluster.storage_path={folder}/rows.parquet/runs", None, "rows.parquet'; a file is where a folder"),
+        ("seed=0", "rows.parquet/run", "rows.parquet'; a file is where a folder"),
+        pytest.param(
+            "cluster.storage_path=/sys/runs",
+            None,
+            "cannot write /sys/runs: ",
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="/sys takes no files on Linux"),
+        ),
+    ],
+)
+def test_check_finds_storage_that_cannot_be_written(shoal, folder, override, out, said):
+    place = ["--out", folder / out] if out else []
+    done = shoal("check", folder / "small.yaml", "--set", override.format(folder=folder), *place)
+    assert done.code == 2
+    assert said in done.err
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def refused(dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/tmpq3k2")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refused)  # root may write anywhere
+    with pytest.raises(
+        StorageError, match=r"cannot write .*/a/b: .*Permission denied: '[^']*': change|may not"
+    ) as e:
+        require_writable(str(tmp_path / "a" / "b"), StorageConfig())
+    assert f"Permission denied: '{tmp_path}'" in str(e.value)
+
+
+def test_trying_storage_leaves_nothing(tmp_path):
+    before = everything(tmp_path)
+    require_writable(str(tmp_path), StorageConfig())
+    require_writable(str(tmp_path / "new" / "er"), StorageConfig())
+    assert everything(tmp_path) == before
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/bucket/old/x", b"1")
+    try:
+        for place in ("memory://bucket/old", "memory://bucket/new/er", "memory://bucket"):
+            require_writable(place, StorageConfig())
+        assert memory.find("/bucket", withdirs=True) == ["/bucket", "/bucket/old", "/bucket/old/x"]
+    finally:
+        memory.store.clear()
+        memory.pseudo_dirs[:] = [""]
+
+
+@pytest.mark.parametrize(("size", "said"), [(1000, True), (210, False), ("full", False)])
+def test_check_says_that_a_batch_is_larger_than_the_data(shoal, folder, size, said):
+    done = shoal("check", folder / "small.yaml", "--set", f"training.batch_size={size}", "--json")
+    notices = [text for text in done.json["data"]["notices"] if "batch_size" in text]
+    assert done.json["data"]["split"]["rows"]["train"] == 210
+    assert (
+        notices
+        == ["training.batch_size is 1,000, but there are 210 training rows: every step takes them all"] * said
+    )
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda b: b[: len(b) // 2], "is cut short: "),
+        (lambda b: b[:-60] + b"\xff" * 52 + b[-8:], "is a damaged Parquet file ("),
+        (lambda _: b"", "is empty (0 bytes)"),
+        (lambda _: b"a,b\n1,2\n", "is not a Parquet file"),
+    ],
+)
+def test_damaged_parquet_is_said_alike_by_every_verb(shoal, run, folder, damage, said):
+    data = folder / "hurt.parquet"
+    data.write_bytes(damage((folder / "rows.parquet").read_bytes()))
+    errors = set()
+    for command in (
+        ["check", folder / "small.yaml", "--set", f"data.path='{data}'"],
+        ["predict", run, "--data", data, "--to", folder / "hurt.csv"],
+        ["evaluate", run, "--data", data],
+    ):
+        done = shoal(*command)
+        assert done.code == 2
+        errors.add(done.err[done.err.index("error: ") :])
+    assert len(errors) == 1
+    (error,) = errors
+    assert said in error
+    assert error.strip().isprintable()
+    assert "footer. Either" not in error
+    assert not (folder / "hurt.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"", "its 0 bytes are not JSON"),
+        (b'{"key": ', "its 8 bytes are not JSON"),
+        (b"\xda\xff", "its 2 bytes are not JSON"),
+        (b"{}", "key: field required"),
+    ],
+)
+def test_a_damaged_manifest_ends_with_2_and_the_fix(shoal, run, folder, text, said):
+    dataset = Path(json.loads((run / "provenance.json").read_text())["data"]["path"])
+    for file, commands, fix in (
+        (
+            dataset / "manifest.json",
+            [["shard", folder / "small.yaml"], ["train", folder / "small.yaml", "--out", folder / "never"]],
+            "delete that folder, and the same command writes it again",
+        ),
+        (run / "data.json", [["report", run]], "train again with another --out"),
+    ):
+        whole = file.read_bytes()
+        file.write_bytes(text)
+        try:
+            for command in commands:
+                done = shoal(*command)
+                assert done.code == 2
+                assert f"{file.name} in {file.parent} is damaged or of another version (" in done.err
+                assert said in done.err
+                assert done.err.rstrip().endswith(fix)
+        finally:
+            file.write_bytes(whole)
+    assert not (folder / "never").exists()
+
+
+def test_the_commands_of_demo_can_be_pasted(tmp_path, monkeypatch):
+    own = tmp_path / "a project" / ".venv" / "bin" / "shoal"
+    own.parent.mkdir(parents=True)
+    own.write_text("#!/bin/sh\n")
+    own.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(own.parent / "python"))
+    monkeypatch.chdir(tmp_path / "a project")
+
+    monkeypatch.setenv("PATH", str(own.parent))
+    assert digits._program() == "shoal"
+    monkeypatch.setenv("PATH", "")
+    assert digits._program() == ".venv/bin/shoal"
+    other = tmp_path / "other" / "shoal"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(other.parent))  # another installation's
+    assert digits._program() == ".venv/bin/shoal"
+    monkeypatch.chdir(tmp_path)
+    train = type("Trained", (), {"run": str(tmp_path / "my runs" / "r")})()
+    commands = digits.DemoResult("d", "d/digits.parquet", "d/digits.yaml", train).next_commands
+    assert commands[0] == (
+        "'a project/.venv/bin/shoal' predict 'my runs/r' --data d/digits.parquet --to d/predictions.csv"
+    )
+    monkeypatch.chdir("/")
+    assert Path("/", digits._program()) == own
+    own.unlink()
+    assert digits._program() == "shoal"
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_class_without_a_name_is_refused(shoal, folder, name):
+    table = rows()
+    labels = [name if label == "no" else label for label in table["y"].to_pylist()]
+    pq.write_table(table.set_column(4, "y", pa.array(labels)), folder / "nameless.parquet")
+    before = set(os.listdir(folder / "runs"))
+    choice = ["--set", f"data.path='{folder}/nameless.parquet'"]
+    for command in (
+        ["check", folder / "small.yaml", *choice],
+        ["shard", folder / "small.yaml", *choice],
+        ["train", folder / "small.yaml", *choice],
+        ["init", folder / "nameless.parquet", "--target", "y", "--out", folder / "nameless.yaml"],
+    ):
+        done = shoal(*command)
+        assert done.code == 2
+        assert f"data.target: 'y' has a class called {name!r}, which is no name" in done.err
+        assert "make those labels null (such rows are left out), or name the class" in done.err
+    assert set(os.listdir(folder / "runs")) == before
+    assert not (folder / "nameless.yaml").exists()
