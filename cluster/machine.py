@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 from shoal.cluster.resources import Totals
@@ -24,6 +25,12 @@ def local_totals(root: Path = _CGROUP) -> Totals:
         CPUs within affinity and quota, GPUs within ``CUDA_VISIBLE_DEVICES``, memory in bytes within the limit.
     """
     return Totals(cpus=_cpus(root), gpus=float(_gpus()), memory=_memory(root), where="this machine")
+
+
+def free_disk(folder: Path) -> float:
+    """Return the free bytes on the disk of a folder that need not be there yet."""
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    return float(shutil.disk_usage(there).free)
 
 
 def _cpus(root: Path) -> float:

@@ -11,6 +11,7 @@ from shoal.cluster.errors import ConfigError, ResourceError
 
 Placement = Literal["inline", "task", "group"]
 _EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
+_GIB_FROM = 0.1 * 2**30
 _SHARES = (0.5, 0.25, 0.1, 0.01)
 
 
@@ -226,11 +227,9 @@ def _fix(demand: Demand, limit: Totals, what: str) -> str:
     each, rest = getattr(part, what), demand.total(what) - part.count * getattr(part, what)
     left = max(0.0, there - rest)
     if part.name != "workers" or what not in _UNITS:
-        place = {
-            "memory": "cluster.num_workers",
-            "disk": "the data, or set cluster.cache_path to a larger disk",
-        }
-        return f"Use fewer {part.name}, or lower {place.get(what, 'what each takes')}"
+        if what == "disk":
+            return "Set cluster.cache_path to a folder on a larger disk"
+        return f"Use fewer {part.name}, or lower {'cluster.num_workers' if what == 'memory' else 'what each takes'}"
     fixes = []
     if (workers := int((left + _EPSILON) // each)) >= 1:
         fixes.append(f"cluster.num_workers: {workers}")
@@ -271,7 +270,7 @@ def _row(name: str, count: int, cpus: float, gpus: float, memory: float, disk: f
 def _amount(value: float, what: str, unit: bool = True) -> str:
     if what in _UNITS:
         return _number(value) + (f" {_UNITS[what]}{'' if value == 1 else 's'}" if unit else "")
-    return f"{value / 2**30:.1f} GiB"
+    return f"{value / 2**30:.1f} GiB" if value >= _GIB_FROM else f"{value / 2**20:.1f} MiB"
 
 
 def _number(value: float) -> str:

@@ -183,7 +183,13 @@ def _task(kind: pa.DataType, values: Sequence[Scalar], asked: str, name: str) ->
 
 
 def _refuse_odd_classes(values: Sequence[Scalar], rows: int, asked: str, name: str, private: bool) -> None:
-    """Refuse integers that a float64 cannot tell apart, and identifiers."""
+    """Refuse classes without a name, integers that a float64 cannot tell apart, and identifiers."""
+    blank = [v for v in values if isinstance(v, str) and not v.strip()]
+    if blank:  # its score column would have no name either, and CSV takes it for missing
+        raise DataError(
+            f"data.target: {name!r} has a class called {blank[0]!r}, which is no name; make those labels null (such "
+            "rows are left out), or name the class"
+        )
     huge = [v for v in values if isinstance(v, int | float) and abs(v) > _LARGEST_EXACT]
     if huge:
         shown = "" if private else f", such as {huge[0]!r}"

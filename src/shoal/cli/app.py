@@ -182,7 +182,7 @@ def report(common: Common, run: Run) -> Output:
 
 
 @app.command()
-@verb(without=["overrides", "cluster_file", "out", "time_limit", "quiet"])
+@verb(without=["overrides", "cluster_file", "out"])
 def schema(_common: Common) -> Output:
     """Print the JSON Schema of the experiment file, for editors."""
     import json

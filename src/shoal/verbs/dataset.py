@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
-from shoal.cluster.errors import DataError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.run_folder import RunFolder
-from shoal.cluster.sharding.manifest import MANIFEST, Manifest, Target
+from shoal.cluster.sharding.manifest import MANIFEST, Manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, to_dict
 from shoal.verbs.runs import claimed, read_manifest
@@ -80,28 +79,7 @@ def shard(
         manifest = write(
             experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
         )
-        try:
-            require_class_names(manifest.schema_.target)
-        except DataError:
-            folder.delete(MANIFEST)  # not to be reused
-            raise
     return ShardResult(folder.uri, manifest, False)
-
-
-def require_class_names(target: Target) -> None:
-    """Refuse a class that has no name: its score column would have none either, and CSV takes it for missing.
-
-    Raises
-    ------
-    DataError
-        If a class or label is an empty text, or blank.
-    """
-    blank = [name for name in target.classes if not str(name).strip()]
-    if blank:
-        raise DataError(
-            f"data.target: {', '.join(map(repr, target.columns))} has a class called {blank[0]!r}, which is no name; "
-            "make those labels null (such rows are left out), or name the class"
-        )
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """train: from an experiment to a finished run folder."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError, DataError, RunError, StorageError
+from shoal.cluster.machine import free_disk
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.resources import Demand, Shape, plan
+from shoal.cluster.resources import Demand, Part, Shape, Totals, address_of, check, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest
 from shoal.cluster.storage import Storage
@@ -123,11 +126,28 @@ def _train(
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
     )
+    demand += _copies(experiment, data)
     try:
         outcome = _fit(job, shape, demand, experiment, stages, reporter)
         return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
     except StorageError as error:  # a disk that fills up under way is no wrong request
         raise RunError(str(error)) from error
+
+
+def _copies(experiment: Experiment, data: ShardResult) -> Demand:
+    """Return the disk that the copies of remote shards take; refuse it where the disk is this machine's and too small.
+
+    A cluster does not say what disks its nodes have: there a copy that does not fit is an error of the worker.
+    """
+    config = experiment.cluster
+    cache = config.cache_path
+    if cache is None or Storage.open(data.uri, config.storage).is_local:
+        return Demand()
+    size = sum(file.bytes for part in data.manifest.splits.values() for file in part.shards)
+    demand = Demand((Part("caches", 1, disk=size),))
+    if address_of(config) is None:
+        check(demand, Totals(math.inf, math.inf, disk=free_disk(Path(cache)), where=f"the disk of {cache}"))
+    return demand
 
 
 def _fit(

@@ -16,7 +16,6 @@ from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import open_source
 from shoal.experiment import Experiment, to_dict
-from shoal.verbs.dataset import require_class_names
 
 BATCH_ROWS = 262_144
 
@@ -70,7 +69,6 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
     found = decide(merge_away(scans), source.schema, data, seed, chosen)
-    require_class_names(found.target)
     private = bool(set(data.target) & set(data.private))
     return Look(
         len(files),

@@ -46,7 +46,6 @@ def test_an_inline_run_does_not_import_ray(folder):
         (["train", "x.yaml", "--sett", "a=b"], ["No such option: --sett"]),
         (["train", "none.yaml"], ["none.yaml does not exist", "shoal init DATA --target COLUMN"]),
         (["schema", "--set", "a=b"], ["--set changes nothing for shoal schema"]),
-        (["schema", "--quiet"], ["--quiet changes nothing for shoal schema"]),
         (["report", "r", "--out", "x"], ["--out changes nothing for shoal report"]),
         (
             ["predict", "r", "--data", "x", "--to", "y", "--set", "seed=1"],
@@ -77,7 +76,7 @@ def test_a_wrong_request_ends_with_2_and_a_few_lines(shoal, arguments, said):
         ("init", ["--cluster"]),
         ("predict", ["--set", "--out"]),
         ("report", ["--set", "--out"]),
-        ("schema", ["--set", "--cluster", "--out", "--time-limit", "--quiet"]),
+        ("schema", ["--set", "--cluster", "--out"]),
     ],
 )
 def test_help_shows_the_options_that_matter(shoal, verb, absent):

@@ -305,3 +305,26 @@ def test_a_class_without_a_name_is_refused(shoal, folder, name):
         assert "make those labels null (such rows are left out), or name the class" in done.err
     assert set(os.listdir(folder / "runs")) == before
     assert not (folder / "nameless.yaml").exists()
+
+
+def test_copies_of_remote_shards_must_fit_on_their_disk(shoal, folder, tmp_path, monkeypatch):
+    remote = ("--set", "cluster.storage_path=memory://lake/runs", "--out", tmp_path / "run")
+    cache = tmp_path / "cache" / "of shards"
+    command = ("train", folder / "small.yaml", *remote, "--set", f"cluster.cache_path={cache}")
+    memory = fsspec.filesystem("memory")
+    try:
+        monkeypatch.setattr("shoal.verbs.fit.free_disk", lambda _: 10.0)
+        refused = shoal(*command)
+        assert refused.code == 2
+        assert "1 copies of the shards" not in refused.err
+        assert (
+            f"the disk of {cache} has 0.0 GiB. Set cluster.cache_path to a folder on a larger disk"
+            in refused.err
+        )
+        assert not cache.exists()
+        monkeypatch.undo()
+        assert shoal(*command).code == 0
+        assert any(cache.rglob("*.arrow"))
+    finally:
+        memory.store.clear()
+        memory.pseudo_dirs[:] = [""]

@@ -53,7 +53,7 @@ def workers(count: int, cpus: float = 1.0, gpus: float = 0.0) -> Part:
             [Part("caches", 2, disk=3 * 2**30)],
             Totals(2, disk=2**30),
             "2 caches x 3.0 GiB = 6.0 GiB; this machine has 1.0 GiB. "
-            "Use fewer caches, or lower the data, or set cluster.cache_path to a larger disk",
+            "Set cluster.cache_path to a folder on a larger disk",
         ),
     ],
 )
