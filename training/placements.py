@@ -18,6 +18,7 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
+from shoal.cluster.config import ClusterConfig, format_duration
 from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.relay import RelayReporter, relay
@@ -73,7 +74,7 @@ def _task(job: FitJob) -> FitOutcome:
     return run_worker(job, Strategy(pick_device(job.gpus)), RelayReporter(job.run_uri))
 
 
-def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter: Reporter) -> FitOutcome:
+def fit_in_group(job: FitJob, workers: int, cluster: ClusterConfig, reporter: Reporter) -> FitOutcome:
     """Fit in a Ray Train worker group with DDP, on an initialised Ray.
 
     Parameters
@@ -82,8 +83,8 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
         The fit; ``job.cpus`` and ``job.gpus`` are reserved for each worker.
     workers
         W.
-    collective_timeout
-        Seconds that a worker waits for the others in one operation.
+    cluster
+        How long the group may take to start (`wait`), and a worker to wait for the others in one operation.
     reporter
         Hears of rank 0's progress.
 
@@ -92,16 +93,17 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
     ShoalError
         The first worker's own error, or a RunError with what ended the group.
     """
+    timeout = cluster.collective_timeout.total_seconds()
     resources = {"CPU": job.cpus or 1.0}
     if job.gpus:
         resources["GPU"] = job.gpus
     with tempfile.TemporaryDirectory(prefix="shoal-train-") as scratch, relay(job.run_uri, reporter):
         trainer = _Trainer(
             _group_worker,
-            train_loop_config={"job": job, "timeout": collective_timeout},
+            train_loop_config={"job": job, "timeout": timeout},
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if job.gpus else "gloo",
-                timeout_s=max(1, round(collective_timeout)),
+                timeout_s=max(1, round(timeout)),
             ),
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=bool(job.gpus), resources_per_worker=resources
@@ -116,14 +118,15 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
             ),
         )
         try:
-            with _ray_train_settled():
+            with _ray_train_settled(cluster.wait.total_seconds()):
                 result = cast(Result, trainer.fit())
         except WorkerGroupError as error:
             raise _our_error(list(error.worker_failures.values())) from error
         except ControllerError as error:
             raise ResourceError(
-                f"the group of {workers} workers could not be started or was lost: {error.controller_failure}; "
-                "check the cluster's nodes, or lower cluster.num_workers"
+                f"the group of {workers} workers did not start within {format_duration(cluster.wait)}, or was lost: "
+                f"{_first_line(error.controller_failure)}; check the cluster's nodes and what others hold, raise "
+                "cluster.wait, or lower cluster.num_workers"
             ) from error
         except TrainingFailedError as error:
             raise RunError(f"training ended early: {_last_line(error)}") from error
@@ -134,13 +137,14 @@ def fit_in_group(job: FitJob, workers: int, collective_timeout: float, reporter:
 
 
 @contextmanager
-def _ray_train_settled() -> Iterator[None]:
+def _ray_train_settled(wait: float) -> Iterator[None]:
     """Set Ray Train's variables for the block, and take back the handler that it sets for Ctrl-C.
 
     The handler would keep the controller's process alive, and it ends the driver with exit code 0.
     """
-    before = {name: os.environ.get(name) for name in _RAY_TRAIN}
-    os.environ.update({name: value for name, value in _RAY_TRAIN.items() if before[name] is None})
+    wanted = _RAY_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{wait:g}"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -184,6 +188,10 @@ def _chain(error: BaseException | None) -> list[BaseException]:
         found.append(error)
         error = next((inner for f in unwrap if (inner := f(found[-1])) is not None), None)
     return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _last_line(error: BaseException) -> str:

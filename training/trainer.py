@@ -43,4 +43,4 @@ def fit(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter | 
 
     if shape.placement == "task":
         return fit_in_task(job, reporter)
-    return fit_in_group(job, shape.num_workers, cluster.collective_timeout.total_seconds(), reporter)
+    return fit_in_group(job, shape.num_workers, cluster, reporter)

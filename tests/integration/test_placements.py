@@ -1,5 +1,6 @@
 """Fits inline, in a task and in worker groups, on one Ray; equal results, errors by name, nothing left behind."""
 
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sklearn.datasets import load_digits
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import ClusterConfig, Config
-from shoal.cluster.errors import CollectiveTimeoutError, RunError, ShoalError
+from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
 from shoal.cluster.progress import EpochRecord, Silent
 from shoal.cluster.resources import Shape
 from shoal.cluster.session import leftovers
@@ -56,6 +57,7 @@ def run(
     model: Config | None = None,
     timeout: float = 60,
     listener: Silent | None = None,
+    wait: float = 60,
 ) -> tuple[FitOutcome, dict[str, np.ndarray], pa.Table]:
     Storage.open(str(folder)).write_text("config.yaml", "test: true\n")
     job = FitJob(
@@ -68,7 +70,7 @@ def run(
         cpus=1.0,
     )
     shape = Shape(num_workers=workers, cpus_per_worker=1.0, gpus_per_worker=0.0, placement=placement)
-    cluster = ClusterConfig(collective_timeout=timedelta(seconds=timeout))
+    cluster = ClusterConfig(collective_timeout=timedelta(seconds=timeout), wait=timedelta(seconds=wait))
     outcome = fit(job, shape, cluster, listener or Silent())
     return (
         outcome,
@@ -128,3 +130,12 @@ def test_a_worker_that_dies_ends_the_run_with_a_message(digits: Path, tmp_path: 
         run(digits, tmp_path, "group", 2, model=own("DiesOnWorkerOne"), timeout=20)
     assert leftovers() == {"actors": 0, "placement_groups": 0}
     assert not (tmp_path / "model").exists()
+
+
+def test_a_group_that_does_not_start_ends_with_a_message(digits: Path, tmp_path: Path) -> None:
+    # More than the cluster has: as where others took the room after the sum was compared.
+    start = time.monotonic()
+    with pytest.raises(ResourceError, match="the group of 5 workers did not start within 4s"):
+        run(digits, tmp_path, "group", 5, wait=4)
+    assert time.monotonic() - start < 30
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
