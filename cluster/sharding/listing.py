@@ -94,7 +94,7 @@ def _find_one(path: str, config: StorageConfig) -> list[InputFile]:
     with explained("look at", uri):
         info = filesystem.get_file_info(inner)
     if info.type == fs.FileType.File:
-        return [_file(redact(uri), filesystem, info)]
+        return [_file(uri, filesystem, info)]
     if info.type == fs.FileType.Directory:
         return _folder(uri, filesystem, inner)
     if _GLOB.search(inner):

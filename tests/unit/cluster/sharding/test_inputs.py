@@ -80,10 +80,10 @@ def test_credentials_never_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pq.write_table(pa.table({"x": [1]}), tmp_path / "a.parquet")
     inside = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
 
-    def locate(uri: str, config: StorageConfig) -> tuple[str, fs.FileSystem, str]:
-        return uri, inside, uri.partition("@")[2]
+    def opened(uri: str, scheme: str) -> tuple[fs.FileSystem, str]:
+        return inside, uri.partition("@")[2]
 
-    monkeypatch.setattr("shoal.cluster.sharding.listing.locate", locate)
+    monkeypatch.setattr("shoal.cluster.filesystems._from_uri", opened)
     for path in ("s3://me:hunter22@a.parquet", "s3://me:hunter22@a*"):
         (file,) = find([path], CONFIG)
         assert file.uri == "s3://***@a.parquet"
