@@ -6,7 +6,7 @@ Nothing here is unpickled: weights are safetensors, everything else is JSON. Nei
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,7 @@ WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
 class ModelDescription(Config):
     """What `model.json` holds."""
 
-    version: int = 1
+    version: Literal[1] = 1
     schema_: Schema = Field(alias="schema")
     model: ModelChoice
     precision: str = "fp32"
@@ -130,7 +130,13 @@ class TrainedModel:
         try:
             description = ModelDescription.model_validate(run.read_json(DESCRIPTION))
             weights = load_weights(run.read_bytes(WEIGHTS))
-        except (ValidationError, ValueError, SafetensorError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "its content"
+            raise DataError(
+                f"{DESCRIPTION} in {run.uri} is damaged or of another version ({where}: {first['msg']}); train it again"
+            ) from error
+        except (ValueError, SafetensorError) as error:
             raise DataError(
                 f"the model in {run.uri} is damaged: {str(error).splitlines()[0]}; train it again"
             ) from error

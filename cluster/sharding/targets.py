@@ -78,6 +78,13 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
                 f"data.target: column {name!r} has {plural(infinite, 'infinite value')}; remove those rows or make "
                 "them null"
             )
+        with np.errstate(over="ignore"):
+            squares = np.square(numbers(first))
+        if np.isinf(np.nansum(squares)):
+            raise DataError(
+                f"data.target: column {name!r} has numbers too large to learn (their squares overflow a float64); "
+                "correct them, or give them in a larger unit"
+            )
         if data.positive is not None:
             raise DataError(
                 f"data.positive is {data.positive!r}, but the task is regression; remove it or set data.task"

@@ -234,7 +234,8 @@ def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter)
         return
     if key != rows_of(run).key:
         raise ConfigError(
-            f"the input files changed since {run.uri} was trained: choose another --out, or delete that folder to train anew"
+            f"the input files changed since {run.uri} was trained, or this version reads them in another way: choose "
+            "another --out, or delete that folder to train anew"
         )
 
 

@@ -1,5 +1,6 @@
 """predict: a trained model's answers for raw rows, streamed from file to file."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,11 +14,12 @@ import pyarrow.parquet as pq
 from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.sharding.listing import InputFile
 from shoal.cluster.sharding.targets import encode_labels
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
 from shoal.training.scores import Judged, predictions_table
-from shoal.verbs.rows import raw_batches
+from shoal.verbs.rows import input_files, raw_batches
 from shoal.verbs.runs import finished_run
 from shoal.verbs.unknown import Unknown
 
@@ -83,7 +85,7 @@ def predict(
     DataError
         If the data lack a column, hold infinity, or are empty.
     StorageError
-        If there is no such finished run, or `to` exists.
+        If there is no such finished run, or `to` exists, is one of the inputs, or lies in the run folder.
     """
     reporter = reporter or Silent()
     folder, experiment = finished_run(run, cluster)
@@ -91,6 +93,7 @@ def predict(
     target, name = _target(to, config)
     if target.exists(name) and not force:
         raise StorageError(f"{to} exists; choose another --to, or overwrite it with --force")
+    _refuse_precious(to, target, name, folder.storage, input_files(data, config))
     trained = TrainedModel.load(folder.storage, allow_import=allow_import)
     reporter.stage("predicting")
     rows = 0
@@ -182,6 +185,25 @@ def _target(to: str, config: StorageConfig) -> tuple[Storage, str]:
             f"{to}: the file of predictions must end in {', '.join(FORMATS)}, which says what is written"
         )
     return Storage.open(parent or ("/" if to.startswith("/") else "."), config), name
+
+
+def _refuse_precious(to: str, target: Storage, name: str, run: Storage, inputs: Sequence[InputFile]) -> None:
+    """Refuse to write over what is read, or over the run; no --force does that."""
+    place = _real(target, f"{target.path}/{name}")
+    if place in {_real(target, file.path) for file in inputs}:
+        raise StorageError(
+            f"--to {to} is one of the files of --data, which would be lost; choose another --to"
+        )
+    if place.startswith(f"{_real(run, run.path)}/"):
+        raise StorageError(
+            f"--to {to} lies in the run folder, which holds the run's own files; choose another --to"
+        )
+    if target.is_local and os.path.isdir(place):
+        raise StorageError(f"--to {to} is a folder; name a file")
+
+
+def _real(storage: Storage, path: str) -> str:
+    return os.path.realpath(path) if storage.is_local else path.rstrip("/")
 
 
 @contextmanager

@@ -5,9 +5,9 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, RequestError, StorageError
@@ -17,6 +17,13 @@ from shoal.cluster.sharding.manifest import MANIFEST, Manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, from_dict, run_name
 
+
+class _Score(BaseModel):
+    value: float | None
+
+
+_Scores = Annotated[dict[str, _Score], Field(min_length=1)]
+_SCORES: TypeAdapter[dict[str, _Scores]] = TypeAdapter(Annotated[dict[str, _Scores], Field(min_length=1)])
 _BEGINNING = {"config.yaml", "log.txt"}
 
 
@@ -139,8 +146,21 @@ def logged(run: Storage, reporter: Reporter) -> Iterator[Reporter]:
 
 
 def scores_of(run: Storage) -> dict[str, Any]:
-    """Read `metrics.json`."""
-    found: dict[str, Any] = run.read_json("metrics.json")
+    """Read `metrics.json`.
+
+    Raises
+    ------
+    StorageError
+        If it holds no scores.
+    """
+    try:
+        found: dict[str, Any] = run.read_json("metrics.json")
+        _SCORES.validate_python(found)
+    except (StorageError, ValidationError) as error:
+        why = str(error) if isinstance(error, StorageError) else f"metrics.json in {run.uri} holds no scores"
+        raise StorageError(
+            f"{why}; delete metrics.json, and the same command computes the run again"
+        ) from error
     return found
 
 

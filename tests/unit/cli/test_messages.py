@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -327,3 +328,65 @@ def test_copies_of_remote_shards_must_fit_on_their_disk(shoal, folder, tmp_path,
     finally:
         memory.store.clear()
         memory.pseudo_dirs[:] = [""]
+
+
+def test_predictions_never_replace_what_is_read_or_the_run(shoal, run, folder, tmp_path):
+    data = tmp_path / "in.parquet"
+    pq.write_table(rows(), data)
+    (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "link.parquet").symlink_to(data)
+    before = everything(run) | everything(tmp_path)
+    for to, said in (
+        (data, "is one of the files of --data, which would be lost"),
+        (tmp_path / "link.parquet", "is one of the files of --data"),
+        (run / "predictions.parquet", "lies in the run folder"),
+        (tmp_path / "folder.csv", "is a folder; name a file"),
+    ):
+        refused = shoal("predict", run, "--data", data, "--to", to, "--force")
+        assert refused.code == 2
+        assert said in refused.err
+    assert everything(run) | everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", "{}", '{"test": {}}', '{"test": 3}', '{"test": {"roc_auc": {"value": "x"}}}'],
+)
+def test_damaged_scores_are_no_finished_run(shoal, run, folder, tmp_path, content):
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    (broken / "metrics.json").write_text(content)
+    for command in (("report", broken), ("train", folder / "small.yaml", "--out", broken)):
+        refused = shoal(*command)
+        assert refused.code == 2
+        assert "delete metrics.json, and the same command computes the run again" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"version": 99}, "version: Input should be 1"), ({"schema": None}, "schema: Input should be")],
+)
+def test_a_model_of_another_version_is_refused(shoal, run, folder, tmp_path, change, said):
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    file = broken / "model" / "model.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    refused = shoal("predict", broken, "--data", folder / "rows.parquet", "--to", tmp_path / "p.csv")
+    assert refused.code == 2
+    assert f"is damaged or of another version ({said}" in refused.err
+
+
+def test_a_target_too_large_to_learn_is_refused(shoal, folder, tmp_path):
+    table = rows()
+    huge = pa.array(np.linspace(1e200, 2e200, len(table)))
+    pq.write_table(table.set_column(table.column_names.index("y"), "y", huge), tmp_path / "huge.parquet")
+    refused = shoal(
+        "train",
+        folder / "small.yaml",
+        "--set",
+        f"data.path={tmp_path / 'huge.parquet'}",
+        "--out",
+        tmp_path / "r",
+    )
+    assert refused.code == 2
+    assert "'y' has numbers too large to learn" in refused.err
