@@ -11,7 +11,7 @@ from shoal.cluster.errors import ConfigError, ResourceError
 
 Placement = Literal["inline", "task", "group"]
 _EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
-_GIB_FROM = 0.1 * 2**30
+_GIB_FROM = 0.1 * 2**30  # smaller sizes are shown in MiB, not as 0.0 GiB
 _SHARES = (0.5, 0.25, 0.1, 0.01)
 
 

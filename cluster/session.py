@@ -26,8 +26,17 @@ _SILENT = Silent()
 _POLL_SECONDS = 0.5
 # One a cluster, started by whoever needs it first, used again by every later run; it holds nothing.
 _RAYS_OWN = ("_AutoscalingCoordinatorActor",)
-_KNOCK_SECONDS = 60
+_KNOCK_SECONDS = 15
 _TURNED_AWAY = 77
+_KNOCK = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1])
+except AuthenticationError:
+    sys.exit(int(sys.argv[2]))
+"""
 _OBJECT_STORE = 1 << 30  # rows go through memory-mapped shards, not through Ray's store
 _TOKEN = secrets.token_hex(32)  # Ray's loader keeps the first one it sees, so one a process
 
@@ -214,7 +223,9 @@ def _import_path() -> str:
 def _connect(address: str, config: ClusterConfig) -> None:
     name = f"the cluster at {address}"
     checked = checked_address(address)
-    with _environment({"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}):
+    with _environment(
+        {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}
+    ):  # what is settled here is taken back
         try:
             _init(name, config, address=_settle_authentication(checked))
         except (AuthenticationError, ConnectionError) as error:
@@ -246,29 +257,21 @@ def _settle_authentication(address: str) -> str:
     return found
 
 
-_KNOCK = """
-import sys
-from ray._raylet import GcsClient
-from ray.exceptions import AuthenticationError
-try:
-    GcsClient(address=sys.argv[1])
-except AuthenticationError:
-    sys.exit(77)
-"""
-
-
 def _lets_in(address: str, mode: str) -> bool:
-    """Whether the cluster accepts a client of that mode.
+    """Whether the cluster does not turn away a client of that mode; any other trouble is for Ray's start to tell.
 
     In a process of its own, for Ray's compiled part keeps the first mode that it was used with.
     """
-    knock = subprocess.run(
-        [sys.executable, "-c", _KNOCK, address],
-        env=os.environ | {"RAY_AUTH_MODE": mode},
-        capture_output=True,
-        timeout=_KNOCK_SECONDS,
-        check=False,
-    )
+    try:
+        knock = subprocess.run(
+            [sys.executable, "-c", _KNOCK, address, str(_TURNED_AWAY)],
+            env=os.environ | {"RAY_AUTH_MODE": mode},
+            capture_output=True,
+            timeout=_KNOCK_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ConnectionError(f"it does not answer within {_KNOCK_SECONDS} s") from error
     return knock.returncode != _TURNED_AWAY
 
 

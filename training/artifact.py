@@ -21,7 +21,7 @@ from shoal.cluster.components import Imported
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.manifest import Schema
-from shoal.cluster.sharding.prepare import prepare
+from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.cluster.storage import Storage
 from shoal.training.config import ModelChoice
 from shoal.training.draws import DrawContext, install_draws
@@ -172,7 +172,10 @@ class TrainedModel:
         DataError
             If a column is missing, of another type, or holds infinity.
         """
-        prepared = prepare(as_table(data, self.schema), self.schema)
+        return self.prepared_scores(prepare(as_table(data, self.schema), self.schema))
+
+    def prepared_scores(self, prepared: Prepared) -> NDArray[np.float64]:
+        """Return scores, as `scores` does, of rows that `prepare` has seen."""
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         logits = forward_rows(self.module, prepared.numeric, prepared.categorical, device)
         return scores_from_logits(logits, self.schema.target)

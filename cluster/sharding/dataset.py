@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import ValidationError
 
 from shoal.cluster.errors import CorruptShardError, DataError, StorageError
 from shoal.cluster.filesystems import explained
-from shoal.cluster.sharding.manifest import MANIFEST, Manifest, Schema, ShardFile, Split
+from shoal.cluster.sharding.manifest import MANIFEST, Manifest, Schema, ShardFile, Split, read_manifest
 from shoal.cluster.storage import Storage
 
 
@@ -86,18 +85,10 @@ class ShardedDataset:
                 f"{storage.uri} holds no sharded dataset (no {MANIFEST}); run `shoal shard` first"
             )
         try:
-            manifest = Manifest.model_validate(storage.read_json(MANIFEST))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise CorruptShardError(
-                f"{storage.uri}/{MANIFEST} is damaged or of another version ({where}: {first['msg']}); delete "
-                f"{storage.uri} and run `shoal shard` again"
-            ) from error
-        except (StorageError, UnicodeDecodeError) as error:
-            raise CorruptShardError(
-                f"{storage.uri}/{MANIFEST} cannot be read ({error}); delete {storage.uri} and run `shoal shard` again"
-            ) from error
+            fix = f"delete {storage.uri} and run `shoal shard` again"
+            manifest = read_manifest(storage, MANIFEST, fix)
+        except StorageError as error:
+            raise CorruptShardError(str(error)) from error
         if not storage.is_local and cache is None:
             raise DataError(
                 f"{storage.uri} is remote: give cluster.cache_path, a local folder for copies of its shards"
@@ -152,11 +143,22 @@ class ShardedDataset:
                 return found
         raise DataError(f"there is no part {split!r}; there are {', '.join(self.manifest.splits)}")
 
+    def bytes_to_copy(self) -> int:
+        """Return the size of the shards that have no copy in the cache yet; 0 where none is needed."""
+        files = [file for part in self.manifest.splits.values() for file in part.shards]
+        return sum(file.bytes for file in files if self._copy_wanted(file) is not None)
+
+    def _copy_wanted(self, file: ShardFile) -> Path | None:
+        """Return where a copy has to be made; None where the file, or a copy of its size, is on a disk here."""
+        if self._cache is None or self.storage.is_local:
+            return None
+        copy = self._cache / file.path
+        return None if copy.exists() and copy.stat().st_size == file.bytes else copy
+
     def _local(self, file: ShardFile) -> Path:
         if self._cache is None or self.storage.is_local:
             return self.storage.local(file.path)
-        copy = self._cache / file.path
-        if not copy.exists() or copy.stat().st_size != file.bytes:
+        if (copy := self._copy_wanted(file)) is not None:
             with explained("copy to", str(copy.parent)):
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 # Several workers may copy at once: each its own file, and the rename is one step.
@@ -167,7 +169,7 @@ class ShardedDataset:
                     partial.replace(copy)
                 finally:
                     partial.unlink(missing_ok=True)
-        return copy
+        return self._cache / file.path
 
     def _map(self, file: ShardFile, path: Path) -> ShardRows:
         if not path.exists():

@@ -8,12 +8,15 @@ The sharding pass fits the statistics of every column on the training rows and w
 - ``row_id``       the id column, or an int64 that identifies the row by its content
 """
 
+import json
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from shoal.cluster.config import Config
+from shoal.cluster.errors import StorageError
 from shoal.cluster.sharding.config import ColumnType
+from shoal.cluster.storage import Storage
 
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation", "test")
@@ -126,3 +129,29 @@ class Manifest(Config):
     dropped: dict[str, str] = Field({}, description="columns left out, with the reason")
     split_kind: str = Field("", description="how the rows were split, in a few words")
     notices: tuple[str, ...] = Field((), description="what was inferred and left out, as said aloud")
+
+
+def read_manifest(folder: Storage, name: str, fix: str) -> Manifest:
+    """Read what a dataset, or a run of its rows, says of it.
+
+    Parameters
+    ----------
+    folder, name
+        Where the file is.
+    fix
+        What to do when it is damaged.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be read, is damaged, or of another version.
+    """
+    data = folder.read_bytes(name)
+    try:
+        return Manifest.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg'].lower()}"
+    except ValueError:
+        reason = f"its {len(data):,} bytes are not JSON"
+    raise StorageError(f"{name} in {folder.uri} is damaged or of another version ({reason}): {fix}")

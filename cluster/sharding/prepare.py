@@ -1,7 +1,6 @@
 """Raw rows to the matrices that a model takes; the same for shards, `predict` and explanations."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +8,7 @@ import pyarrow as pa
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import normalise
-from shoal.cluster.sharding.manifest import OTHER, Column, Schema
+from shoal.cluster.sharding.manifest import Column, Schema
 from shoal.cluster.sharding.names import nearest, plural
 from shoal.cluster.sharding.values import codes, plain, raw_numbers
 
@@ -69,28 +68,6 @@ def prepare(table: pa.Table, schema: Schema) -> Prepared:
         categorical[:, i] = codes(arrays[column.name], column)
     _refuse_infinity(numeric, arrays, schema)
     return Prepared(numeric, categorical)
-
-
-def unknown_values(table: pa.Table, schema: Schema) -> dict[str, tuple[int, Any]]:
-    """Count the rows whose category is none of those that training kept; missing ones are none of these.
-
-    Parameters
-    ----------
-    table, schema
-        As for `prepare`.
-
-    Returns
-    -------
-    dict
-        Column to (rows, the first such value), without the columns that have none.
-    """
-    found: dict[str, tuple[int, Any]] = {}
-    for column in schema.categorical:
-        array = normalise(table.column(column.name))
-        unknown = codes(array, column) == OTHER
-        if unknown.any():
-            found[column.name] = int(unknown.sum()), array[int(unknown.argmax())].as_py()
-    return found
 
 
 def _scale(values: npt.NDArray[np.float64], column: Column, out: npt.NDArray[np.float32]) -> None:

@@ -1,8 +1,10 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import ray
 from ray.util import placement_group
 
+from shoal.cluster import session as session_module
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.errors import ResourceError
 from shoal.cluster.progress import EpochRecord, Silent
@@ -228,14 +231,7 @@ def test_a_session_starts_its_own_ray_quietly_and_takes_all_of_it_down(tmp_path:
     home.mkdir()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(tmp_path / "EXTRA"), "HOME": str(home)}
-    done = subprocess.run(
-        [sys.executable, "-c", LIFE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = _python(LIFE, environment)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.partition("SEEN")[2])
     assert done.stdout.startswith("SEEN"), "Ray printed to stdout"
@@ -276,9 +272,7 @@ print(ray.is_initialized(), plan(ClusterConfig(num_workers=1, gpus_per_worker=0)
     address = ray.get_runtime_context().gcs_address
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _token()}
     environment = os.environ | {"RAY_ADDRESS": address} | token
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = _python(code, environment)
     assert done.stdout.splitlines() == ["True False 4.0", "False group"], done.stderr
 
 
@@ -300,15 +294,7 @@ with session(ClusterConfig(), Demand()):
 
 def _connect(address: str, home: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"HOME": str(home), "RAY_ADDRESS": address, **variables}
-    return subprocess.run(
-        [sys.executable, "-c", CONNECTS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    return _python(CONNECTS, environment | {"HOME": str(home), "RAY_ADDRESS": address, **variables})
 
 
 def _home_with_token(folder: Path, token: str) -> Path:
@@ -340,6 +326,35 @@ def test_a_wrong_or_missing_token_is_named_at_once(
     assert "RAY_AUTH_TOKEN" in last
 
 
+def test_a_server_that_greets_and_then_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "_KNOCK_SECONDS", 2)
+    settings = bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            kept = []
+            while True:
+                try:
+                    kept.append(listener.accept()[0])
+                except OSError:  # the listener is closed: the test is over
+                    break
+                kept[-1].sendall(settings)
+            for connection in kept:
+                connection.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            with pytest.raises(
+                ResourceError, match=f"{address}: it does not answer within 2 s; check cluster.address"
+            ):
+                session_module._connect(address, ClusterConfig())
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 @pytest.mark.slow  # starts a second cluster
 def test_a_cluster_without_tokens_is_used_though_a_token_lies_at_home(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="ray") as short:  # its sockets' paths must be
@@ -364,7 +379,7 @@ def _use_a_cluster_without_tokens(folder: Path, home: Path) -> None:
         deadline = time.monotonic() + 60
         while not written.exists():
             assert time.monotonic() < deadline, "the head did not start"
-            time.sleep(0.2)
+            time.sleep(0.2)  # `ray start` writes it when the head is up, and tells in no other way
         done = _connect(written.read_text(), home)
         assert (done.returncode, done.stdout) == (0, "7\n"), done.stderr
     finally:
@@ -372,7 +387,16 @@ def _use_a_cluster_without_tokens(folder: Path, home: Path) -> None:
         head.wait(30)
 
 
-def _token() -> str:
-    from shoal.cluster import session as module
+def _python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
-    return module._TOKEN
+
+def _token() -> str:
+    return session_module._TOKEN

@@ -119,6 +119,7 @@ def verb(
                     annotation=Annotated[kind, option],
                 )
             )
+        # typer reads the options from here; functions have the attribute, their type does not say so.
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         del command.__wrapped__

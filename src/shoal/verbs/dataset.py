@@ -5,10 +5,10 @@ from typing import Any
 
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.run_folder import RunFolder
-from shoal.cluster.sharding.manifest import MANIFEST, Manifest
+from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, to_dict
-from shoal.verbs.runs import claimed, read_manifest
+from shoal.verbs.runs import claimed
 
 
 @dataclass(frozen=True)

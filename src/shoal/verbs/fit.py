@@ -12,6 +12,7 @@ from shoal.cluster.machine import free_disk
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Part, Shape, Totals, address_of, check, plan
 from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.manifest import Manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, to_dict
@@ -126,7 +127,7 @@ def _train(
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
     )
-    demand += _copies(experiment, data)
+    demand += _copies(experiment, data, shape)
     try:
         outcome = _fit(job, shape, demand, experiment, stages, reporter)
         return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
@@ -134,19 +135,19 @@ def _train(
         raise RunError(str(error)) from error
 
 
-def _copies(experiment: Experiment, data: ShardResult) -> Demand:
-    """Return the disk that the copies of remote shards take; refuse it where the disk is this machine's and too small.
+def _copies(experiment: Experiment, data: ShardResult, shape: Shape) -> Demand:
+    """Return the disk that copies of remote shards still take; refuse it where the disk is this machine's and too small.
 
     A cluster does not say what disks its nodes have: there a copy that does not fit is an error of the worker.
     """
     config = experiment.cluster
-    cache = config.cache_path
-    if cache is None or Storage.open(data.uri, config.storage).is_local:
+    here = address_of(config) is None or shape.placement == "inline"
+    if config.cache_path is None or not here:
         return Demand()
-    size = sum(file.bytes for part in data.manifest.splits.values() for file in part.shards)
+    cache = Path(config.cache_path)
+    size = ShardedDataset.open(Storage.open(data.uri, config.storage), cache=cache).bytes_to_copy()
     demand = Demand((Part("caches", 1, disk=size),))
-    if address_of(config) is None:
-        check(demand, Totals(math.inf, math.inf, disk=free_disk(Path(cache)), where=f"the disk of {cache}"))
+    check(demand, Totals(math.inf, math.inf, disk=free_disk(cache), where=f"the disk of {cache}"))
     return demand
 
 
@@ -206,14 +207,14 @@ def _finish(
     run.write_json(PROVENANCE, provenance(stages, **seen))
     run.write_json("metrics.json", scores)  # last: it says that the run is complete
     reporter.done()
-    return _result(run, scores, run.read_json(PROVENANCE))
+    return _result(run, manifest, scores, run.read_json(PROVENANCE))
 
 
 def _known(run: Storage) -> TrainResult:
     if not run.exists(PROVENANCE):
         raise StorageError(f"{run.uri} holds a sharded dataset, not a training run; choose another --out")
     refuse_incomplete_model(run)
-    result = _result(run, scores_of(run), run.read_json(PROVENANCE))
+    result = _result(run, rows_of(run), scores_of(run), run.read_json(PROVENANCE))
     return TrainResult(**{**result.__dict__, "was_complete": True})
 
 
@@ -239,12 +240,12 @@ def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter)
         )
 
 
-def _result(run: Storage, scores: dict[str, Any], facts: dict[str, Any]) -> TrainResult:
+def _result(run: Storage, manifest: Manifest, scores: dict[str, Any], facts: dict[str, Any]) -> TrainResult:
     return TrainResult(
         run.uri,
         f"{run.uri.rstrip('/')}/report.html",
         facts["data"]["path"],
-        rows_of(run).schema_.target.task,
+        manifest.schema_.target.task,
         scores,
         facts["fit"],
         facts["seconds"],

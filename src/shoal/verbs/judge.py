@@ -9,10 +9,10 @@ import pyarrow as pa
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.errors import StorageError
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.sharding.manifest import Manifest, Schema
+from shoal.cluster.sharding.manifest import Manifest, Schema, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
-from shoal.verbs.runs import finished_run, read_manifest, scores_of, with_overrides
+from shoal.verbs.runs import finished_run, scores_of, with_overrides
 
 OTHER = "data"
 # The run keeps the manifest of its rows, so that its report does not need the shards any more.

@@ -10,11 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.listing import InputFile
+from shoal.cluster.sharding.prepare import prepare
 from shoal.cluster.sharding.targets import encode_labels
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
@@ -91,20 +93,22 @@ def predict(
     folder, experiment = finished_run(run, cluster)
     config = experiment.cluster.storage
     target, name = _target(to, config)
+    files = input_files(data, config)
+    _refuse_precious(to, target, name, folder.storage, files)
     if target.exists(name) and not force:
         raise StorageError(f"{to} exists; choose another --to, or overwrite it with --force")
-    _refuse_precious(to, target, name, folder.storage, input_files(data, config))
     trained = TrainedModel.load(folder.storage, allow_import=allow_import)
     reporter.stage("predicting")
     rows = 0
     columns: tuple[str, ...] = ()
     unknown = Unknown(trained.schema)
     with _writer(target, name) as write:
-        for batch in raw_batches(data, trained.schema, config):
+        for batch in raw_batches(files, trained.schema):
             if not batch.num_rows:
                 continue
-            answers = _answers(trained, batch, rows)
-            unknown.see(batch)
+            prepared = prepare(batch, trained.schema)
+            unknown.see(batch, prepared.categorical)
+            answers = _answers(trained, batch, trained.prepared_scores(prepared), rows)
             write(answers)
             rows, columns = rows + batch.num_rows, tuple(answers.column_names)
             reporter.advance(rows, rows, "rows")
@@ -134,12 +138,13 @@ def labelled_predictions(
     reporter.stage("scoring")
     unknown = Unknown(schema)
     rows = 0
-    for batch in raw_batches(data, schema, config, labels=True):
+    for batch in raw_batches(input_files(data, config), schema, labels=True):
         if not batch.num_rows:
             continue
         labels.append(encode_labels(batch, schema.target, private=private))
-        scores.append(trained.scores(batch))
-        unknown.see(batch)
+        prepared = prepare(batch, schema)
+        unknown.see(batch, prepared.categorical)
+        scores.append(trained.prepared_scores(prepared))
         ids += _identity(trained, batch, rows)[1].chunks
         rows += batch.num_rows
         reporter.advance(rows, rows, "rows")
@@ -162,8 +167,7 @@ def _identity(trained: TrainedModel, batch: pa.Table, start: int) -> tuple[str, 
     return ROW, pa.chunked_array([pa.array(np.arange(start, start + batch.num_rows))])
 
 
-def _answers(trained: TrainedModel, batch: pa.Table, start: int) -> pa.Table:
-    scores = trained.scores(batch)
+def _answers(trained: TrainedModel, batch: pa.Table, scores: NDArray[np.float64], start: int) -> pa.Table:
     decided = trained.decide(scores)
     name, identity = _identity(trained, batch, start)
     columns: dict[str, Any] = {name: identity}

@@ -21,19 +21,15 @@ CSV_BLOCK = 8 << 20
 _CSV = (".csv", ".csv.gz")
 
 
-def raw_batches(
-    paths: str | Sequence[str], schema: Schema, config: StorageConfig, *, labels: bool = False
-) -> Iterator[pa.Table]:
+def raw_batches(files: Sequence[InputFile], schema: Schema, *, labels: bool = False) -> Iterator[pa.Table]:
     """Yield the columns that a model needs, and the id where it is there.
 
     Parameters
     ----------
-    paths
-        Parquet files, folders and globs, or CSV files (ending in .csv or .csv.gz).
+    files
+        From `input_files`.
     schema
         The model's.
-    config
-        How to reach storage.
     labels
         Whether the target columns are needed too.
 
@@ -45,13 +41,13 @@ def raw_batches(
     Raises
     ------
     DataError
-        If a file is missing, damaged, or lacks a column.
+        If a file is damaged, or lacks a column.
     """
     wanted = [column.name for column in schema.columns]
     if labels:
         wanted += [name for name in schema.target.columns if name not in wanted]
     optional = [schema.id] if schema.id and schema.id not in wanted else []
-    for file in input_files(paths, config):
+    for file in files:
         if file.path.lower().endswith(_CSV):
             yield from _csv(file, schema, wanted, optional)
         else:
@@ -59,7 +55,7 @@ def raw_batches(
 
 
 def input_files(paths: str | Sequence[str], config: StorageConfig) -> list[InputFile]:
-    """List the files of ``--data``.
+    """List the files of ``--data``: Parquet files, folders and globs, or CSV files (ending in .csv or .csv.gz).
 
     Raises
     ------

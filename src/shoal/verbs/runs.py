@@ -1,7 +1,6 @@
 """Where runs are, and what is said of them."""
 
 import difflib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, RequestError, StorageError
 from shoal.cluster.progress import Log, Reporter, Several
 from shoal.cluster.run_folder import RunFolder
-from shoal.cluster.sharding.manifest import MANIFEST, Manifest
+from shoal.cluster.sharding.manifest import MANIFEST
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, from_dict, run_name
 
@@ -162,32 +161,6 @@ def scores_of(run: Storage) -> dict[str, Any]:
             f"{why}; delete metrics.json, and the same command computes the run again"
         ) from error
     return found
-
-
-def read_manifest(folder: Storage, name: str, fix: str) -> Manifest:
-    """Read what a dataset says of itself.
-
-    Parameters
-    ----------
-    folder, name
-        Where the file is.
-    fix
-        What to do when it is damaged.
-
-    Raises
-    ------
-    StorageError
-        If it is damaged, or of another version.
-    """
-    data = folder.read_bytes(name)
-    try:
-        return Manifest.model_validate(json.loads(data))
-    except ValidationError as error:
-        first = error.errors()[0]
-        reason = f"{'.'.join(map(str, first['loc'])) or 'top level'}: {first['msg'].lower()}"
-    except ValueError:
-        reason = f"its {len(data):,} bytes are not JSON"
-    raise StorageError(f"{name} in {folder.uri} is damaged or of another version ({reason}): {fix}")
 
 
 def _nearest(uri: str, storage: StorageConfig) -> str:

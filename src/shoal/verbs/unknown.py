@@ -3,11 +3,12 @@
 import reprlib
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from shoal.cluster.progress import Reporter
-from shoal.cluster.sharding.manifest import Schema
-from shoal.cluster.sharding.prepare import unknown_values
+from shoal.cluster.sharding.manifest import OTHER, Schema
 
 LISTED = 8
 
@@ -27,12 +28,13 @@ class Unknown:
         self._of = 0
         self._first: dict[str, Any] = {}
 
-    def see(self, batch: pa.Table) -> None:
-        """Count a batch."""
+    def see(self, batch: pa.Table, codes: NDArray[np.int32]) -> None:
+        """Count a batch of raw rows, given the codes ``[n, C]`` that `prepare` gave its categories."""
         self._of += batch.num_rows
-        for name, (rows, value) in unknown_values(batch, self.schema).items():
-            self.rows[name] = self.rows.get(name, 0) + rows
-            self._first.setdefault(name, value)
+        for column, unknown in zip(self.schema.categorical, (codes == OTHER).T, strict=True):
+            if rows := int(unknown.sum()):
+                self.rows[column.name] = self.rows.get(column.name, 0) + rows
+                self._first.setdefault(column.name, batch.column(column.name)[int(unknown.argmax())].as_py())
 
     def say(self, reporter: Reporter) -> None:
         """Say it in one notice, the most affected columns first; values of private columns are not shown."""

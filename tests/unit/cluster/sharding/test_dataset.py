@@ -69,9 +69,9 @@ def test_no_dataset_or_a_damaged_manifest(table: pa.Table, run: Run, tmp_path: P
     manifest = dataset.storage.local("manifest.json")
     whole = manifest.read_text()
     for text, message in (
-        (whole[:100], "is not JSON"),
+        (whole[:100], "100 bytes are not JSON"),
         ("{}", "damaged or of another version"),
-        ("\udcff", "cannot be read"),
+        ("\udcff", "1 bytes are not JSON"),
     ):
         manifest.write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(CorruptShardError, match=rf"{message}.* again"):
