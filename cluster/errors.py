@@ -39,6 +39,10 @@ class RunError(ShoalError):
     """A run that had started could not be finished."""
 
 
+class StoppedError(RunError):
+    """A run was asked to stop, and did so in a state that the same command resumes."""
+
+
 class CorruptShardError(RunError):
     """A shard's bytes are not those that its manifest recorded."""
 

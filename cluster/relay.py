@@ -7,7 +7,7 @@ run's key, an entry an event, and the driver takes the entries out and tells its
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
@@ -38,14 +38,16 @@ def publish(key: str, event: str, *arguments: Any) -> None:
 
 
 @contextmanager
-def relay(key: str, reporter: Reporter) -> Iterator[None]:
-    """Tell the driver's reporter of a run's events within the block; needs an initialised Ray.
+def relay(key: str, reporter: Reporter, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Tell the driver's reporter of a run's events within the block, and its workers of a wish to stop.
+
+    Needs an initialised Ray.
 
     Whatever was published is told when the block ends. What the reporter raises is raised there, too.
     """
-    for name in _names(key):
+    for name in [*_names(key), _stop(key)]:
         internal_kv._internal_kv_del(name, namespace=_NAMESPACE)
-    poller = _Poller(key, reporter)
+    poller = _Poller(key, reporter, stopping)
     poller.start()
     try:
         yield
@@ -57,6 +59,11 @@ def relay(key: str, reporter: Reporter) -> Iterator[None]:
                 poller.forward()
     if poller.error is not None:
         raise poller.error
+
+
+def told_to_stop(key: str) -> bool:
+    """Whether the driver wants the run to stop; called in a worker."""
+    return bool(internal_kv._internal_kv_exists(_stop(key), namespace=_NAMESPACE))
 
 
 class RelayReporter:
@@ -96,9 +103,9 @@ class RelayReporter:
 
 
 class _Poller(threading.Thread):
-    def __init__(self, key: str, reporter: Reporter) -> None:
+    def __init__(self, key: str, reporter: Reporter, stopping: Callable[[], bool]) -> None:
         super().__init__(name="shoal-relay", daemon=True)
-        self.key, self.reporter = key, reporter
+        self.key, self.reporter, self.stopping = key, reporter, stopping
         self.stop = threading.Event()
         self.error: Exception | None = None
 
@@ -113,6 +120,8 @@ class _Poller(threading.Thread):
                 return
 
     def forward(self) -> None:
+        if self.stopping():
+            internal_kv._internal_kv_put(_stop(self.key), b"1", namespace=_NAMESPACE)
         for name in _names(self.key):
             entry = internal_kv._internal_kv_get(name, namespace=_NAMESPACE)
             internal_kv._internal_kv_del(name, namespace=_NAMESPACE)
@@ -122,6 +131,10 @@ class _Poller(threading.Thread):
 
 def _names(key: str) -> list[bytes]:
     return sorted(internal_kv._internal_kv_list(f"{key}#".encode(), namespace=_NAMESPACE))
+
+
+def _stop(key: str) -> bytes:
+    return f"stop/{key}".encode()
 
 
 def _tell(reporter: Reporter, event: str, *arguments: Any) -> None:

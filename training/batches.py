@@ -6,7 +6,7 @@ rows is gathered from the memory-mapped shards in a few large operations, and th
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class BatchReader:
     """
 
     def __init__(self, dataset: Dataset, plan: EpochPlan, worker: int, workers: int) -> None:
-        self.plan, self.worker, self.workers = plan, worker, workers
+        self.dataset, self.plan, self.worker, self.workers = dataset, plan, worker, workers
         self.shards = {v: dataset.shard("train", v) for v in plan.shards_of(worker, workers)}
         self.window = max(1, WINDOW_ROWS * workers // plan.batch_size)
 
@@ -136,6 +136,14 @@ class BatchReader:
             torch.from_numpy(position),
             0,
         )
+
+    def row_ids(self, epoch: int, positions: NDArray[np.int64]) -> list[Any]:
+        """Return the ids of this worker's rows at positions of an epoch."""
+        shard_of, place_of = positions % self.plan.n_shards, positions // self.plan.n_shards
+        return [
+            self.shards[int(v)].row_id[int(self.plan.permutation(epoch, int(v))[place])].as_py()
+            for v, place in zip(shard_of, place_of, strict=True)
+        ]
 
     def filler(self) -> Batch:
         """Return one row of this worker, to take part in a step with weight 0."""

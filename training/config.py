@@ -1,11 +1,12 @@
 """The `model` and `training` sections, and the registries that their components come from."""
 
+from datetime import timedelta
 from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
 from shoal.cluster.components import Choice, Imported
-from shoal.cluster.config import Config
+from shoal.cluster.config import Config, Duration
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -68,8 +69,22 @@ class EarlyStoppingConfig(Config):
     restore_best: StrictBool = True
 
 
+class CheckpointConfig(Config):
+    """Resumable state, so that a killed run goes on where it was."""
+
+    every: Duration = Field(timedelta(minutes=10), description="time between checkpoints")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="how many to keep")
+
+
+class DDPConfig(Config):
+    """Each worker holds the whole model; gradients are averaged (torch's DistributedDataParallel; Li et al. 2020)."""
+
+
+STRATEGIES: dict[str, type[Config]] = {"ddp": DDPConfig}
+
 ModelChoice = Annotated[Config, Choice(MODELS)]
 OptimizerChoice = Annotated[Config, Choice(OPTIMIZERS, importable=False)]
+StrategyChoice = Annotated[Config, Choice(STRATEGIES, importable=False)]
 
 
 class TrainingConfig(Config):
@@ -80,19 +95,31 @@ class TrainingConfig(Config):
         "auto", description="rows of a step over all workers; auto grows with the data, from 32 to 1024"
     )
     optimizer: OptimizerChoice = AdamWConfig()
-    precision: Literal["auto", "fp32", "fp64"] = Field("auto", description="auto is fp32")
+    precision: Literal["auto", "fp32", "fp64", "bf16", "fp16"] = Field(
+        "auto",
+        description="auto is fp32; bf16 and fp16 compute matrix products in it and keep weights, sums and losses in fp32",
+    )
+    strategy: StrategyChoice = DDPConfig()
     gradient_accumulation: Annotated[int, Field(ge=1)] = Field(
         1, description="a step's rows pass in this many parts, to need less memory; the result stays the same"
     )
     clip_norm: Positive | None = Field(None, description="largest norm of a step's gradient")
+    non_finite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="where a step's gradient is no finite number: stop, or leave the step out and count it",
+    )
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
+    checkpoint: CheckpointConfig | None = Field(CheckpointConfig(), description="null writes none")
 
 
 __all__ = [
     "MODELS",
     "OPTIMIZERS",
+    "STRATEGIES",
     "AdamConfig",
     "AdamWConfig",
+    "CheckpointConfig",
+    "DDPConfig",
     "EarlyStoppingConfig",
     "Imported",
     "LinearConfig",

@@ -4,7 +4,14 @@ import os
 
 import torch
 
-DTYPES = {"auto": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
+DTYPES = {  # of weights, gradients and losses
+    "auto": torch.float32,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+    "bf16": torch.float32,
+    "fp16": torch.float32,
+}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of the operations that torch.autocast lowers
 
 
 def pick_device(gpus: float) -> torch.device:

@@ -2,18 +2,20 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shoal.cluster.errors import ConfigError, RunError
+from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
-from shoal.training.batches import Batch, BatchReader, Dataset
+from shoal.training.account import Account
+from shoal.training.batches import BatchReader, Dataset
+from shoal.training.checkpoints.files import Checkpoint, Part
+from shoal.training.checkpoints.keeper import Keeper
+from shoal.training.checkpoints.lookout import Lookout
 from shoal.training.config import TrainingConfig
 from shoal.training.device import DTYPES
 from shoal.training.draws import DrawContext, combine, install_draws
@@ -21,11 +23,11 @@ from shoal.training.early_stopping import EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses import row_loss
 from shoal.training.models import Model
-from shoal.training.optimizers import build_optimizer
 from shoal.training.plan import EpochPlan, resolve_batch_size
-from shoal.training.proof import prove_gradient, prove_one_model, prove_slots
+from shoal.training.proof import prove_one_model
 from shoal.training.scores import Judge, Scores
-from shoal.training.strategies.base import Strategy
+from shoal.training.stepping import Stepper
+from shoal.training.strategies.base import Fragment, Strategy
 
 LOSS_POINTS = 50  # values of the training loss kept an epoch
 ADVANCE_SECONDS = 0.25  # between two moves of the progress line
@@ -67,6 +69,12 @@ class FitOutcome:
         Training alone.
     gradient_error
         Largest relative difference found by the proof of the first step; 0 for one worker.
+    skipped
+        Steps left out because their gradient was no finite number.
+    resumed_from
+        Step at which each restart went on, in order.
+    time
+        One line on where the time went.
     """
 
     steps: int
@@ -78,6 +86,9 @@ class FitOutcome:
     seconds: float
     batch_size: int
     gradient_error: float
+    skipped: int = 0
+    resumed_from: tuple[int, ...] = ()
+    time: str = ""
     notices: tuple[str, ...] = ()
 
 
@@ -101,6 +112,10 @@ class Loop:
         Root of every draw.
     reporter
         Hears of every epoch; on rank 0 only.
+    keeper
+        Where checkpoints go, and who may ask for one.
+    fingerprint
+        What a checkpoint must be of: the sharded dataset's key.
     """
 
     model: Model
@@ -110,26 +125,37 @@ class Loop:
     monitor: Monitor | None
     seed: int
     reporter: Reporter
+    keeper: Keeper = field(default_factory=Keeper)
+    fingerprint: str = ""
     history: History = field(default_factory=History)
 
     def __post_init__(self) -> None:
         rows = self.dataset.shard_rows("train")
         self.plan = EpochPlan(rows, resolve_batch_size(self.config.batch_size, sum(rows)), self.seed)
         self.reader = BatchReader(self.dataset, self.plan, self.strategy.rank, self.strategy.world_size)
-        self.draws = DrawContext(seed=combine(self.seed, _DROPOUT_STREAM))
-        outside = install_draws(self.model, self.draws)
+        draws = DrawContext(seed=combine(self.seed, _DROPOUT_STREAM))
+        outside = install_draws(self.model, draws)
         self.notices = [
             f"{name} draws its dropout by itself: results depend on the number of workers" for name in outside
         ]
         self._refuse_batch_norm()
-        self.dtype = DTYPES[self.config.precision]
-        self.model.to(self.strategy.device, self.dtype)
-        self.row_loss = row_loss(self.dataset.schema.target)
+        self.model.to(self.strategy.device, DTYPES[self.config.precision])
+        loss = row_loss(self.dataset.schema.target)
+        self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
         self.judge = Judge(self.dataset, self.strategy)
         self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
+        self.stopping = EarlyStopping(
+            self.config.early_stopping, self.monitor.greater_is_better if self.monitor else True
+        )
+        self.restores = self.config.early_stopping is not None and self.config.early_stopping.restore_best
+        self.best: dict[str, Tensor] | None = None
+        self.lookout = Lookout(self.strategy, self.keeper)
+        self.account = Account()
         self.position = 0
+        self.resumed_from: list[int] = []
         self.train_seconds = self.epoch_seconds = 0.0
-        self.gradient_error = 0.0
+        self._losses = np.empty(0)  # of the epoch's steps so far, over all workers
+        self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
 
     def _refuse_batch_norm(self) -> None:
         if self.strategy.world_size == 1:
@@ -147,170 +173,252 @@ class Loop:
                     )
 
     def run(self) -> FitOutcome:
-        """Fit, keep the best epoch's weights where asked, and say how it went.
+        """Fit, from the newest checkpoint where there is one; keep the best epoch's weights where asked.
 
         Raises
         ------
         ContractError
             If the workers do not train one model.
         RunError
-            If the loss stops being a number.
+            If the gradient stops being a number.
+        StoppedError
+            If the fit was asked to stop; it wrote a checkpoint first.
         """
-        self._prepare()
-        stopping = EarlyStopping(
-            self.config.early_stopping, self.monitor.greater_is_better if self.monitor else True
-        )
-        best_state: dict[str, Tensor] | None = None
-        restore = self.config.early_stopping is not None and self.config.early_stopping.restore_best
-        done = 0
-        for epoch in range(self.config.epochs):
+        self._start()
+        first = self.position // self.plan.steps_per_epoch
+        for epoch in range(first, self.config.epochs):
+            if self.validates and self.stopping.should_stop:
+                break
             started = time.perf_counter()
             train_loss = self._train_epoch(epoch)
-            prove_one_model(self.strategy, self.model, epoch)
-            done = epoch + 1
+            prove_one_model(self.strategy, self.position)
             value = self._validate(epoch) if self.validates else math.nan
-            improved = self.validates and stopping.update(epoch, value)
-            if improved and restore:
-                best_state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+            improved = self.validates and self.stopping.update(epoch, value)
+            if improved and self.restores:
+                self.best = {n: f.tensor.detach().clone() for n, f in self.strategy.weights().items()}
+            self._record_time(epoch)
             self._report_epoch(epoch, train_loss, value, improved, started)
-            if self.validates and stopping.should_stop:
-                break
-        if best_state is not None:
-            self.model.load_state_dict(best_state)
+            self._look()
+        if self.best is not None:
+            for name, fragment in self.strategy.weights().items():
+                fragment.tensor.detach().copy_(self.best[name])
+            self.strategy.weights_changed()
         self.model.eval()
-        if self.validates and stopping.best_epoch < 0 and self.monitor is not None:
+        return self._outcome()
+
+    def _outcome(self) -> FitOutcome:
+        done = self.position // self.plan.steps_per_epoch
+        if self.validates and self.stopping.best_epoch < 0 and self.monitor is not None:
             self.notices.append(
                 f"{self.monitor.name} is undefined on the validation rows (one class only?): no best epoch was chosen and "
                 "nothing stopped early; give more validation rows (data.split), or another first metric in evaluation.scoring"
             )
+        skipped = len(self.stepper.skipped)
+        if skipped:
+            shown = ", ".join(str(s + 1) for s in self.stepper.skipped[:10])
+            self.notices.append(
+                f"{skipped} of {self.position} steps were left out, because their gradient was no finite number: "
+                f"{shown}{' …' if skipped > 10 else ''}"
+            )
         return FitOutcome(
             steps=self.position,
             epochs=done,
-            best_epoch=stopping.best_epoch + 1,
-            best=stopping.best,
-            stopped=self._why(stopping, done),
+            best_epoch=self.stopping.best_epoch + 1,
+            best=self.stopping.best,
+            stopped=self._why(done),
             rows_per_second=done * self.plan.rows / self.train_seconds,
             seconds=self.train_seconds,
             batch_size=self.plan.batch_size,
-            gradient_error=self.gradient_error,
+            gradient_error=self.stepper.gradient_error,
+            skipped=skipped,
+            resumed_from=tuple(self.resumed_from),
+            time=self.account.summary(self.strategy),
             notices=tuple(self.notices),
         )
 
-    def _why(self, stopping: EarlyStopping, done: int) -> str:
-        if self.validates and stopping.should_stop and self.monitor is not None:
-            return f"{self.monitor.name} had not improved for {stopping.epochs_since} epochs"
+    def _why(self, done: int) -> str:
+        if self.validates and self.stopping.should_stop and self.monitor is not None:
+            return f"{self.monitor.name} had not improved for {self.stopping.epochs_since} epochs"
         return f"all {done} epochs done"
 
-    def _prepare(self) -> None:
-        """Prove the first step on the bare model, then wrap it and build the optimiser."""
-        local: dict[str, Tensor] = {}
-        many = self.strategy.world_size > 1
-        if many:
-            first = next(self.reader.epoch(0))
-            prove_slots(self.strategy, first.position, *self.plan.bounds(0))
-            random_state = torch.get_rng_state()  # layers with draws of their own must draw the same again
-            self._backward(self.model, first, reduce=False)
-            torch.set_rng_state(random_state)
-            local = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
-            self.model.zero_grad(set_to_none=True)
-        missing = [n for n, p in self.model.named_parameters() if p.requires_grad and n not in local]
-        # Every worker must wrap alike, even where only one of them saw a parameter unused.
-        unused = many and self.strategy.maximum(float(bool(missing))) > 0
-        self.wrapped = self.strategy.wrap(self.model, unused)
-        self.optimizer = build_optimizer(self.config.optimizer, self.model.parameters())
-        self._local_gradient = local if many else None
+    def _start(self) -> None:
+        """Go on from the newest checkpoint, which worker 0 chooses; wrap the model, with its proof."""
+        found, problems = self.keeper.latest() if self.strategy.rank == 0 else (None, [])
+        for problem in problems:
+            self.reporter.notice(f"a checkpoint is left out: {problem}")
+        where = self.strategy.broadcast(found.folder if found else None)
+        checkpoint = found if self.strategy.rank == 0 or where is None else Checkpoint.open(where)
+        if checkpoint is not None:
+            self._take_over(checkpoint)
+        total = self.config.epochs * self.plan.steps_per_epoch
+        self.stepper.prepare(min(self.position, total - 1))
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.lookout.start(self.position)
+
+    def _take_over(self, checkpoint: Checkpoint) -> None:
+        """Read the plain state of a checkpoint: all but tensors."""
+        facts: dict[str, Any] = checkpoint.facts() or {}
+        if facts["fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"{checkpoint.folder.uri} is of other data than {self.fingerprint[:12]}: the input files changed since. "
+                "Choose another --out, or delete the run's checkpoints folder to begin anew"
+            )
+        if (strategy := facts["strategy"]) != self.strategy.name and {strategy, self.strategy.name} & {
+            "deepspeed"
+        }:
+            raise ConfigError(f"{checkpoint.folder.uri} was written by {strategy}, not {self.strategy.name}")
+        self.position = checkpoint.position
+        self.resumed_from = [*facts["resumed_from"], self.position]
+        self.train_seconds = facts["train_seconds"]
+        self.history.rows = [tuple(row) for row in facts["history"]]
+        self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since = facts["stopping"]
+        self.stepper.skipped = facts["skipped"]
+        self._losses = np.array(facts["losses"], dtype=np.float64)
+        self.account.add(facts["time"])
+        total = self.config.epochs * self.plan.steps_per_epoch
+        self.reporter.notice(
+            f"resuming from step {self.position:,} of {total:,} (epoch {self.position // self.plan.steps_per_epoch + 1})"
+        )
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Read the tensors of a checkpoint into model and optimiser."""
+        facts = checkpoint.facts() or {}
+        weights = self.strategy.weights()
+        for name, fragment in weights.items():
+            fragment.tensor.detach().copy_(checkpoint.read(f"model/{name}", *fragment.bounds))
+        self.strategy.weights_changed()
+
+        def read(name: str, start: int, stop: int | None) -> Tensor:
+            return checkpoint.read(f"optimizer/{name}", start, stop)
+
+        self.strategy.load_optimizer_state(checkpoint.names("optimizer/"), read, facts["optimizer"])
+        if checkpoint.names("best/"):
+            self.best = {
+                n: checkpoint.read(f"best/{n}", *f.bounds).to(f.tensor.device, copy=True)
+                for n, f in weights.items()
+            }
+        own = checkpoint.facts(self.strategy.rank)
+        if own is not None:  # a layer that draws by itself goes on where it was
+            torch.set_rng_state(torch.tensor(own["random_state"], dtype=torch.uint8))
+
+    def _look(self) -> None:
+        """Look up with all workers where that is due: write a checkpoint or stop, where one is due or asked."""
+        if self.position < self.lookout.due_at:
+            return
+        orders = self.lookout.look(self.position)
+        if not orders.checkpoint:
+            return
+        with self.account.measure("checkpoint"):
+            self._save(last=orders.stop)
+        self.lookout.saved()
+        if orders.stop:
+            raise StoppedError(
+                f"stopped after step {self.position:,} of {self.config.epochs * self.plan.steps_per_epoch:,}, with a "
+                "checkpoint; the same command goes on from there"
+            )
+
+    def _save(self, last: bool) -> None:
+        prove_one_model(self.strategy, self.position)
+        self._settle()
+        tensors = {f"model/{n}": f for n, f in self.strategy.weights().items()}
+        if self.best is not None:
+            tensors |= {
+                f"best/{n}": Fragment(self.best[n], f.start) for n, f in self.strategy.weights().items()
+            }
+        state, optimizer = self.strategy.optimizer_state()
+        facts: dict[str, Any] = {"random_state": torch.get_rng_state().tolist()}
+        if self.strategy.rank == 0:
+            facts |= {
+                "fingerprint": self.fingerprint,
+                "strategy": self.strategy.name,
+                "optimizer": optimizer,
+                "resumed_from": self.resumed_from,
+                "train_seconds": self.train_seconds,
+                "history": self.history.rows,
+                "stopping": [self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since],
+                "skipped": self.stepper.skipped,
+                "losses": self._losses.tolist(),
+                "time": self.account.seconds,
+            }
+        tensors |= {f"optimizer/{n}": f for n, f in state.items()}
+        part = Part(self.position, self.strategy.rank, self.strategy.world_size, tensors, facts)
+        self.keeper.save(part, self.strategy.broadcast(self.keeper.name(self.position)), last)
 
     def _train_epoch(self, epoch: int) -> float:
-        """Train one epoch and return its mean loss over the global batches."""
+        """Train an epoch, or the rest of one, and return its mean loss over the global batches."""
         self.model.train()
-        started, told = time.perf_counter(), time.perf_counter()
-        losses: list[Tensor] = []
-        steps = self.plan.steps_per_epoch
-        for step, batch in enumerate(self.reader.epoch(epoch)):
-            losses.append(self._step(batch))
+        started = told = time.perf_counter()
+        before, steps = self.train_seconds, self.plan.steps_per_epoch
+        self._first_row = self.plan.bounds(self.position - epoch * steps)[0]
+        batches = self.reader.epoch(epoch, self.position - epoch * steps)
+        while self.position < (epoch + 1) * steps:
+            with self.account.measure("data"):
+                batch = next(batches)
+            with self.account.measure("step"):
+                self._own_losses.append(self.stepper.step(batch, self.position))
             self.position += 1
-            if (now := time.perf_counter()) - told > ADVANCE_SECONDS:
+            now = time.perf_counter()
+            self.train_seconds = before + now - started
+            if now - told > ADVANCE_SECONDS:
                 told = now
-                self.reporter.advance(
-                    epoch * steps + step + 1, self.config.epochs * steps, f"epoch {epoch + 1}"
-                )
-        by_step = self.strategy.sum(torch.stack(losses).double()).cpu().numpy()
+                self.reporter.advance(self.position, self.config.epochs * steps, f"epoch {epoch + 1}")
+            if self.position < (epoch + 1) * steps:  # the epoch's end comes after its validation
+                self._look()
+        self._settle()
         self.epoch_seconds = time.perf_counter() - started
-        self.train_seconds += self.epoch_seconds
+        self.train_seconds = before + self.epoch_seconds
+        by_step, self._losses = self._losses, np.empty(0)
         self._record_losses(epoch, by_step)
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
-        return float((by_step * sizes).sum() / self.plan.rows)
+        taken = np.isfinite(by_step)
+        return float((by_step * sizes)[taken].sum() / max(1, sizes[taken].sum()))
+
+    def _settle(self) -> None:
+        """Make the losses of the last steps those of all workers."""
+        if not self._own_losses:
+            return
+        shares = self.strategy.sum(torch.stack(self._own_losses).double()).cpu().numpy()
+        self._losses, self._own_losses = np.concatenate([self._losses, shares]), []
+        first = self.position - len(self._losses)
+        left_out = np.isin(np.arange(first, self.position), self.stepper.skipped)
+        wrong = np.flatnonzero(~np.isfinite(self._losses) & ~left_out)
+        if len(wrong) and self.config.non_finite == "stop":
+            raise RunError(
+                f"the loss became {self._losses[wrong[0]]} at step {first + int(wrong[0]) + 1} though its gradient is "
+                "finite: look at the model and its loss, or set training.non_finite: skip"
+            )
 
     def _record_losses(self, epoch: int, by_step: np.ndarray) -> None:
         first = epoch * len(by_step)
-        wrong = np.flatnonzero(~np.isfinite(by_step))
-        if len(wrong):
-            raise RunError(
-                f"the loss became {by_step[wrong[0]]} at step {first + int(wrong[0]) + 1} (epoch {epoch + 1}): lower "
-                "training.optimizer.learning_rate, or set training.clip_norm"
-            )
         for block in np.array_split(np.arange(len(by_step)), min(LOSS_POINTS, len(by_step))):
             step = first + int(block[-1]) + 1
             seconds = self.train_seconds * step / (first + len(by_step))
-            self.history.add(step, epoch + 1, "train", "loss", float(by_step[block].mean()), seconds)
+            known = by_step[block][np.isfinite(by_step[block])]
+            if len(known):
+                self.history.add(step, epoch + 1, "train", "loss", float(known.mean()), seconds)
 
-    def _step(self, batch: Batch) -> Tensor:
-        """Take one optimiser step and return this worker's share of the global loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(self.wrapped, batch, reduce=True)
-        if self._local_gradient is not None:
-            self.gradient_error = prove_gradient(self.strategy, self.model, self._local_gradient)
-            self._local_gradient = None
-        if self.config.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        return loss
-
-    def _backward(self, module: torch.nn.Module, batch: Batch, reduce: bool) -> Tensor:
-        """Add the gradient of the global batch's mean loss, or without ``reduce`` this worker's share of it."""
-        total = torch.zeros((), device=self.strategy.device, dtype=self.dtype)
-        parts = list(self._parts(batch))
-        for i, (part, weight) in enumerate(parts):
-            part = part.to(self.strategy.device, self.dtype)
-            self.draws.step, self.draws.rows = self.position, part.position
-            last = i == len(parts) - 1
-            if reduce and not last:
-                with self.strategy.accumulate(module):
-                    loss = self._share(module, part, batch.global_rows, weight)
-                    self.strategy.backward(loss)
-            else:
-                loss = self._share(module, part, batch.global_rows, weight)
-                if reduce:
-                    self.strategy.backward(loss)
-                else:
-                    loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        return total
-
-    def _share(self, module: torch.nn.Module, part: Batch, global_rows: int, weight: float) -> Tensor:
-        logits = module(part.numeric, part.categorical)
-        return self.row_loss(logits, part.label).sum() * (weight / global_rows)
-
-    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
-        """Yield the parts of a step; a worker without rows takes part with a row of weight 0."""
-        if len(batch) == 0:
-            yield self.reader.filler(), 0.0
-            return
-        edges = np.linspace(0, len(batch), min(self.config.gradient_accumulation, len(batch)) + 1).astype(int)
-        for start, stop in pairwise(edges):
-            yield batch.part(int(start), int(stop)), 1.0
+    def _record_time(self, epoch: int) -> None:
+        """Write each worker's seconds so far, by what they went to."""
+        self.account.seconds["communication"] = self.strategy.communication_seconds()
+        for rank, seconds in enumerate(self.strategy.gather_objects(dict(self.account.seconds)) or []):
+            for what, value in seconds.items():
+                self.history.add(
+                    self.position, epoch + 1, f"worker {rank}", f"{what}_seconds", value, self.train_seconds
+                )
 
     def _validate(self, epoch: int) -> float:
         """Score the validation rows; the same value on every worker."""
         self.model.eval()
-        judged = self.judge(self.model, "validation")
-        value = None
-        if judged is not None and self.monitor is not None:
-            value = float(self.monitor.value(judged.label, judged.score))
-            self.history.add(
-                self.position, epoch + 1, "validation", self.monitor.name, value, self.train_seconds
-            )
-        return float(self.strategy.broadcast(value))
+        with self.account.measure("validation"):
+            judged = self.judge(self.stepper.wrapped if self.strategy.lockstep else self.model, "validation")
+            value = None
+            if judged is not None and self.monitor is not None:
+                value = float(self.monitor.value(judged.label, judged.score))
+                self.history.add(
+                    self.position, epoch + 1, "validation", self.monitor.name, value, self.train_seconds
+                )
+            return float(self.strategy.broadcast(value))
 
     def _report_epoch(
         self, epoch: int, train_loss: float, value: float, improved: bool, started: float
@@ -327,6 +435,6 @@ class Loop:
                 value=value if self.validates else None,
                 best=improved,
                 seconds=time.perf_counter() - started,
-                rows_per_second=self.plan.rows / self.epoch_seconds,
+                rows_per_second=(self.plan.rows - self._first_row) / self.epoch_seconds,
             )
         )

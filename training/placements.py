@@ -1,52 +1,142 @@
 """Fits in one Ray task or in a Ray Train worker group; the only module of this room that imports ray."""
 
 import os
-import signal
+import secrets
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
+from ray.train import get_preemption_info
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.train.v2.api.report_config import CheckpointUploadMode
 from ray.train.v2.api.result import Result
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 
 from shoal.cluster.config import ClusterConfig, format_duration
 from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.relay import RelayReporter, relay
+from shoal.cluster.relay import RelayReporter, publish, relay, told_to_stop
+from shoal.cluster.resources import Shape, address_of
+from shoal.cluster.storage import Storage
+from shoal.training.checkpoints.files import FOLDER, Part, write_part
+from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.device import pick_device
+from shoal.training.interruption import stop_requests
 from shoal.training.loop import FitOutcome
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from shoal.training.strategies.diagnosis import stuck_workers_named
-from shoal.training.worker import FitJob, run_worker
+from shoal.training.worker import FitJob, keeper_of, run_worker
 
 # Ray Train's own settings, read by its driver and handed to its processes.
 _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how late the end of a fit is noticed; 2 s by default
     "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more, for notices that no fit here reacts to
 }
+_PREEMPTIONS = 100  # restarts after notices that a node goes away; each begins with a checkpoint
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer without two processes that its fits do not need.
+    """A TorchTrainer with a failure policy of its own, and without two processes that its fits do not need.
 
     Ray Data's manager imports Ray Data. The cleaner of placement groups outlives a killed driver, while the
     group itself ends with its controller or its driver (measured: within a second).
     """
 
+    run_uri: str
+    controller: Any = None
+
     def _create_default_callbacks(self) -> list[Any]:
         unneeded = (DatasetsCallback, PlacementGroupCleanerCallback)
         return [c for c in super()._create_default_callbacks() if not isinstance(c, unneeded)]
+
+    def _initialize_and_run_controller(self, **arguments: Any) -> Any:
+        arguments["failure_policy"] = _LostWorkersOnly(
+            cast(FailureConfig, self.run_config.failure_config), self.run_uri
+        )
+        return super()._initialize_and_run_controller(**arguments)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Leave Ctrl-C to the driver: Ray Train's handler would end it with exit code 0."""
+        self.controller = controller
+
+    def abort(self) -> None:
+        """End the controller with its workers."""
+        if self.controller is not None:
+            with suppress(RayActorError):  # it ends itself, and cannot answer
+                ray.get(self.controller.abort.remote())
+
+
+class _LostWorkersOnly(DefaultFailurePolicy):
+    """Starts a group again where a worker was lost, never for an error that would only come again."""
+
+    def __init__(self, failure_config: FailureConfig, run_uri: str) -> None:
+        super().__init__(failure_config)
+        self.run_uri = run_uri
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Decide, and tell the driver of a new start."""
+        lost: list[str] = []
+        if isinstance(training_failed_error, WorkerGroupError):
+            for rank, error in training_failed_error.worker_failures.items():
+                chain = _chain(error)
+                ours = [e for e in chain if isinstance(e, ShoalError)]
+                if any(not isinstance(e, CollectiveTimeoutError) for e in ours):
+                    return FailureDecision.RAISE
+                if not ours and isinstance(error, UserExceptionWithTraceback):
+                    return FailureDecision.RAISE
+                if not ours:
+                    lost.append(f"worker {rank}")
+        decision = super().make_decision(training_failed_error)
+        if decision is FailureDecision.RETRY:
+            who = " and ".join(lost) or "a worker"
+            publish(
+                self.run_uri,
+                "notice",
+                f"{who} was lost; the group starts again from the newest checkpoint "
+                f"({self._worker_group_failures + self._preemption_failures} of {self.failure_config.max_failures})",
+            )
+        return decision
+
+
+class _ReportedKeeper(RunKeeper):
+    """Hands each worker's part to Ray Train, which uploads it in the background and deletes old ones."""
+
+    def __init__(self, job: FitJob, rank: int) -> None:
+        config = job.training.checkpoint
+        assert config is not None
+        run = Storage.open(job.run_uri, job.storage)
+        super().__init__(run, config.every.total_seconds(), config.keep)
+        self.uri, self.rank, self._notice = job.run_uri, rank, False
+
+    def save(self, part: Part, name: str, last: bool) -> None:
+        """Write the part to a local folder and report that."""
+        folder = tempfile.mkdtemp(prefix="shoal-checkpoint-")
+        write_part(part, Storage.open(folder))
+        ray.train.report(
+            {"step": part.position},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+    def asked(self) -> Asked:
+        """Ask the driver, on worker 0, and the nodes whether they are about to go away."""
+        noticed = get_preemption_info() is not None
+        first, self._notice = noticed and not self._notice, noticed
+        if self.rank == 0 and told_to_stop(self.uri):
+            return "stop"
+        return "checkpoint" if first else ""
 
 
 def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
@@ -58,7 +148,10 @@ def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
         The task's own error, or a RunError with what ended it.
     """
     task = ray.remote(num_cpus=job.cpus or 1, num_gpus=job.gpus, max_retries=0)(_task)
-    with relay(job.run_uri, reporter):
+    with (
+        stop_requests(job.training.checkpoint is not None) as stopping,
+        relay(job.run_uri, reporter, stopping),
+    ):
         reference = task.remote(job)
         try:
             outcome: FitOutcome = ray.get(reference)
@@ -71,20 +164,24 @@ def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
 
 
 def _task(job: FitJob) -> FitOutcome:
-    return run_worker(job, Strategy(pick_device(job.gpus)), RelayReporter(job.run_uri))
+    keeper = keeper_of(job, lambda: "stop" if told_to_stop(job.run_uri) else "")
+    return run_worker(job, Strategy(pick_device(job.gpus)), RelayReporter(job.run_uri), keeper)
 
 
-def fit_in_group(job: FitJob, workers: int, cluster: ClusterConfig, reporter: Reporter) -> FitOutcome:
-    """Fit in a Ray Train worker group with DDP, on an initialised Ray.
+def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter) -> FitOutcome:
+    """Fit in a Ray Train worker group, on an initialised Ray.
+
+    A group that loses a worker starts again from the newest checkpoint, `cluster.max_failures` times at most.
 
     Parameters
     ----------
     job
         The fit; ``job.cpus`` and ``job.gpus`` are reserved for each worker.
-    workers
-        W.
+    shape
+        How many workers.
     cluster
-        How long the group may take to start (`wait`), and a worker to wait for the others in one operation.
+        How long the group may take to start (`wait`), a worker to wait for the others in one operation, and how
+        often the group may start again.
     reporter
         Hears of rank 0's progress.
 
@@ -97,7 +194,12 @@ def fit_in_group(job: FitJob, workers: int, cluster: ClusterConfig, reporter: Re
     resources = {"CPU": job.cpus or 1.0}
     if job.gpus:
         resources["GPU"] = job.gpus
-    with tempfile.TemporaryDirectory(prefix="shoal-train-") as scratch, relay(job.run_uri, reporter):
+    workers, run = shape.num_workers, Storage.open(job.run_uri, job.storage)
+    checkpoints = job.training.checkpoint
+    with (
+        stop_requests(checkpoints is not None) as stopping,
+        relay(job.run_uri, reporter, stopping),
+    ):
         trainer = _Trainer(
             _group_worker,
             train_loop_config={"job": job, "timeout": timeout},
@@ -109,17 +211,25 @@ def fit_in_group(job: FitJob, workers: int, cluster: ClusterConfig, reporter: Re
                 num_workers=workers, use_gpu=bool(job.gpus), resources_per_worker=resources
             ),
             run_config=RunConfig(
-                name="fit",
-                storage_path=scratch,
+                name=secrets.token_hex(4),
+                storage_path=run.child(FOLDER).path,
+                storage_filesystem=run.filesystem,
+                checkpoint_config=CheckpointConfig(num_to_keep=checkpoints.keep if checkpoints else None),
                 # Lost capacity would otherwise be retried without limit, as an error of the controller.
                 failure_config=FailureConfig(
-                    max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+                    max_failures=cluster.max_failures,
+                    controller_failure_limit=0,
+                    max_preemption_failures=_PREEMPTIONS,
                 ),
             ),
         )
+        trainer.run_uri = job.run_uri
         try:
-            with _ray_train_settled(cluster.wait.total_seconds()):
+            with _ray_train_settled(cluster, address_of(cluster) is None):
                 result = cast(Result, trainer.fit())
+        except KeyboardInterrupt:
+            trainer.abort()
+            raise
         except WorkerGroupError as error:
             raise _our_error(list(error.worker_failures.values())) from error
         except ControllerError as error:
@@ -130,6 +240,8 @@ def fit_in_group(job: FitJob, workers: int, cluster: ClusterConfig, reporter: Re
             ) from error
         except TrainingFailedError as error:
             raise RunError(f"training ended early: {_last_line(error)}") from error
+        finally:
+            trainer.controller = None  # an error's traceback would keep it alive
     outcome = result.return_value
     if not isinstance(outcome, FitOutcome):
         raise RunError("the worker group ended without a result; see logs/ in the run folder")
@@ -137,22 +249,16 @@ def fit_in_group(job: FitJob, workers: int, cluster: ClusterConfig, reporter: Re
 
 
 @contextmanager
-def _ray_train_settled(wait: float) -> Iterator[None]:
-    """Set Ray Train's variables for the block, and take back the handler that it sets for Ctrl-C.
-
-    The handler would keep the controller's process alive, and it ends the driver with exit code 0.
-    """
-    wanted = _RAY_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{wait:g}"}
+def _ray_train_settled(cluster: ClusterConfig, local: bool) -> Iterator[None]:
+    """Set Ray Train's variables for the block."""
+    wanted = _RAY_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{cluster.wait.total_seconds():g}"}
+    if local:  # a process more, for notices that no machine of one's own gives
+        wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: value for name, value in wanted.items() if before[name] is None})
-    handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit as stopped:
-        raise KeyboardInterrupt from stopped
     finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -163,7 +269,8 @@ def _group_worker(config: dict[str, Any]) -> FitOutcome:
     with stuck_workers_named(config["timeout"]):
         strategy = DDP(pick_device(job.gpus))
         reporter: Reporter = RelayReporter(job.run_uri) if strategy.rank == 0 else Silent()
-        return run_worker(job, strategy, reporter)
+        keeper = _ReportedKeeper(job, strategy.rank) if job.training.checkpoint else Keeper()
+        return run_worker(job, strategy, reporter, keeper)
 
 
 def _our_error(errors: list[BaseException]) -> ShoalError:

@@ -5,15 +5,17 @@ still agree. So the first step's reduced gradient is compared with one gathered 
 """
 
 import hashlib
+import math
+from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from shoal.cluster.errors import ContractError
-from shoal.training.strategies.base import Strategy
+from shoal.training.strategies.base import Fragment, Strategy
 
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}
+_TOLERANCE, _TOLERANCE_FP64 = 1e-4, 1e-9  # gradients are reduced in fp32 under every lower precision
 
 
 def prove_slots(strategy: Strategy, position: Tensor, low: int, high: int) -> None:
@@ -38,17 +40,21 @@ def prove_slots(strategy: Strategy, position: Tensor, low: int, high: int) -> No
         raise ContractError(problem)
 
 
-def prove_gradient(strategy: Strategy, module: nn.Module, local: dict[str, Tensor]) -> float:
+def prove_gradient(
+    strategy: Strategy, reduced: Mapping[str, Tensor | None], local: Mapping[str, Tensor], precision: str
+) -> float:
     """Check the reduced gradient of every parameter against the sum of the workers' own.
 
     Parameters
     ----------
     strategy
         Carries the gathering, which is no reduction.
-    module
-        Holds the reduced gradients, on every worker.
+    reduced
+        The gradients that a step would use, whole, by parameter name; None where there is none.
     local
-        This worker's gradient of its share of the global loss, by parameter name.
+        This worker's gradients of its share of the global loss, for the same names on every worker.
+    precision
+        Decides how much rounding may differ.
 
     Returns
     -------
@@ -61,39 +67,38 @@ def prove_gradient(strategy: Strategy, module: nn.Module, local: dict[str, Tenso
         If the difference is above what the float type explains.
     """
     worst, where, largest = 0.0, "", 0.0
-    dtype = torch.float64
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
+    for name, own in local.items():
+        if not own.numel():
             continue
-        own = local.get(name)
-        own = torch.zeros_like(parameter) if own is None else own
         true = torch.stack([g.double() for g in strategy.all_gather(own)]).sum(0)
-        reduced = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        difference = float((reduced.double() - true).abs().max()) if true.numel() else 0.0
-        largest = max(largest, float(true.abs().max()) if true.numel() else 0.0)
-        if difference > worst:
+        given = reduced.get(name)
+        difference = float((true if given is None else given.double() - true).abs().max())
+        largest = max(largest, float(true.abs().max()))
+        if difference > worst or not math.isfinite(difference):
             worst, where = difference, name
-        dtype = parameter.dtype
     relative = strategy.maximum(worst / largest if largest else worst)
-    if not relative <= _TOLERANCE[dtype]:
+    allowed = _TOLERANCE_FP64 if precision == "fp64" else _TOLERANCE
+    if math.isfinite(largest) and not relative <= allowed:
         raise ContractError(
             f"the workers' reduced gradient is not the gradient of the global batch: off by {relative:.2g} of its largest "
-            f"entry{f' ({where})' if where else ''}, allowed {_TOLERANCE[dtype]:g}. Nothing was trained; a layer "
+            f"entry{f' ({where})' if where else ''}, allowed {allowed:g}. Nothing was trained; a layer "
             "that draws at random by itself, or a reduction that is switched off, does this"
         )
     return relative
 
 
-def model_hash(module: nn.Module) -> str:
-    """Return the SHA-256 of all parameters and buffers."""
+def weights_hash(weights: Mapping[str, Fragment]) -> str:
+    """Return the SHA-256 of the parameters and buffers that every worker holds whole."""
     digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, fragment in weights.items():
+        if fragment.start is None:
+            digest.update(name.encode())
+            flat = fragment.tensor.detach().cpu().contiguous().view(-1)
+            digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def prove_one_model(strategy: Strategy, module: nn.Module, epoch: int) -> None:
+def prove_one_model(strategy: Strategy, position: int) -> None:
     """Check that parameters and buffers are the same bits on every worker.
 
     Raises
@@ -103,11 +108,11 @@ def prove_one_model(strategy: Strategy, module: nn.Module, epoch: int) -> None:
     """
     if strategy.world_size == 1:
         return
-    gathered = strategy.gather_objects(model_hash(module))
+    gathered = strategy.gather_objects(weights_hash(strategy.weights()))
     different = [] if gathered is None else [r for r, h in enumerate(gathered) if h != gathered[0]]
     different = strategy.broadcast(different)
     if different:
         raise ContractError(
-            f"after epoch {epoch + 1} the models of workers {different} are not that of worker 0: the run stopped. "
+            f"after step {position} the models of workers {different} are not that of worker 0: the run stopped. "
             "A parameter that was frozen or thawed after the start, or a buffer that each worker updates by itself, does this"
         )

@@ -3,14 +3,19 @@
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Shape
+from shoal.cluster.storage import Storage
+from shoal.training.checkpoints.keeper import prune
 from shoal.training.device import pick_device
+from shoal.training.interruption import stop_requests
 from shoal.training.loop import FitOutcome
 from shoal.training.strategies.base import Strategy
-from shoal.training.worker import FitJob, run_worker
+from shoal.training.worker import FitJob, keeper_of, run_worker
 
 
 def fit(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter | None = None) -> FitOutcome:
     """Fit a model and write `model/`, `history.parquet` and `predictions.parquet` into the run folder.
+
+    A fit that was killed goes on from its newest checkpoint. SIGTERM and Ctrl-C stop it with one.
 
     Parameters
     ----------
@@ -34,8 +39,11 @@ def fit(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter | 
         What went wrong, in words for the user.
     """
     reporter = reporter or Silent()
+    prune(Storage.open(job.run_uri, job.storage))
     if shape.placement == "inline":
-        return run_worker(job, Strategy(pick_device(job.gpus)), reporter)
+        with stop_requests(job.training.checkpoint is not None) as stopping:
+            keeper = keeper_of(job, lambda: "stop" if stopping() else "")
+            return run_worker(job, Strategy(pick_device(job.gpus)), reporter, keeper)
     from shoal.training.placements import (
         fit_in_group,
         fit_in_task,
@@ -43,4 +51,4 @@ def fit(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter | 
 
     if shape.placement == "task":
         return fit_in_task(job, reporter)
-    return fit_in_group(job, shape.num_workers, cluster, reporter)
+    return fit_in_group(job, shape, cluster, reporter)

@@ -3,6 +3,7 @@
 import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
+from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.config import TrainingConfig
 from shoal.training.device import own_threads
 from shoal.training.loop import FitOutcome, Loop, Monitor
@@ -87,7 +89,17 @@ class RankLog:
         self.reporter.done()
 
 
-def run_worker(job: FitJob, strategy: Strategy, reporter: Reporter) -> FitOutcome:
+def keeper_of(job: FitJob, asked: Callable[[], Asked]) -> Keeper:
+    """Return the keeper of a fit in one process."""
+    config = job.training.checkpoint
+    if config is None:
+        return Keeper()
+    return RunKeeper(Storage.open(job.run_uri, job.storage), config.every.total_seconds(), config.keep, asked)
+
+
+def run_worker(
+    job: FitJob, strategy: Strategy, reporter: Reporter, keeper: Keeper | None = None
+) -> FitOutcome:
     """Fit on this worker; rank 0 writes `model/`, `history.parquet` and `predictions.parquet`.
 
     Raises
@@ -110,21 +122,26 @@ def run_worker(job: FitJob, strategy: Strategy, reporter: Reporter) -> FitOutcom
         f"{threads} threads, {strategy.device}, strategy {strategy.name}"
     )
     try:
-        return _fit(job, strategy, run, log)
+        return _fit(job, strategy, run, log, keeper or Keeper())
     except Exception as error:
         log.write(f"failed: {type(error).__name__}: {error}")
         raise
 
 
-def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog) -> FitOutcome:
+def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Keeper) -> FitOutcome:
     cache = Path(job.cache_path) if job.cache_path else None
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
     model = build_model(job.model, dataset.schema, job.seed)
-    loop = Loop(model, dataset, job.training, strategy, job.monitor, job.seed, log)
+    key = dataset.manifest.key
+    loop = Loop(model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, key)
     outcome = loop.run()
+    if strategy.partitions:
+        model = build_model(job.model, dataset.schema, job.seed)
+        model.load_state_dict(strategy.whole_weights())
+        model.to(strategy.device).eval()
     judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     if strategy.rank == 0:
-        trained = TrainedModel(model, dataset.schema, job.model, provenance={"data": dataset.manifest.key})
+        trained = TrainedModel(model, dataset.schema, job.model, provenance={"data": key})
         trained.save(run)
         run.write_table("history.parquet", loop.history.table())
         parts = {split: j for split, j in judged.items() if j is not None}

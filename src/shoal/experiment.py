@@ -14,7 +14,7 @@ from shoal.cluster.config import ClusterConfig, Config, format_duration
 from shoal.cluster.sharding.config import DataConfig
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
-from shoal.training.config import MODELS, OPTIMIZERS, MLPConfig, ModelChoice, TrainingConfig
+from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
 from shoal.yaml_file import Document, dump, load
 
 
@@ -149,7 +149,9 @@ class _Schema(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, timedelta):
             return format_duration(dft)
-        name = next((n for n, cls in {**MODELS, **OPTIMIZERS}.items() if type(dft) is cls), None)
+        name = next(
+            (n for n, cls in {**MODELS, **OPTIMIZERS, **STRATEGIES}.items() if type(dft) is cls), None
+        )
         return {name: dft.model_dump(mode="json")} if name else super().encode_default(dft)
 
 

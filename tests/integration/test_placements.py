@@ -1,5 +1,6 @@
 """Fits inline, in a task and in worker groups, on one Ray; equal results, errors by name, nothing left behind."""
 
+import random
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -44,6 +45,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Listener(Silent):
     def __init__(self) -> None:
         self.epochs: list[EpochRecord] = []
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
 
     def epoch(self, record: EpochRecord) -> None:
         self.epochs.append(record)
@@ -58,11 +63,15 @@ def run(
     timeout: float = 60,
     listener: Silent | None = None,
     wait: float = 60,
+    failures: int = 0,
+    **training: Any,
 ) -> tuple[FitOutcome, dict[str, np.ndarray], pa.Table]:
     Storage.open(str(folder)).write_text("config.yaml", "test: true\n")
     job = FitJob(
         model=model or MLPConfig(hidden=(16,), dropout=0.2),
-        training=TrainingConfig(epochs=2, batch_size=64, precision="fp64"),
+        training=TrainingConfig.model_validate(
+            {"epochs": 2, "batch_size": 64, "precision": "fp64", **training}
+        ),
         seed=1,
         data_uri=str(digits),
         run_uri=str(folder),
@@ -70,7 +79,9 @@ def run(
         cpus=1.0,
     )
     shape = Shape(num_workers=workers, cpus_per_worker=1.0, gpus_per_worker=0.0, placement=placement)
-    cluster = ClusterConfig(collective_timeout=timedelta(seconds=timeout), wait=timedelta(seconds=wait))
+    cluster = ClusterConfig(
+        collective_timeout=timedelta(seconds=timeout), wait=timedelta(seconds=wait), max_failures=failures
+    )
     outcome = fit(job, shape, cluster, listener or Silent())
     return (
         outcome,
@@ -130,6 +141,36 @@ def test_a_worker_that_dies_ends_the_run_with_a_message(digits: Path, tmp_path: 
         run(digits, tmp_path, "group", 2, model=own("DiesOnWorkerOne"), timeout=20)
     assert leftovers() == {"actors": 0, "placement_groups": 0}
     assert not (tmp_path / "model").exists()
+
+
+def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(
+    digits: Path, tmp_path: Path
+) -> None:
+    at = random.Random().randrange(55, 85)
+    killed = Imported.model_validate(
+        {
+            "import": "support.modules:Killed",
+            "marker": str(tmp_path / "marker"),
+            "at": at,
+            "rank": "1",
+        }
+    )
+    settings = {"epochs": 5, "checkpoint": {"every": "0.2s"}, "early_stopping": None}
+    listener = Listener()
+    outcome, weights, predictions = run(
+        digits, tmp_path / "killed", "group", 2, model=killed, listener=listener, failures=1, **settings
+    )
+    assert (tmp_path / "marker").exists()
+    (resumed,) = outcome.resumed_from
+    # Two forward passes of the proof come before the first step.
+    assert 0 < resumed < at - 2, f"killed in step {at - 2}"
+    assert any("was lost; the group starts again" in text for text in listener.notices)
+    whole = run(digits, tmp_path / "whole", "group", 2, model=killed, **settings)
+    assert whole[0].resumed_from == ()
+    for name, values in whole[1].items():
+        np.testing.assert_array_equal(weights[name], values, err_msg=name)
+    assert predictions.equals(whole[2])
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
 
 
 def test_a_group_that_does_not_start_ends_with_a_message(digits: Path, tmp_path: Path) -> None:

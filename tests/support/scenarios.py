@@ -27,8 +27,8 @@ CPU = torch.device("cpu")
 class Unreduced(DDP):
     """DDP with the reduction switched off."""
 
-    def wrap(self, module: nn.Module, unused_parameters: bool) -> nn.Module:
-        return module
+    def wrap(self, module: nn.Module, config: TrainingConfig, unused_parameters: bool) -> nn.Module:
+        return Strategy.wrap(self, module, config, unused_parameters)
 
 
 class Sometimes(nn.Module):

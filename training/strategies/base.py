@@ -1,20 +1,51 @@
 """What the loop asks of a strategy, and the strategy of one worker.
 
-A strategy knows how gradients become one over the workers; the loop does not. Collectives go through it too, so
-that the loop runs without a process group when there is one worker.
+A strategy knows how gradients become one over the workers and where weights and optimiser state lie; the loop does
+not. Collectives go through it too, so that the loop runs without a process group when there is one worker.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from shoal.training.config import TrainingConfig
+from shoal.training.optimizers import build_optimizer
+
+Read = Callable[[str, int, int | None], Tensor]
+"""(name, start, stop) -> elements ``start`` to ``stop - 1`` of a tensor; all of it, in its shape, where stop is None."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """What one worker holds of a tensor.
+
+    Attributes
+    ----------
+    tensor
+        A view of the live values: the whole tensor in its shape, or ``[stop - start]`` of it laid flat.
+    start
+        Where it begins in the flat tensor; None for a whole one, which every worker holds alike.
+    """
+
+    tensor: Tensor
+    start: int | None = None
+
+    @property
+    def bounds(self) -> tuple[int, int | None]:
+        """First element and the one after the last, as `Read` takes them."""
+        return (0, None) if self.start is None else (self.start, self.start + self.tensor.numel())
 
 
 class Strategy:
     """One worker: every operation over "all workers" is the identity."""
 
     name = "single"
+    lockstep = False  # a forward pass needs all workers: everyone must make the same number of them
+    partitions = False  # the module of a worker does not hold the whole weights
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -29,17 +60,107 @@ class Strategy:
         """W."""
         return 1
 
-    def wrap(self, module: nn.Module, unused_parameters: bool) -> nn.Module:  # noqa: ARG002
-        """Return the module whose forward and backward the loop calls."""
+    def wrap(self, module: nn.Module, config: TrainingConfig, unused_parameters: bool) -> nn.Module:  # noqa: ARG002
+        """Build the optimiser and return the module whose forward the loop calls.
+
+        Parameters
+        ----------
+        module
+            On this worker's device, the same weights on every worker.
+        config
+            Optimiser, precision, clipping.
+        unused_parameters
+            Whether a step may leave a parameter without a gradient.
+        """
+        self.module = module
+        self.optimizer = build_optimizer(config.optimizer, module.parameters())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.clip_norm = config.clip_norm
         return module
 
     def accumulate(self, module: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002
         """Within the block, backward passes add to the local gradient; the first one after it reduces."""
         return nullcontext()
 
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss``, this worker's share of the global loss, to the parameters."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def reduced_gradients(self) -> dict[str, Tensor | None]:
+        """Return each parameter's gradient of the global loss, whole, on every worker; between backward and step."""
+        scale = self.scaler.get_scale()
+        return {
+            n: p.grad if p.grad is None or scale == 1.0 else p.grad / scale
+            for n, p in self.module.named_parameters()
+            if p.requires_grad
+        }
+
+    def gradient_norm(self) -> float:
+        """Return the 2-norm of the global gradient, the same on every worker; called once before each step."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self.norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
+        return float(self.norm)
+
+    def step(self) -> bool:
+        """Clip where asked and take an optimiser step; return whether loss scaling let it be taken."""
+        if self.clip_norm is not None:
+            gradients = [p for p in self.module.parameters() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(gradients, self.clip_norm, self.norm)
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
+
+    def weights(self) -> dict[str, Fragment]:
+        """Return what this worker holds of parameters and buffers, by name."""
+        return {name: Fragment(tensor) for name, tensor in self.module.state_dict().items()}
+
+    def weights_changed(self) -> None:
+        """Hear that the tensors of `weights` were overwritten."""
+
+    def optimizer_state(self) -> tuple[dict[str, Fragment], dict[str, Any]]:
+        """Return what this worker holds of the optimiser's state: tensors, and plain values."""
+        state = self.optimizer.state_dict()
+        tensors = {
+            f"{i}/{key}": Fragment(v)
+            for i, s in state["state"].items()
+            for key, v in s.items()
+            if v is not None
+        }
+        return tensors, {"groups": state["param_groups"], "scaler": self.scaler.state_dict()}
+
+    def load_optimizer_state(self, names: list[str], read: Read, facts: dict[str, Any]) -> None:
+        """Take the optimiser's state from a checkpoint.
+
+        Parameters
+        ----------
+        names
+            Of all tensors that any worker wrote.
+        read
+            Returns them.
+        facts
+            The plain values.
+        """
+        state: dict[int, dict[str, Tensor]] = {}
+        for name in names:
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = read(name, 0, None)
+        self.optimizer.load_state_dict({"state": state, "param_groups": facts["groups"]})
+        if facts["scaler"]:
+            self.scaler.load_state_dict(facts["scaler"])
+
+    def whole_weights(self) -> dict[str, Tensor]:
+        """Return all parameters and buffers, on every worker."""
+        return dict(self.module.state_dict())
+
+    def communication_seconds(self) -> float:
+        """Return how long this worker has waited for gradients to become one, as far as it is measured."""
+        return 0.0
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum over workers."""

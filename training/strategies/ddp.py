@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from shoal.training.config import TrainingConfig
 from shoal.training.strategies.base import Strategy
 
 
@@ -26,17 +27,19 @@ class DDP(Strategy):
         """W."""
         return dist.get_world_size()
 
-    def wrap(self, module: nn.Module, unused_parameters: bool) -> nn.Module:
+    def wrap(self, module: nn.Module, config: TrainingConfig, unused_parameters: bool) -> nn.Module:
         """Wrap for averaging; parameters that a step does not use count as zero gradients on every worker."""
+        super().wrap(module, config, unused_parameters)
         if not any(p.requires_grad for p in module.parameters()):
             return module
-        return DistributedDataParallel(
+        self.wrapped = DistributedDataParallel(
             module,
             device_ids=[self.device.index] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
             broadcast_buffers=False,
             find_unused_parameters=unused_parameters,
         )
+        return self.wrapped
 
     def accumulate(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within the block, backward passes add to the local gradient; the first one after it reduces."""
@@ -44,7 +47,7 @@ class DDP(Strategy):
 
     def backward(self, loss: Tensor) -> None:
         """DDP takes the mean over workers; the factor W makes it their sum."""
-        (loss * self.world_size).backward()  # type: ignore[no-untyped-call]
+        super().backward(loss * self.world_size)
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum over workers."""

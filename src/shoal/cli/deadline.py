@@ -8,7 +8,7 @@ from datetime import timedelta
 from types import FrameType
 
 from shoal.cluster.config import format_duration
-from shoal.cluster.errors import RunError
+from shoal.cluster.errors import RunError, StoppedError
 
 # The alarm interrupts as Ctrl-C does: Ray's own wait lets no other exception pass, and every clean-up of an
 # interrupted run is then that of a late one. A library may still swallow it; then it is sent again, after a time
@@ -56,10 +56,11 @@ def deadline(limit: timedelta | None, kept: Callable[[], str] = str) -> Iterator
     signal.setitimer(signal.ITIMER_REAL, limit.total_seconds(), AGAIN)
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, StoppedError) as stopped:
         if not struck:
             raise
-        raise RunError(message()) from None
+        kept_state = f"; {stopped}" if isinstance(stopped, StoppedError) else ""
+        raise RunError(f"{message()}{kept_state}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

@@ -13,7 +13,7 @@ import typer
 
 from shoal.cli.app import app
 from shoal.cli.output import Interrupted, fail, state
-from shoal.cluster.errors import ShoalError
+from shoal.cluster.errors import ShoalError, StoppedError
 
 INTERRUPTED = 130
 
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"interrupted{state.remains()}", INTERRUPTED)
     except typer.TyperException as error:
         return fail(_usage(error.format_message()), 2)
+    except StoppedError as error:
+        return fail(str(error), INTERRUPTED)
     except ShoalError as error:
         _trace()
         return fail(str(error), error.exit_code)

@@ -84,11 +84,14 @@ def train(
     ShoalError
         With the cause and the fix: `RequestError` before anything started, `RunError` afterwards.
     """
+    from shoal.training.allowed import refuse
+
     reporter = reporter or Silent()
     run = RunFolder.open(run_uri(experiment, "train", name, out), experiment.cluster.storage)
     if isinstance(experiment.model, Imported):
         experiment.model.load()  # a factory that is not there is found now, not after the sharding
     shape, demand = plan(experiment.cluster)
+    refuse(experiment.training, shape)
     with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
         if run.is_complete:
             known = _known(run)
@@ -182,10 +185,12 @@ def _finish(
 ) -> TrainResult:
     """Judge the predictions that the fit left, and write what a finished run has."""
     from shoal.evaluation.report import write_report
+    from shoal.training.checkpoints.files import FOLDER
 
     manifest = data.manifest
     for notice in outcome.notices:
         reporter.notice(notice)
+    reporter.notice(f"time: {outcome.time}")
     with stages.stage("evaluate", "scoring"):
         scores = judge(run.read_table("predictions.parquet"), manifest.schema_, experiment)
     if experiment.data.group is not None:
@@ -206,6 +211,7 @@ def _finish(
         write_report(run, manifest, scores, provenance(stages, **seen))
     run.write_json(PROVENANCE, provenance(stages, **seen))
     run.write_json("metrics.json", scores)  # last: it says that the run is complete
+    run.delete(FOLDER)
     reporter.done()
     return _result(run, manifest, scores, run.read_json(PROVENANCE))
 

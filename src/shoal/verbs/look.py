@@ -132,11 +132,13 @@ def check(experiment: Experiment, out: str | None = None, *, reporter: Reporter 
     from shoal.cluster.components import Imported
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
+    from shoal.training.allowed import refuse
     from shoal.verbs.writable import require_writable
 
     if isinstance(experiment.model, Imported):
         experiment.model.load()
     shape, demand = plan(experiment.cluster)
+    refuse(experiment.training, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
         require_writable(place, experiment.cluster.storage)
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)

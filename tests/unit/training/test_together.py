@@ -52,7 +52,7 @@ def test_a_reduction_that_is_switched_off_is_caught_on_every_worker(two: list[di
 def test_a_worker_whose_model_drifts_is_named(two: list[dict[str, Any]]) -> None:
     for worker in two:
         assert (
-            "after epoch 1 the models of workers [1] are not that of worker 0"
+            "after step 5 the models of workers [1] are not that of worker 0"
             in worker["torn"]["one worker drifts"]
         )
 

@@ -1,0 +1,91 @@
+"""Drivers and nodes that are killed at random steps: what is resumed equals what was never interrupted."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file
+from sklearn.datasets import load_digits
+
+from shoal.cli.main import main
+from shoal.cluster.session import leftovers
+from shoal.yaml_file import dump
+
+TESTS = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-c", "from shoal.cli.main import main; raise SystemExit(main())"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+
+
+def experiment(folder: Path, **killed: Any) -> Path:
+    data = load_digits()
+    columns: dict[str, Any] = {f"p{i}": data.data[:, i] for i in range(64)}
+    pq.write_table(pa.table(columns | {"eight": data.target == 8}), folder / "digits.parquet")
+    (folder / "killed.yaml").write_text(
+        dump(
+            {
+                "data": {"path": str(folder / "digits.parquet"), "target": "eight"},
+                "model": {"import": "support.modules:Killed", "marker": str(folder / "marker"), **killed},
+                "training": {
+                    "epochs": 6,
+                    "batch_size": 64,
+                    "early_stopping": None,
+                    "checkpoint": {"every": "0.2s"},
+                },
+                "cluster": {"storage_path": str(folder / "runs")},
+            }
+        )
+    )
+    return folder / "killed.yaml"
+
+
+def weights(run: Path) -> dict[str, np.ndarray]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def resumed_from(run: Path) -> list[int]:
+    return json.loads((run / "provenance.json").read_text())["fit"]["resumed_from"]  # type: ignore[no-any-return]
+
+
+def assert_equal(run: Path, whole: Path) -> None:
+    for name, values in weights(whole).items():
+        np.testing.assert_array_equal(weights(run)[name], values, err_msg=name)
+    assert pq.read_table(run / "predictions.parquet").equals(pq.read_table(whole / "predictions.parquet"))
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_driver(ray_cluster: object, tmp_path: Path, workers: int, capsys: Any) -> None:
+    del ray_cluster
+    at = random.Random().randrange(60, 100)
+    run = tmp_path / "run"
+    lease = {"lease": str(run / "lease.json")} if workers > 1 else {}
+    config = experiment(tmp_path, at=at, **lease)
+    arguments = ["train", str(config), "--quiet", "--set", f"cluster.num_workers={workers}"]
+    arguments += ["--set", "cluster.cpus_per_worker=0.5"]
+    first = subprocess.run(
+        [*COMMAND, *arguments, "--out", str(run)], env=ENVIRONMENT, check=False, timeout=120
+    )
+    assert first.returncode == -signal.SIGKILL
+    assert (tmp_path / "marker").exists()
+    assert not (run / "metrics.json").exists()
+
+    assert main([*arguments[:2], "--out", str(run), *arguments[3:]]) == 0
+    assert "resuming from step" in (run / "log.txt").read_text()
+    (start,) = resumed_from(run)
+    done = at - (2 if workers > 1 else 0)  # the proof of a group passes forward twice
+    assert 0 < start < done, f"killed in step {done}"
+
+    assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
+    assert resumed_from(tmp_path / "whole") == []
+    assert_equal(run, tmp_path / "whole")
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
+    capsys.readouterr()

@@ -1,0 +1,210 @@
+"""A fit that was stopped anywhere and resumed ends as the uninterrupted one, bit for bit."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support.modules import DrawsByItself
+from support.prepared import make_dataset
+from support.resuming import whole_stopped_and_resumed
+from support.scenarios import Error
+from support.together import run_together
+
+from shoal.cluster.components import Imported
+from shoal.cluster.errors import ConfigError, RunError, StoppedError
+from shoal.cluster.progress import Silent
+from shoal.cluster.storage import Storage
+from shoal.training.checkpoints import lookout
+from shoal.training.checkpoints.files import complete, latest
+from shoal.training.checkpoints.keeper import Keeper, RunKeeper, prune
+from shoal.training.config import MLPConfig, TrainingConfig
+from shoal.training.loop import Loop
+from shoal.training.models import build_model
+from shoal.training.strategies.base import Strategy
+
+CPU = torch.device("cpu")
+STEPS = 5  # an epoch: 203 rows in batches of 50
+
+
+@pytest.fixture(autouse=True)
+def look_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookout, "LOOK_SECONDS", 0.0)
+
+
+class Hears(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.said.append(text)
+
+
+def loop(
+    keeper: Keeper, hears: Silent | None = None, own: Any = None, key: str = "k", **training: Any
+) -> Loop:
+    dataset = make_dataset("binary", 203)
+    config = (
+        MLPConfig(hidden=(8,), dropout=0.3) if own is None else Imported.model_validate({"import": "a:b"})
+    )
+    model = build_model(config, dataset.schema, 3, factory=own)
+    values = {"epochs": 4, "batch_size": 50, "early_stopping": {"patience": 2}, **training}
+    settings = TrainingConfig.model_validate(values)
+    return Loop(model, dataset, settings, Strategy(CPU), Error(), 3, hears or Silent(), keeper, key)  # type: ignore[arg-type]
+
+
+def stops_after(run: Storage, looks: int, keep: int = 2) -> RunKeeper:
+    left = iter(range(looks - 1))
+    return RunKeeper(run, 0.0, keep, lambda: "" if next(left, None) is not None else "stop")
+
+
+def weights(fitted: Loop) -> dict[str, torch.Tensor]:
+    return fitted.model.state_dict()
+
+
+def values(fitted: Loop) -> list[tuple[Any, ...]]:
+    """The history without its times."""
+    return [row[:5] for row in fitted.history.rows if not row[3].endswith("_seconds")]
+
+
+CASES = [
+    ({"optimizer": {"sgd": {"learning_rate": 0.05}}}, None),
+    ({"optimizer": "adam", "precision": "fp64", "gradient_accumulation": 3, "clip_norm": 0.1}, None),
+    ({"optimizer": "adamw"}, None),
+    ({"optimizer": {"sgd": {"momentum": 0.0}}, "precision": "bf16"}, None),
+    ({"optimizer": "adam"}, DrawsByItself),
+]
+
+
+@pytest.mark.parametrize(("training", "own"), CASES)
+@pytest.mark.parametrize("stop", [2, STEPS, 13])
+def test_resumed_equals_uninterrupted(tmp_path: Path, training: dict[str, Any], own: Any, stop: int) -> None:
+    torch.manual_seed(11)
+    whole = loop(Keeper(), own=own, **training)
+    wanted = whole.run()
+    run = Storage.open(str(tmp_path))
+    torch.manual_seed(11)
+    with pytest.raises(StoppedError, match=f"after step {stop} of 20, with a checkpoint"):
+        loop(stops_after(run, stop), own=own, **training).run()
+    torch.manual_seed(99)
+    hears = Hears()
+    again = loop(RunKeeper(run, 1e9, 2), hears, own=own, **training)
+    outcome = again.run()
+    assert outcome.resumed_from == (stop,)
+    assert any(f"resuming from step {stop} of 20" in said for said in hears.said)
+    assert weights(again).keys() == weights(whole).keys()
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(again)[name], tensor), name
+    assert (outcome.best, outcome.best_epoch, outcome.stopped) == (
+        wanted.best,
+        wanted.best_epoch,
+        wanted.stopped,
+    )
+    assert values(again) == values(whole)
+
+
+def test_a_fit_may_be_stopped_again_and_again(tmp_path: Path) -> None:
+    whole = loop(Keeper())
+    whole.run()
+    run = Storage.open(str(tmp_path))
+    for _ in range(6):
+        with pytest.raises(StoppedError):
+            loop(stops_after(run, 3), optimizer="adamw").run()
+    again = loop(RunKeeper(run, 1e9, 2))
+    assert again.run().resumed_from == (3, 6, 9, 12, 15, 18)
+    for name, tensor in weights(whole).items():
+        assert torch.equal(weights(again)[name], tensor), name
+
+
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path: Path) -> None:
+    run = Storage.open(str(tmp_path))
+    with pytest.raises(StoppedError):
+        loop(stops_after(run, 7)).run()
+    newest = tmp_path / complete(run)[0][1]
+    data = bytearray((newest / "rank-00000.safetensors").read_bytes())
+    data[-1] ^= 1
+    (newest / "rank-00000.safetensors").write_bytes(data)
+    hears = Hears()
+    assert loop(RunKeeper(run, 1e9, 2), hears).run().resumed_from == (6,)
+    assert any("is left out" in said and "damaged" in said for said in hears.said)
+
+
+@pytest.mark.parametrize("lost", ["rank-00000.safetensors", "rank-00000.json"])
+def test_half_a_checkpoint_is_none(tmp_path: Path, lost: str) -> None:
+    run = Storage.open(str(tmp_path))
+    with pytest.raises(StoppedError):
+        loop(stops_after(run, 4)).run()
+    for _, path in complete(run):
+        (tmp_path / path / lost).unlink()
+    found, problems = latest(run)
+    assert found is None
+    assert len(problems) == 2
+    assert loop(RunKeeper(run, 1e9, 2)).run().resumed_from == ()
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    run = Storage.open(str(tmp_path))
+    with pytest.raises(StoppedError):
+        loop(stops_after(run, 9, keep=3)).run()
+    assert [position for position, _ in complete(run)] == [9, 8, 7]
+    prune(run)
+    assert [position for position, _ in complete(run)] == [9]
+
+
+def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
+    run = Storage.open(str(tmp_path))
+    with pytest.raises(StoppedError):
+        loop(stops_after(run, 4)).run()
+    with pytest.raises(ConfigError, match="the input files changed since"):
+        loop(RunKeeper(run, 1e9, 2), key="other").run()
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_resume_bitwise_and_one_goes_on_where_they_were(tmp_path: Path, workers: int) -> None:
+    run = Storage.open(str(tmp_path / "run"))
+    for whole, stopped, resumed in run_together(
+        tmp_path / "results", workers, whole_stopped_and_resumed, str(tmp_path / "run")
+    ):
+        assert stopped is None
+        assert resumed["resumed_from"] == (7,)
+        np.testing.assert_array_equal(resumed["weights"], whole["weights"])
+    newest, _ = latest(run)
+    assert newest is not None
+    assert newest.world_size == workers
+    alone = loop(RunKeeper(run, 1e9, 2), precision="fp64")
+    assert alone.run().resumed_from == (7,)
+    flat = np.concatenate([p.detach().numpy().ravel() for p in alone.model.parameters()])
+    np.testing.assert_allclose(flat, whole["weights"], rtol=0, atol=1e-10)
+
+
+def test_a_gradient_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
+    with pytest.raises(
+        RunError,
+        match=r"at step 1 \(epoch 1, batch 1\): its norm is nan.*1 of its 203 rows have such a loss, with id 17:",
+    ):
+        poisoned().run()
+
+
+def poisoned(**training: Any) -> Loop:
+    fitted = loop(Keeper(), batch_size="full", **training)
+    plain = fitted.stepper.row_loss
+
+    def with_nan(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        losses = plain(logits, labels)
+        rows = fitted.stepper.draws.rows
+        shard, place = (17 % 8), (17 // 8)
+        epoch = fitted.position // fitted.plan.steps_per_epoch
+        position = int(np.flatnonzero(fitted.plan.permutation(epoch, shard) == place)[0]) * 8 + shard
+        return torch.where(rows == position, losses * float("nan"), losses) if epoch == 0 else losses
+
+    fitted.stepper.row_loss = with_nan
+    return fitted
+
+
+def test_such_steps_are_skipped_and_counted_where_asked() -> None:
+    fitted = poisoned(non_finite="skip")
+    outcome = fitted.run()
+    assert outcome.skipped == 1
+    assert any("1 of 4 steps were left out" in notice for notice in outcome.notices)
+    assert all(torch.isfinite(p).all() for p in fitted.model.parameters())

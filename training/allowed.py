@@ -1,0 +1,85 @@
+"""What may be combined: strategy, optimiser, precision, placement and device, as data.
+
+The table drives the refusals before anything starts, and the tests: every allowed cell is trained and compared
+with a plain torch loop, every refused one starts no process.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+from shoal.cluster.errors import ConfigError
+from shoal.cluster.resources import Shape
+from shoal.training.config import OPTIMIZERS, STRATEGIES, TrainingConfig
+
+AXES: Mapping[str, tuple[str, ...]] = {
+    "strategy": tuple(STRATEGIES),
+    "optimizer": tuple(OPTIMIZERS),
+    "precision": ("fp32", "fp64", "bf16", "fp16"),
+    "placement": ("inline", "task", "group"),
+    "device": ("cpu", "gpu"),
+}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A part of the table that is not allowed.
+
+    Attributes
+    ----------
+    where
+        Values by axis; every cell that has one of them on each axis named.
+    why
+        For the user: the reason, and what to change.
+    """
+
+    where: Mapping[str, tuple[str, ...]]
+    why: str
+
+    def holds(self, cell: Mapping[str, str]) -> bool:
+        """Whether a cell is refused by this."""
+        return all(cell[axis] in values for axis, values in self.where.items())
+
+
+REFUSED: tuple[Refusal, ...] = (
+    Refusal(
+        {"precision": ("fp16",), "device": ("cpu",)},
+        "training.precision: fp16 needs GPUs: CPUs have no fast fp16, and its range needs loss scaling; use bf16 or fp32, "
+        "or set cluster.gpus_per_worker",
+    ),
+)
+
+
+def cells() -> Iterator[dict[str, str]]:
+    """Yield every cell of the table, by axis."""
+    for values in product(*AXES.values()):
+        yield dict(zip(AXES, values, strict=True))
+
+
+def refusal(cell: Mapping[str, str]) -> Refusal | None:
+    """Return why a cell is refused, None where it is allowed."""
+    return next((r for r in REFUSED if r.holds(cell)), None)
+
+
+def cell_of(training: TrainingConfig, shape: Shape) -> dict[str, str]:
+    """Return the cell that a fit lies in."""
+    return {
+        "strategy": next(n for n, cls in STRATEGIES.items() if type(training.strategy) is cls),
+        "optimizer": next(n for n, cls in OPTIMIZERS.items() if type(training.optimizer) is cls),
+        "precision": "fp32" if training.precision == "auto" else training.precision,
+        "placement": shape.placement,
+        "device": "gpu" if shape.gpus_per_worker else "cpu",
+    }
+
+
+def refuse(training: TrainingConfig, shape: Shape) -> None:
+    """Refuse a fit that cannot be right.
+
+    Raises
+    ------
+    ConfigError
+        With the reason and what to change.
+    """
+    found = refusal(cell_of(training, shape))
+    if found is not None:
+        raise ConfigError(found.why)

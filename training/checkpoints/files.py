@@ -1,0 +1,181 @@
+"""A checkpoint on disk: one folder, a pair of files from each worker, complete when every pair verifies.
+
+``rank-00000.safetensors`` holds a worker's tensors and ``rank-00000.json`` the plain values, the worker count, and
+the SHA-256 of the tensors. Uploads may end in any order and anywhere: a folder counts only where the pairs of all
+workers are there and their hashes agree. Nothing in it is ever unpickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+from shoal.cluster.errors import StorageError
+from shoal.cluster.storage import Storage
+from shoal.training.strategies.base import Fragment
+
+FOLDER = "checkpoints"
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one worker writes.
+
+    Attributes
+    ----------
+    position
+        Global steps done.
+    tensors
+        By name. Whole ones are the same on every worker, so rank 0 alone writes them.
+    facts
+        Plain values, of this worker.
+    """
+
+    position: int
+    rank: int
+    world_size: int
+    tensors: Mapping[str, Fragment]
+    facts: Mapping[str, Any]
+
+
+def write_part(part: Part, folder: Storage) -> None:
+    """Write a worker's pair of files into a checkpoint's folder."""
+    own = {n: f for n, f in part.tensors.items() if f.start is not None or part.rank == 0}
+    data = save({n: f.tensor.detach().cpu().contiguous() for n, f in own.items()})
+    name = _name(part.rank)
+    folder.write_bytes(f"{name}.safetensors", data)
+    facts = {
+        "format": _FORMAT,
+        "position": part.position,
+        "world_size": part.world_size,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "names": {n: f.tensor.numel() for n, f in own.items()},
+        "starts": {n: f.start for n, f in own.items() if f.start is not None},
+        "facts": dict(part.facts),
+    }
+    folder.write_text(f"{name}.json", json.dumps(facts))  # NaN stays NaN: only Shoal reads it
+
+
+class Checkpoint:
+    """A checkpoint, read for any number of workers; a worker's tensors are read when one of them is asked for."""
+
+    def __init__(self, folder: Storage, parts: list[dict[str, Any]]) -> None:
+        self.folder, self._parts = folder, parts
+        self.position: int = parts[0]["position"]
+        self.world_size: int = parts[0]["world_size"]
+        self._loaded: dict[int, dict[str, Tensor]] = {}
+
+    @classmethod
+    def open(cls, folder: Storage) -> "Checkpoint":
+        """Read the plain values of all workers.
+
+        Raises
+        ------
+        StorageError
+            If one is missing, or was written by another version.
+        """
+        first = _read_json(folder, 0)
+        parts = [first] + [_read_json(folder, rank) for rank in range(1, first["world_size"])]
+        if any((p["position"], p["world_size"]) != (first["position"], first["world_size"]) for p in parts):
+            raise StorageError(f"{folder.uri} holds parts of different checkpoints")
+        return cls(folder, parts)
+
+    def verify(self) -> "Checkpoint":
+        """Hash all tensors, keeping none; return the checkpoint.
+
+        Raises
+        ------
+        StorageError
+            If some are missing or damaged.
+        """
+        for rank in range(self.world_size):
+            self._bytes(rank)
+        return self
+
+    def facts(self, rank: int = 0) -> dict[str, Any] | None:
+        """Return the plain values that a worker wrote; None where there was no such worker."""
+        return self._parts[rank]["facts"] if rank < self.world_size else None
+
+    def names(self, prefix: str) -> list[str]:
+        """Return the names of all tensors that begin with ``prefix``, without it, sorted."""
+        found = {n for part in self._parts for n in part["names"] if n.startswith(prefix)}
+        return sorted(n.removeprefix(prefix) for n in found)
+
+    def read(self, name: str, start: int, stop: int | None) -> Tensor:
+        """Return elements ``start`` to ``stop - 1`` of a flat tensor, put together from the workers' fragments.
+
+        Elements that nobody wrote are padding, and zero. With ``stop`` None the whole tensor, in its shape.
+        """
+        if name in self._parts[0]["names"] and name not in self._parts[0]["starts"]:
+            whole = self._tensors(0)[name]
+            return whole if stop is None else whole.reshape(-1)[start:stop]
+        pieces = [
+            (part["starts"][name], part["names"][name], rank)
+            for rank, part in enumerate(self._parts)
+            if name in part["starts"]
+        ]
+        if stop is None:
+            stop = max(first + size for first, size, _ in pieces)
+        joined: Tensor | None = None
+        for first, size, rank in pieces:
+            low, high = max(start, first), min(stop, first + size)
+            if low < high:
+                piece = self._tensors(rank)[name]
+                joined = piece.new_zeros(stop - start) if joined is None else joined
+                joined[low - start : high - start] = piece[low - first : high - first]
+        if joined is None:  # padding alone: any part tells the type
+            joined = self._tensors(pieces[0][2])[name].new_zeros(stop - start)
+        return joined
+
+    def _tensors(self, rank: int) -> dict[str, Tensor]:
+        if rank not in self._loaded:
+            self._loaded[rank] = load(self._bytes(rank))
+        return self._loaded[rank]
+
+    def _bytes(self, rank: int) -> bytes:
+        name = f"{_name(rank)}.safetensors"
+        data = self.folder.read_bytes(name)
+        if hashlib.sha256(data).hexdigest() != self._parts[rank]["sha256"]:
+            raise StorageError(
+                f"{self.folder.uri}/{name} is damaged: its bytes are not those that were written"
+            )
+        return data
+
+
+def complete(run: Storage) -> list[tuple[int, str]]:
+    """Return (position, path inside the run) of the checkpoints whose first file is there, newest first."""
+    found = []
+    for attempt in run.list(FOLDER):
+        for name in run.list(f"{FOLDER}/{attempt}"):
+            position = name.removeprefix("step-").partition("-")[0]
+            if name.startswith("step-") and position.isdecimal():
+                found.append((int(position), f"{FOLDER}/{attempt}/{name}"))
+    return sorted(found, reverse=True)
+
+
+def latest(run: Storage) -> tuple[Checkpoint | None, list[str]]:
+    """Return the newest checkpoint of a run that verifies, and what is wrong with newer ones."""
+    problems: list[str] = []
+    for _, path in complete(run):
+        try:
+            return Checkpoint.open(run.child(path)).verify(), problems
+        except StorageError as error:
+            problems.append(str(error))
+    return None, problems
+
+
+def _name(rank: int) -> str:
+    return f"rank-{rank:05d}"
+
+
+def _read_json(folder: Storage, rank: int) -> dict[str, Any]:
+    name = f"{_name(rank)}.json"
+    part = folder.read_json(name)
+    if not isinstance(part, dict) or part.get("format") != _FORMAT:
+        raise StorageError(f"{folder.uri}/{name} is no checkpoint of this version")
+    return part

@@ -1,0 +1,84 @@
+"""Where checkpoints go, and who may ask for one: nobody, the run folder, or Ray Train (in `placements`)."""
+
+import math
+import secrets
+from collections.abc import Callable
+from typing import Literal
+
+from shoal.cluster.storage import Storage
+from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, complete, latest, write_part
+
+Asked = Literal["", "checkpoint", "stop"]
+
+
+class Keeper:
+    """Keeps nothing and is asked for nothing: a fit in memory."""
+
+    idle = True  # nobody ever asks, and nothing is ever due
+    every = math.inf  # seconds between checkpoints
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest checkpoint that verifies, and what is wrong with newer ones."""
+        return None, []
+
+    def name(self, position: int) -> str:
+        """Return a new checkpoint's name, which worker 0 tells the others."""
+        return f"step-{position:012d}-{secrets.token_hex(3)}"
+
+    def save(self, part: Part, name: str, last: bool) -> None:
+        """Write a worker's part; with ``last``, return when it is stored."""
+
+    def asked(self) -> Asked:
+        """Return what is asked of this worker now."""
+        return ""
+
+
+class RunKeeper(Keeper):
+    """Writes into the run folder at once; for one worker.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    every
+        Seconds between checkpoints; infinity writes one only when asked.
+    keep
+        How many to keep.
+    asked
+        Says what is asked of this process.
+    """
+
+    idle = False
+
+    def __init__(
+        self, run: Storage, every: float, keep: int, asked: Callable[[], Asked] = lambda: ""
+    ) -> None:
+        self.run, self.every, self.keep, self._asked = run, every, keep, asked
+        self._attempt = f"{FOLDER}/{secrets.token_hex(4)}"
+
+    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """Return the newest checkpoint that verifies, and what is wrong with newer ones."""
+        return latest(self.run)
+
+    def save(self, part: Part, name: str, last: bool) -> None:  # noqa: ARG002
+        """Write the part, then delete what is beyond `keep`."""
+        write_part(part, self.run.child(f"{self._attempt}/{name}"))
+        for _, path in complete(self.run)[self.keep :]:
+            self.run.delete(path)
+
+    def asked(self) -> Asked:
+        """Return what is asked of this process now."""
+        return self._asked()
+
+
+def prune(run: Storage) -> None:
+    """Delete every checkpoint of earlier attempts but the newest that verifies."""
+    newest, _ = latest(run)
+    kept = "" if newest is None else newest.folder.path
+    for _, path in complete(run):
+        if run.child(path).path != kept:
+            run.delete(path)
+    for attempt in run.list(FOLDER):
+        inside = run.list(f"{FOLDER}/{attempt}")
+        if not any(name.startswith("step-") for name in inside):
+            run.delete(f"{FOLDER}/{attempt}")

@@ -1,0 +1,219 @@
+"""One optimiser step over a global batch, and the proof that it is one."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoal.cluster.errors import RunError
+from shoal.training.batches import Batch, BatchReader
+from shoal.training.config import TrainingConfig
+from shoal.training.device import AUTOCAST, DTYPES
+from shoal.training.draws import DrawContext
+from shoal.training.losses import RowLoss
+from shoal.training.plan import EpochPlan
+from shoal.training.proof import prove_gradient, prove_slots
+from shoal.training.strategies.base import Strategy
+
+_SHOWN_ROWS = 20  # row ids in a message
+
+
+class Stepper:
+    """Takes the steps of a fit on one worker.
+
+    Parameters
+    ----------
+    model
+        On the strategy's device, the same weights on every worker.
+    config
+        Accumulation, precision, clipping, what to do where a gradient is not finite.
+    strategy
+        How gradients become one.
+    plan, reader
+        Which rows, and where this worker's are.
+    row_loss
+        Loss of each row.
+    draws
+        Told of the step and its rows before every forward pass.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        strategy: Strategy,
+        plan: EpochPlan,
+        reader: BatchReader,
+        row_loss: RowLoss,
+        draws: DrawContext,
+    ) -> None:
+        self.model, self.config, self.strategy = model, config, strategy
+        self.plan, self.reader, self.row_loss, self.draws = plan, reader, row_loss, draws
+        self.dtype = DTYPES[config.precision]
+        self.gradient_error = 0.0
+        self.skipped: list[int] = []
+        self.wrapped = model
+
+    def prepare(self, position: int) -> None:
+        """Wrap the model, after a step of the bare one whose gradient is kept to prove that of the wrapped one.
+
+        Every start of a group proves itself, and none changes weights, buffers or random states.
+        """
+        many = self.strategy.world_size > 1
+        local: dict[str, Tensor] = {}
+        batch = self._batch(position)
+        if many:
+            prove_slots(
+                self.strategy, batch.position, *self.plan.bounds(position % self.plan.steps_per_epoch)
+            )
+            with self._untouched():
+                self._backward(self.model, batch, position, reduce=False)
+            local = {n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}
+            self.model.zero_grad(set_to_none=True)
+        missing = [n for n, p in self.model.named_parameters() if p.requires_grad and n not in local]
+        # Every worker must wrap alike, even where only one of them saw a parameter unused.
+        unused = many and self.strategy.maximum(float(bool(missing))) > 0
+        shapes = {n: (p.shape, p.dtype) for n, p in self.model.named_parameters() if p.requires_grad}
+        self.wrapped = self.strategy.wrap(self.model, self.config, unused)
+        if many:
+            # This also makes DDP settle its buckets, so that sums of a resumed group keep their order.
+            with self._untouched():
+                self._backward(self.wrapped, batch, position, reduce=True)
+            own = {n: local.get(n, torch.zeros(shape, dtype=dtype)) for n, (shape, dtype) in shapes.items()}
+            self.gradient_error = prove_gradient(
+                self.strategy, self.strategy.reduced_gradients(), own, self.config.precision
+            )
+            self.strategy.zero_grad()
+
+    def step(self, batch: Batch, position: int) -> Tensor:
+        """Take one step and return this worker's share of the global loss.
+
+        Raises
+        ------
+        RunError
+            If the gradient is not finite and `non_finite` is ``stop``.
+        """
+        self.strategy.zero_grad()
+        loss = self._backward(self.wrapped, batch, position, reduce=True)
+        norm = self.strategy.gradient_norm()
+        if not math.isfinite(norm) and not self._is_scaling(loss):
+            self.non_finite(batch, position, norm)
+            self.skipped.append(position)
+        elif not self.strategy.step():
+            self.skipped.append(position)
+        return loss
+
+    def non_finite(self, batch: Batch, position: int, norm: float) -> None:
+        """Say which rows have a loss that is no finite number, unless such steps are to be skipped; on every worker.
+
+        Raises
+        ------
+        RunError
+            With the step, the rows and the norm of the gradient.
+        """
+        if self.config.non_finite == "skip":
+            return
+        epoch, step = divmod(position, self.plan.steps_per_epoch)
+        with torch.no_grad():
+            wrong = self._wrong_rows(batch, position)
+        found = self.strategy.gather_objects(self.reader.row_ids(epoch, wrong))
+        text = None
+        if found is not None:
+            text = (
+                f"the gradient is no finite number at step {position + 1} (epoch {epoch + 1}, batch {step + 1}): its norm "
+                f"is {norm}; {self._which([i for part in found for i in part], batch.global_rows)}. Or set "
+                "training.non_finite: skip to leave such steps out and count them"
+            )
+        raise RunError(self.strategy.broadcast(text))
+
+    def _which(self, ids: list[Any], rows: int) -> str:
+        """Say which rows are wrong, and what to do about it."""
+        slower = "lower training.optimizer.learning_rate or set training.clip_norm"
+        if len(ids) == rows:
+            return f"so is the loss of all {rows} rows of the batch: {slower}"
+        if not ids:
+            return f"the loss of each of its {rows} rows is finite: {slower}"
+        schema = self.reader.dataset.schema
+        if schema.id in schema.private:
+            return f"{len(ids)} of its {rows} rows have such a loss (their ids are private): mend them, or {slower}"
+        shown = ", ".join(str(i) for i in ids[:_SHOWN_ROWS]) + (" and more" if len(ids) > _SHOWN_ROWS else "")
+        return f"{len(ids)} of its {rows} rows have such a loss, with id {shown}: mend them, or {slower}"
+
+    def _wrong_rows(self, batch: Batch, position: int) -> np.ndarray:
+        """Return this worker's positions whose loss is not finite."""
+        found = []
+        for part, weight in self._parts(batch):
+            part = part.to(self.strategy.device, self.dtype)
+            losses = self._row_losses(self.wrapped, part, position)
+            if weight:
+                found.append(part.position[~torch.isfinite(losses).cpu()].numpy())
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _is_scaling(self, loss: Tensor) -> bool:
+        """Whether only the scale of fp16 gradients is too large, which loss scaling mends by itself."""
+        if self.config.precision != "fp16":
+            return False
+        return bool(torch.isfinite(self.strategy.sum(loss.double())))
+
+    def _batch(self, position: int) -> Batch:
+        epoch, step = divmod(position, self.plan.steps_per_epoch)
+        return next(self.reader.epoch(epoch, step))
+
+    @contextmanager
+    def _untouched(self) -> Iterator[None]:
+        """Give back random states and buffers as they were."""
+        with torch.random.fork_rng():
+            before = {n: b.clone() for n, b in self.model.named_buffers()}
+            try:
+                yield
+            finally:
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(before[name])
+
+    def _backward(self, module: nn.Module, batch: Batch, position: int, reduce: bool) -> Tensor:
+        """Add the gradient of the global batch's mean loss, or without ``reduce`` this worker's share of it."""
+        total = torch.zeros((), device=self.strategy.device, dtype=self.dtype)
+        parts = list(self._parts(batch))
+        for i, (part, weight) in enumerate(parts):
+            part = part.to(self.strategy.device, self.dtype)
+            share = weight / batch.global_rows
+            if not reduce:
+                loss = self._row_losses(module, part, position).sum() * share
+                loss.backward()  # type: ignore[no-untyped-call]
+            elif i < len(parts) - 1:
+                with self.strategy.accumulate(module):
+                    loss = self._row_losses(module, part, position).sum() * share
+                    self.strategy.backward(loss)
+            else:
+                loss = self._row_losses(module, part, position).sum() * share
+                self.strategy.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _row_losses(self, module: nn.Module, part: Batch, position: int) -> Tensor:
+        self.draws.step, self.draws.rows = position, part.position
+        lower = AUTOCAST.get(self.config.precision)
+        with torch.autocast(self.strategy.device.type, lower, enabled=lower is not None):
+            logits = module(part.numeric, part.categorical)
+        return self.row_loss(logits.to(self.dtype), part.label)
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
+        """Yield the parts of a step; a worker without rows takes part with a row of weight 0."""
+        n = self.config.gradient_accumulation
+        if self.strategy.lockstep:  # everyone makes n passes
+            for start, stop in pairwise(np.linspace(0, len(batch), n + 1).astype(int)):
+                yield (
+                    (batch.part(int(start), int(stop)), 1.0) if stop > start else (self.reader.filler(), 0.0)
+                )
+            return
+        if len(batch) == 0:
+            yield self.reader.filler(), 0.0
+            return
+        edges = np.linspace(0, len(batch), min(n, len(batch)) + 1).astype(int)
+        for start, stop in pairwise(edges):
+            yield batch.part(int(start), int(stop)), 1.0
