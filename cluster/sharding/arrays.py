@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 F64 = npt.NDArray[np.float64]
+EXACT = 1 << 53  # integers up to here are float64 numbers
 
 
 def is_text(kind: pa.DataType) -> bool:
@@ -95,6 +96,16 @@ def numbers(array: pa.Array) -> F64:
         values = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.float64)
         values[array.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return np.asarray(values, np.float64)
+
+
+def integers_from(array: pa.Array, origin: int) -> F64:
+    """Return integers less `origin` as float64 ``[n]``, exact where a float64 holds the difference; NaN where missing."""
+    rough = numbers(array) - float(origin)
+    if not pa.types.is_integer(array.type):
+        return rough
+    raw = pc.fill_null(array, 0).to_numpy(zero_copy_only=False).astype(np.uint64)
+    exact = (raw - np.uint64(origin % 2**64)).view(np.int64)  # modulo 2**64, so right where it is below 2**63
+    return np.where(np.abs(rough) < 2.0**62, exact, rough)
 
 
 def list_numbers(array: pa.Array) -> F64:

@@ -26,7 +26,7 @@ class Facts:
     rows, missing, infinite
         Counts of rows; NaN is missing.
     low, high
-        Smallest and largest number.
+        Smallest and largest number; exact, as int, for integers.
     hash_sum
         Sum of the value hashes, modulo 2**64: equal multisets have equal sums.
     sample
@@ -100,9 +100,10 @@ class Facts:
         # The sum of the hashes proves that every integer of the range is there; in pieces, to bound the
         # memory.
         total = 0
+        kind = np.uint64 if self.high >= 2**63 else np.int64
         for start in range(int(self.low), int(self.high) + 1, 1 << 20):
             stop = min(start + (1 << 20), int(self.high) + 1)
-            hashes = hash_values(pa.array(np.arange(start, stop, dtype=np.int64)), self.name)
+            hashes = hash_values(pa.array(np.arange(stop - start).astype(kind) + kind(start)), self.name)
             total += 0 if hashes is None else int(hashes.sum(dtype=np.uint64))
         return total % 2**64 == self.hash_sum
 
@@ -141,6 +142,8 @@ def look(array: pa.Array, name: str) -> tuple[Facts, U64 | None]:
             facts.low, facts.high = float(np.nanmin(values)), float(np.nanmax(values))
         if pa.types.is_integer(array.type) and hashes is not None:
             facts.hash_sum = int(hashes.sum(dtype=np.uint64))
+            if facts.present:  # exactly: a float64 has 53 bits
+                facts.low, facts.high = pc.min_max(array).as_py().values()
     elif is_tensor(array.type):
         facts.infinite = int(np.isinf(numbers(array.flatten())).sum())
     elif is_stamp(array.type):

@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 
 from shoal.cluster.errors import DataError
-from shoal.cluster.sharding.arrays import is_bytes, is_number, is_stamp, is_tensor, is_text
+from shoal.cluster.sharding.arrays import EXACT, is_bytes, is_number, is_stamp, is_tensor, is_text
 from shoal.cluster.sharding.config import ColumnType, DataConfig
 from shoal.cluster.sharding.facts import Facts
 from shoal.cluster.sharding.manifest import Column
@@ -263,7 +263,16 @@ def _column(name: str, kind: pa.DataType, found: ColumnType, reason: str, of: Fa
         arrow_type=str(kind),
         reason=reason,
         parts=parts,
+        origin=_origin(kind, of) if found == "numeric" else 0,
         center=(0.0,) * len(parts),
         scale=(1.0,) * len(parts),
         value_type=value_type,
     )
+
+
+def _origin(kind: pa.DataType, of: Facts) -> int:
+    """Return what to take off integers whose differences a float64 would lose: 0 where it holds them well enough."""
+    if not pa.types.is_integer(kind) or not of.present:
+        return 0
+    low, high = int(of.low), int(of.high)
+    return low if max(abs(low), abs(high)) > EXACT and high - low < EXACT else 0

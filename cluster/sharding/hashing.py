@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoal.cluster.sharding.arrays import indices, is_bytes, is_text, numbers
+from shoal.cluster.sharding.arrays import EXACT, indices, is_bytes, is_text, numbers
 
 U64 = npt.NDArray[np.uint64]
 
@@ -22,7 +22,6 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 _PRIME = np.uint64(0x9FB21C651E98DF25)  # odd, so powers of it never become zero
-_EXACT = 1 << 53  # integers up to here are float64 numbers
 _MICROSECONDS = {"D": 86_400_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 _LARGEST = {"i": float(np.nextafter(2.0**63, 0)), "u": float(np.nextafter(2.0**64, 0))}
 
@@ -108,7 +107,7 @@ def _hash_numbers(array: pa.Array, key: np.uint64) -> tuple[U64, npt.NDArray[np.
     values = numbers(array)
     missing = np.isnan(values)
     hashes = mix((values + 0.0).view(np.uint64) ^ key)  # + 0.0 makes -0.0 one with 0.0
-    if pa.types.is_integer(array.type) and len(array) and np.nanmax(np.abs(values), initial=0) > _EXACT:
+    if pa.types.is_integer(array.type) and len(array) and np.nanmax(np.abs(values), initial=0) > EXACT:
         exact = pc.fill_null(array, 0).to_numpy(zero_copy_only=False)
         # The largest integers round up to 2**63 or 2**64, which their type does not hold.
         rounded = np.minimum(np.where(missing, 0, values), _LARGEST[exact.dtype.kind]).astype(exact.dtype)

@@ -35,6 +35,9 @@ class Column(Config):
     parts: tuple[str, ...] = Field(
         (), description="names of its numeric features; one for a number, more for a time stamp"
     )
+    origin: int = Field(
+        0, description="subtracted from integers that a float64 does not hold, before they are floats"
+    )
     center: tuple[float, ...] = Field((), description="subtracted from each part")
     scale: tuple[float, ...] = Field((), description="each part is divided by it")
     has_missing: bool = Field(

@@ -164,7 +164,7 @@ def shard(
 
 
 def _key(files: list[Any], data: DataConfig, seed: int) -> str:
-    return fingerprint(files, data.model_dump(mode="json"), seed, "format 2")
+    return fingerprint(files, data.model_dump(mode="json"), seed, "format 3")
 
 
 def _earlier(destination: Storage, key: str) -> Manifest | None:

@@ -11,6 +11,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import (
     F64,
     indices,
+    integers_from,
     is_number,
     is_stamp,
     is_tensor,
@@ -82,7 +83,7 @@ def raw_numbers(array: pa.Array, column: Column) -> F64:
         is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_time(kind) or pa.types.is_duration(kind)
     ):
         _wrong_type(column, kind)
-    values = numbers(array)
+    values = integers_from(array, column.origin) if column.origin else numbers(array)
     if column.type == "boolean" and not pa.types.is_boolean(kind):
         odd = ~(np.isnan(values) | (values == 0) | (values == 1))
         if odd.any():

@@ -133,7 +133,8 @@ def _csv_type(file: InputFile, column: Column) -> pa.DataType:
     if column.type == "boolean":
         return pa.bool_()
     if column.type == "numeric":
-        return pa.float64()
+        exact = pa.uint64() if column.arrow_type == "uint64" else pa.int64()
+        return exact if column.origin else pa.float64()
     if column.arrow_type.startswith("date"):
         return pa.date32()
     if column.arrow_type.startswith("timestamp"):

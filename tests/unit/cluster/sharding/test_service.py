@@ -311,3 +311,26 @@ def test_a_failure_while_writing_leaves_the_earlier_dataset(
     dataset = ShardedDataset.open(out)
     assert dataset.manifest == first
     assert sum(len(dataset.shard("test", v)) for v in range(dataset.n_shards)) == dataset.rows("test")
+
+
+@pytest.mark.parametrize(
+    ("start", "kind"),
+    [(2**62, "int64"), (-(2**63), "int64"), (2**63 - 600, "int64"), (2**64 - 600, "uint64")],
+)
+def test_integers_beyond_a_float64_keep_their_differences(
+    table: pa.Table, run: Run, gather: Gather, start: int, kind: str
+) -> None:
+    small = np.random.default_rng(0).integers(0, 300, 600)
+    large = pa.array([start + int(i) for i in small], kind)
+    data = (
+        table.select(["order", "label"]).append_column("small", pa.array(small)).append_column("large", large)
+    )
+    dataset = run(data, id="order")
+    assert {c.name: c.type for c in dataset.schema.columns} == {"small": "numeric", "large": "numeric"}
+    train = gather(dataset, "train")["numeric"]
+    np.testing.assert_allclose(train[:, 1], train[:, 0], atol=1e-6)
+    far = pa.table({"small": [-4.0, None], "large": pa.array([start, None], kind)})
+    assert np.isnan(prepare(far, dataset.schema).numeric[1, 1])
+    counter = pa.array([start + i for i in range(600)], kind)
+    dropped = run(data.set_column(3, "large", counter), id="order").manifest.dropped
+    assert "numbers the 600 rows without a gap" in dropped["large"]
