@@ -6,14 +6,12 @@ Nothing here is unpickled: weights are safetensors, everything else is JSON. Nei
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
 from safetensors.torch import load as load_weights
 from safetensors.torch import save as save_weights
 
@@ -23,28 +21,13 @@ from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.cluster.storage import Storage
-from shoal.training.config import ModelChoice
+from shoal.training.description import DESCRIPTION, WEIGHTS, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
 from shoal.training.models import Factory, Model, build_model
 from shoal.training.scores import forward_rows, scores_from_logits
 
 if TYPE_CHECKING:
     import pandas as pd
-
-WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
-
-
-class ModelDescription(Config):
-    """What `model.json` holds."""
-
-    version: Literal[1] = 1
-    schema_: Schema = Field(alias="schema")
-    model: ModelChoice
-    precision: str = "fp32"
-    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="binary: least score of the event"
-    )
-    provenance: dict[str, Any] = Field(default_factory=dict)
 
 
 @dataclass
@@ -82,15 +65,18 @@ class TrainedModel:
     def save(self, run: Storage) -> None:
         """Write `model/` into a run folder; the description last, so that half a model is none."""
         dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
+        weights = save_weights(
+            {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
+        )
         description = ModelDescription(
             schema=self.schema,
             model=self.config,
             precision="fp64" if dtype == torch.float64 else "fp32",
             threshold=self.threshold,
+            weights_sha256=digest(weights),
             provenance=self.provenance,
         )
-        weights = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
-        run.write_bytes(WEIGHTS, save_weights(weights))
+        run.write_bytes(WEIGHTS, weights)
         run.write_json(DESCRIPTION, description.model_dump(mode="json", by_alias=True))
 
     @classmethod
@@ -123,23 +109,7 @@ class TrainedModel:
             If it needs a factory that was neither given nor allowed to be imported.
         """
         run = path if isinstance(path, Storage) else Storage.open(os.fspath(path), storage or StorageConfig())
-        if not run.exists(DESCRIPTION):
-            raise DataError(
-                f"{run.uri} holds no trained model ({DESCRIPTION} is missing): give the folder of a finished run"
-            )
-        try:
-            description = ModelDescription.model_validate(run.read_json(DESCRIPTION))
-            weights = load_weights(run.read_bytes(WEIGHTS))
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "its content"
-            raise DataError(
-                f"{DESCRIPTION} in {run.uri} is damaged or of another version ({where}: {first['msg']}); train it again"
-            ) from error
-        except (ValueError, SafetensorError) as error:
-            raise DataError(
-                f"the model in {run.uri} is damaged: {str(error).splitlines()[0]}; train it again"
-            ) from error
+        description, data = read_model(run)
         config = description.model
         if isinstance(config, Imported) and factory is None and not allow_import:
             raise ConfigError(
@@ -150,7 +120,7 @@ class TrainedModel:
         install_draws(module, DrawContext())
         module.to(torch.float64 if description.precision == "fp64" else torch.float32)
         try:
-            module.load_state_dict(weights)
+            module.load_state_dict(load_weights(data))
         except RuntimeError as error:
             raise DataError(
                 f"the weights in {run.uri} do not fit the model that {config!r} builds: {str(error).splitlines()[0]}"

@@ -9,9 +9,9 @@ The sharding pass fits the statistics of every column on the training rows and w
 """
 
 import json
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from shoal.cluster.config import Config
 from shoal.cluster.errors import StorageError
@@ -68,6 +68,13 @@ class Target(Config):
     )
     center: float = 0.0
     scale: float = 1.0
+
+    @model_validator(mode="after")
+    def _has_its_classes(self) -> Self:
+        least = {"binary": 2, "multiclass": 2, "multilabel": 1, "regression": 0}[self.task]
+        if len(self.classes) < least or (self.task == "binary" and len(self.classes) > least):
+            raise ValueError(f"{self.task} with {len(self.classes)} classes; it needs {least}")
+        return self
 
     @property
     def n_outputs(self) -> int:

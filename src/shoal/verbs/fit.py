@@ -19,13 +19,18 @@ from shoal.experiment import Experiment, to_dict
 from shoal.verbs.dataset import ShardResult, shard
 from shoal.verbs.judge import DATA, judge, rows_of
 from shoal.verbs.provenance import Stages, provenance
-from shoal.verbs.runs import claimed, refuse_incomplete_model, run_uri, scores_of
+from shoal.verbs.runs import (
+    PROVENANCE,
+    claimed,
+    provenance_of,
+    refuse_incomplete_model,
+    run_uri,
+    scores_of,
+)
 
 if TYPE_CHECKING:
     from shoal.training.loop import FitOutcome
     from shoal.training.worker import FitJob
-
-PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True)
@@ -217,10 +222,13 @@ def _finish(
 
 
 def _known(run: Storage) -> TrainResult:
+    from shoal.training.description import read_model
+
     if not run.exists(PROVENANCE):
         raise StorageError(f"{run.uri} holds a sharded dataset, not a training run; choose another --out")
     refuse_incomplete_model(run)
-    result = _result(run, rows_of(run), scores_of(run), run.read_json(PROVENANCE))
+    read_model(run)  # a damaged one is refused, as shoal predict does
+    result = _result(run, rows_of(run), scores_of(run), provenance_of(run))
     return TrainResult(**{**result.__dict__, "was_complete": True})
 
 

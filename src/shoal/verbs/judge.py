@@ -12,7 +12,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.manifest import Manifest, Schema, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
-from shoal.verbs.runs import finished_run, scores_of, with_overrides
+from shoal.verbs.runs import finished_run, provenance_of, scores_of, with_overrides
 
 OTHER = "data"
 # The run keeps the manifest of its rows, so that its report does not need the shards any more.
@@ -144,13 +144,17 @@ def report(
     Raises
     ------
     StorageError
-        If there is no such finished run.
+        If there is no such finished run, or its files are damaged.
+    DataError
+        If its model is damaged.
     """
     from shoal.evaluation.report import write_report
+    from shoal.training.description import read_model
 
     folder, _ = finished_run(run, cluster)
+    read_model(folder.storage)  # a report of a model that is damaged would speak of nothing
     (reporter or Silent()).stage("writing the report")
-    write_report(folder, rows_of(folder), scores_of(folder))
+    write_report(folder, rows_of(folder), scores_of(folder), provenance_of(folder))
     return ReportResult(folder.uri, f"{folder.uri}/report.html")
 
 

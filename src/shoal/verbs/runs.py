@@ -17,12 +17,24 @@ from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, from_dict, run_name
 
 
+class _Data(BaseModel):
+    path: str
+
+
+class _Provenance(BaseModel):
+    data: _Data
+    fit: dict[str, Any]
+    seconds: dict[str, float]
+
+
 class _Score(BaseModel):
     value: float | None
 
 
 _Scores = Annotated[dict[str, _Score], Field(min_length=1)]
 _SCORES: TypeAdapter[dict[str, _Scores]] = TypeAdapter(Annotated[dict[str, _Scores], Field(min_length=1)])
+PROVENANCE = "provenance.json"
+_ANEW = "delete metrics.json, and the same command computes the run again"
 _BEGINNING = {"config.yaml", "log.txt"}
 
 
@@ -157,9 +169,26 @@ def scores_of(run: Storage) -> dict[str, Any]:
         _SCORES.validate_python(found)
     except (StorageError, ValidationError) as error:
         why = str(error) if isinstance(error, StorageError) else f"metrics.json in {run.uri} holds no scores"
-        raise StorageError(
-            f"{why}; delete metrics.json, and the same command computes the run again"
-        ) from error
+        raise StorageError(f"{why}; {_ANEW}") from error
+    return found
+
+
+def provenance_of(run: Storage) -> dict[str, Any]:
+    """Read `provenance.json` of a finished run.
+
+    Raises
+    ------
+    StorageError
+        If it is missing or damaged.
+    """
+    try:
+        found: dict[str, Any] = run.read_json(PROVENANCE)
+        _Provenance.model_validate(found)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"])) or "its content"
+        raise StorageError(f"{PROVENANCE} in {run.uri} is damaged ({where}); {_ANEW}") from error
+    except StorageError as error:
+        raise StorageError(f"{error}; {_ANEW}") from error
     return found
 
 

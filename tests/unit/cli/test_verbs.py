@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -420,3 +421,41 @@ def test_only_evaluation_may_change_afterwards(run):
 
     with pytest.raises(ConfigError, match=r"only evaluation\.\*"):
         evaluate(str(run), overrides=("seed=3",))
+
+
+DAMAGES = {
+    "truncated weights": ("model/model.safetensors", lambda b: b[: len(b) // 2], "model.safetensors"),
+    "one bit of the weights": (
+        "model/model.safetensors",
+        lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+        "model.safetensors",
+    ),
+    "description": ("model/model.json", lambda b: b[:50], "model.json"),
+    "a class less": (
+        "model/model.json",
+        lambda b: b.replace(b'"no",', b""),
+        "binary with 1 classes; it needs 2",
+    ),
+    "provenance": ("provenance.json", lambda b: b"[]", "provenance.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_finished_run_that_is_damaged_is_refused_by_every_verb(shoal, run, folder, tmp_path, damage):
+    name, change, said = DAMAGES[damage]
+    out = tmp_path / "damaged"
+    shutil.copytree(run, out)
+    (out / name).write_bytes(change((run / name).read_bytes()))
+    commands = [["train", folder / "small.yaml", "--out", out], ["report", out]]
+    if name != "provenance.json":
+        commands += [
+            ["evaluate", out],
+            ["predict", out, "--data", folder / "rows.parquet", "--to", tmp_path / "p.csv"],
+        ]
+    for command in commands:
+        done = shoal(*command)
+        assert done.code == 2, command
+        assert said in done.err
+        assert "damaged" in done.err
+        assert "delete " in done.err
+        assert not (tmp_path / "p.csv").exists()

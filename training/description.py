@@ -1,0 +1,66 @@
+"""What a trained model's files hold, read and verified without torch."""
+
+import hashlib
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from shoal.cluster.config import Config
+from shoal.cluster.errors import DataError, StorageError
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.storage import Storage
+from shoal.training.config import ModelChoice
+
+WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
+_FIX = "delete that folder and train it again"
+
+
+class ModelDescription(Config):
+    """What `model.json` holds."""
+
+    version: Literal[1] = 1
+    schema_: Schema = Field(alias="schema")
+    model: ModelChoice
+    precision: str = "fp32"
+    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.5, description="binary: least score of the event"
+    )
+    weights_sha256: str = Field(description="of `model.safetensors`")
+    provenance: dict[str, Any] = Field(default_factory=dict)
+
+
+def digest(weights: bytes) -> str:
+    """Return what `weights_sha256` is for these bytes."""
+    return hashlib.sha256(weights).hexdigest()
+
+
+def read_model(run: Storage) -> tuple[ModelDescription, bytes]:
+    """Read the description and the weights of a run's model.
+
+    Raises
+    ------
+    DataError
+        If one is missing or damaged.
+    """
+    for name in (DESCRIPTION, WEIGHTS):
+        if not run.exists(name):
+            raise DataError(
+                f"{run.uri} holds no trained model ({name} is missing): give the folder of a finished run"
+            )
+    try:
+        description = ModelDescription.model_validate(run.read_json(DESCRIPTION))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "its content"
+        raise DataError(
+            f"{DESCRIPTION} in {run.uri} is damaged or of another version ({where}: {first['msg']}); {_FIX}"
+        ) from error
+    except StorageError as error:
+        raise DataError(f"{error}; {_FIX}") from error
+    weights = run.read_bytes(WEIGHTS)
+    if digest(weights) != description.weights_sha256:
+        raise DataError(
+            f"{WEIGHTS} in {run.uri} is damaged: its {len(weights):,} bytes are not those that model.json describes; "
+            f"{_FIX}"
+        )
+    return description, weights
