@@ -82,19 +82,31 @@ class RunFolder(Storage):
         ConfigError
             If the run belongs to another experiment; the message lists the difference.
         """
-        wanted = _plain(config)
         with held(self.storage, reporter):
-            before = self.config()
-            if before is None:
-                self._refuse_foreign()
-                self.write_text(CONFIG, to_yaml(wanted))
-            elif changes := difference(before, wanted):
-                raise ConfigError(
-                    f"{self.uri} belongs to another experiment:\n"
-                    + "\n".join(f"  {line}" for line in changes)
-                    + "\nchoose another --out, undo the change, or delete that folder"
-                )
+            if not self.is_of(config):
+                self.write_text(CONFIG, to_yaml(config))
             yield self
+
+    def is_of(self, config: Mapping[str, Any]) -> bool:
+        """Whether this experiment has begun here already; False where none has.
+
+        Raises
+        ------
+        StorageError
+            If the folder is none of ours.
+        ConfigError
+            If the run belongs to another experiment; the message lists the difference.
+        """
+        before = self.config()
+        if before is None:
+            self._refuse_foreign()
+        elif changes := difference(before, _plain(config)):
+            raise ConfigError(
+                f"{self.uri} belongs to another experiment:\n"
+                + "\n".join(f"  {line}" for line in changes)
+                + "\nchoose another --out, undo the change, or delete that folder"
+            )
+        return before is not None
 
     def _refuse_foreign(self) -> None:
         foreign = [name for name in self.list() if name not in _MAY_COME_FIRST and not name.startswith(".")]

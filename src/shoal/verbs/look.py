@@ -7,6 +7,7 @@ import numpy as np
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import decide
 from shoal.cluster.sharding.features import candidates
@@ -141,6 +142,8 @@ def check(experiment: Experiment, out: str | None = None, *, reporter: Reporter 
     refuse(experiment.training, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
         require_writable(place, experiment.cluster.storage)
+    if out:
+        RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
     resolve_scoring(experiment.evaluation.scoring, found.target.task)
     asked, rows = experiment.training.batch_size, found.parts["train"]

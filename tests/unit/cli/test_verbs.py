@@ -66,9 +66,14 @@ def test_a_complete_run_is_said_and_not_computed_again(shoal, run, folder):
 
 def test_a_changed_experiment_on_an_old_run_is_refused_with_the_difference(shoal, run, folder):
     before = listing(run)
-    done = shoal("train", folder / "small.yaml", "--out", run, "--set", "training.epochs=4")
-    assert done.code == 2
-    assert "training.epochs: 3 -> 4" in done.err
+    for verb in ("train", "check"):
+        done = shoal(verb, folder / "small.yaml", "--out", run, "--set", "training.epochs=4")
+        assert done.code == 2
+        assert "training.epochs: 3 -> 4" in done.err
+        foreign = shoal(verb, folder / "small.yaml", "--out", folder)
+        assert foreign.code == 2
+        assert "is no run folder" in foreign.err
+    assert shoal("check", folder / "small.yaml", "--out", run).code == 0
     assert listing(run) == before
     same = shoal("train", folder / "small.yaml", "--out", run, "--set", "cluster.wait=1m")
     assert same.code == 0
