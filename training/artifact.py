@@ -4,7 +4,7 @@ Nothing here is unpickled: weights are safetensors, everything else is JSON. Nei
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from shoal.cluster.components import Imported
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.manifest import Schema
-from shoal.cluster.sharding.prepare import Prepared, prepare
+from shoal.cluster.sharding.prepare import Prepared, prepare, require_columns
 from shoal.cluster.storage import Storage
 from shoal.training.description import DESCRIPTION, WEIGHTS, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
@@ -108,6 +108,8 @@ class TrainedModel:
         ConfigError
             If it needs a factory that was neither given nor allowed to be imported.
         """
+        if not isinstance(path, str | os.PathLike | Storage):
+            raise DataError(f"the model's place is {path!r}; give the folder or URI of a finished run")
         run = path if isinstance(path, Storage) else Storage.open(os.fspath(path), storage or StorageConfig())
         description, data = read_model(run)
         config = description.model
@@ -191,23 +193,51 @@ def as_table(data: Any, schema: Schema) -> pa.Table:
     Raises
     ------
     DataError
-        If the data are none of these, or an array has another number of columns.
+        If the data are none of these, lack a column, or hold what no column of a table can.
     """
     if isinstance(data, pa.Table):
         return data
     if isinstance(data, pa.RecordBatch):
         return pa.Table.from_batches([data])
-    if isinstance(data, Mapping):
-        return pa.table(dict(data))
+    names = [c.name for c in schema.columns]
     if isinstance(data, np.ndarray):
-        names = [c.name for c in schema.columns]
         if data.ndim != 2 or data.shape[1] != len(names):
             raise DataError(
                 f"an array of shape {data.shape}: the model needs {len(names)} columns, in this order: {', '.join(names)}"
             )
-        return pa.table({name: pa.array(data[:, i]) for i, name in enumerate(names)})
-    if hasattr(data, "columns") and hasattr(data, "to_numpy"):
-        return pa.Table.from_pandas(data, preserve_index=False)
-    raise DataError(
-        f"data of type {type(data).__name__}: give a pyarrow Table, a pandas DataFrame, a mapping of columns or a 2-d array"
-    )
+        return pa.table({name: _array(name, data[:, i], schema) for i, name in enumerate(names)})
+    is_frame = hasattr(data, "columns") and hasattr(data, "to_numpy")
+    if not is_frame and not isinstance(data, Mapping):
+        raise DataError(
+            f"data of type {type(data).__name__}: give a pyarrow Table, a pandas DataFrame, a mapping of columns or a "
+            "2-d array"
+        )
+    keys = list(data.columns if is_frame else data)
+    require_columns([str(key) for key in keys], schema)
+    own = {str(key): key for key in keys}  # numbers, in a frame that was made without names
+    columns = {
+        name: _array(name, data[own[name]], schema) for name in names
+    }  # the others need not be readable
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name!r} {length}" for name, length in lengths.items())
+        raise DataError(f"the columns are of several lengths ({said}); give each one value a row")
+    return pa.table(columns)
+
+
+def _array(name: str, values: Any, schema: Schema) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, pa.Array | pa.ChunkedArray):
+        return values
+    if isinstance(values, str | bytes | Set) or not isinstance(values, Iterable):
+        raise DataError(
+            f"column {name!r} is of type {type(values).__name__}; give a list or an array with one value a row"
+        )
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        kind = getattr(values, "dtype", type(values).__name__)
+        reason = "" if name in schema.private else f": {error}"
+        raise DataError(
+            f"column {name!r} ({kind}) cannot be read{reason}; give values of one type that a table can hold, such as "
+            "numbers, texts or time stamps"
+        ) from error

@@ -1,5 +1,6 @@
 """Raw rows to the matrices that a model takes; the same for shards, `predict` and explanations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,14 +47,9 @@ def prepare(table: pa.Table, schema: Schema) -> Prepared:
     Raises
     ------
     DataError
-        If a column is missing, of an unsuitable type, or holds infinity.
+        If a column is missing, there twice, of an unsuitable type, or holds infinity.
     """
-    for column in schema.columns:
-        if column.name not in table.column_names:
-            raise DataError(
-                f"the data have no column {column.name!r}, which the model "
-                f"needs{nearest(column.name, table.column_names)}"
-            )
+    require_columns(table.column_names, schema)
     arrays = {column.name: plain(normalise(table.column(column.name)), column) for column in schema.columns}
     numeric = np.empty((len(table), schema.numeric_width), np.float32)
     categorical = np.empty((len(table), len(schema.categorical)), np.int32)
@@ -68,6 +64,23 @@ def prepare(table: pa.Table, schema: Schema) -> Prepared:
         categorical[:, i] = codes(arrays[column.name], column)
     _refuse_infinity(numeric, arrays, schema)
     return Prepared(numeric, categorical)
+
+
+def require_columns(names: Sequence[str], schema: Schema) -> None:
+    """Refuse data without a column that the model needs, or with two of its name.
+
+    Raises
+    ------
+    DataError
+        Naming the column.
+    """
+    for column in schema.columns:
+        if (found := names.count(column.name)) != 1:
+            raise DataError(
+                f"the data have {found} columns {column.name!r}; rename or drop all but one"
+                if found
+                else f"the data have no column {column.name!r}, which the model needs{nearest(column.name, names)}"
+            )
 
 
 def _scale(values: npt.NDArray[np.float64], column: Column, out: npt.NDArray[np.float32]) -> None:

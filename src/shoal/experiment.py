@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from shoal.cluster.config import ClusterConfig, Config, format_duration
+from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.config import DataConfig
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
@@ -52,10 +54,28 @@ def load_experiment(
     ConfigError
         With a line for everything that is wrong: where it is, the key, the value, what is allowed.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            f"an experiment file is given by its path, not by a value of type {type(path).__name__}; values go to "
+            "Experiment(data={…}, …)"
+        )
     document = load(Path(path))
     if cluster_file is not None:
         _replace_cluster(document, load(Path(cluster_file)))
     return from_document(document, overrides)
+
+
+def given(experiment: "Experiment | str | Path", name: str | None = None) -> tuple[Experiment, str]:
+    """Return the experiment that was given as an object or as the path of its file, and the name of its runs.
+
+    Raises
+    ------
+    ConfigError
+        As for `load_experiment`.
+    """
+    if isinstance(experiment, Experiment):
+        return experiment, name or "experiment"
+    return load_experiment(experiment), name or Path(experiment).stem
 
 
 def load_cluster(path: str | Path) -> ClusterConfig:

@@ -1,13 +1,14 @@
 """shard: find or make the sharded dataset that an experiment trains on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
-from shoal.experiment import Experiment, to_dict
+from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.runs import claimed
 
 
@@ -32,10 +33,10 @@ class ShardResult:
 
 
 def shard(
-    experiment: Experiment,
+    experiment: Experiment | str | Path,
     out: str | None = None,
     *,
-    name: str = "experiment",
+    name: str | None = None,
     reporter: Reporter | None = None,
 ) -> ShardResult:
     """Write the sharded dataset of an experiment, or find it where an earlier run left it.
@@ -43,12 +44,12 @@ def shard(
     Parameters
     ----------
     experiment
-        Its `data` section and seed matter here.
+        Its `data` section and seed matter here; or the path of its file.
     out
         Folder or URI to write to; by default ``<storage_path>/<name>-shard-<key>``, where any dataset of the
         same key is reused.
     name
-        What the folder's name begins with: the experiment file's stem.
+        What the folder's name begins with; by default the experiment file's stem.
     reporter
         Hears what is inferred and left out.
 
@@ -63,6 +64,7 @@ def shard(
     from shoal.cluster.sharding.service import sharding_key
 
     reporter = reporter or Silent()
+    experiment, name = given(experiment, name)
     storage = experiment.cluster.storage
     key = sharding_key(experiment.data, experiment.seed, storage)
     found = _existing(Storage.open(experiment.cluster.storage_path, storage), key) if out is None else None

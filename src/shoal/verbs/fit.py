@@ -15,7 +15,7 @@ from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.manifest import Manifest
 from shoal.cluster.storage import Storage
-from shoal.experiment import Experiment, to_dict
+from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.dataset import ShardResult, shard
 from shoal.verbs.judge import DATA, judge, rows_of
 from shoal.verbs.provenance import Stages, provenance
@@ -60,10 +60,10 @@ class TrainResult:
 
 
 def train(
-    experiment: Experiment,
+    experiment: Experiment | str | Path,
     out: str | None = None,
     *,
-    name: str = "experiment",
+    name: str | None = None,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
 ) -> TrainResult:
@@ -74,11 +74,11 @@ def train(
     Parameters
     ----------
     experiment
-        What to do.
+        What to do, or the path of its file.
     out
         The run folder; by default ``<storage_path>/<name>-train-<hash of the experiment>``.
     name
-        What the folder's name begins with: the experiment file's stem.
+        What the folder's name begins with; by default the experiment file's stem.
     reporter
         Hears of progress; everything is written to the run's `log.txt` as well.
     command
@@ -92,6 +92,7 @@ def train(
     from shoal.training.allowed import refuse
 
     reporter = reporter or Silent()
+    experiment, name = given(experiment, name)
     run = RunFolder.open(run_uri(experiment, "train", name, out), experiment.cluster.storage)
     if isinstance(experiment.model, Imported):
         experiment.model.load()  # a factory that is not there is found now, not after the sharding

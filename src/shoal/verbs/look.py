@@ -1,6 +1,7 @@
 """check: read the data once and say what would be done; nothing is written and nothing runs."""
 
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from shoal.cluster.sharding.manifest import SPLITS, Column, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import open_source
-from shoal.experiment import Experiment, to_dict
+from shoal.experiment import Experiment, given, to_dict
 
 BATCH_ROWS = 262_144
 
@@ -113,13 +114,15 @@ class CheckResult:
         }
 
 
-def check(experiment: Experiment, out: str | None = None, *, reporter: Reporter | None = None) -> CheckResult:
+def check(
+    experiment: Experiment | str | Path, out: str | None = None, *, reporter: Reporter | None = None
+) -> CheckResult:
     """Validate an experiment against its data, its storage and the cluster; run nothing, leave nothing.
 
     Parameters
     ----------
     experiment
-        What would be done.
+        What would be done, or the path of its file.
     out
         The run folder that is meant; by default one under `cluster.storage_path`, which is needed anyway.
     reporter
@@ -136,6 +139,7 @@ def check(experiment: Experiment, out: str | None = None, *, reporter: Reporter 
     from shoal.training.allowed import refuse
     from shoal.verbs.writable import require_writable
 
+    experiment, _ = given(experiment)
     if isinstance(experiment.model, Imported):
         experiment.model.load()
     shape, demand = plan(experiment.cluster)

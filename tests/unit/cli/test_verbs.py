@@ -125,6 +125,14 @@ def test_python_and_yaml_give_the_same_run(run, folder):
     assert result.scores == json.loads((run / "metrics.json").read_text())
 
 
+def test_python_takes_the_path_of_an_experiment_file(run, folder):
+    assert package.train(folder / "small.yaml", str(run)).was_complete
+    assert package.check(str(folder / "small.yaml")).experiment == load_experiment(folder / "small.yaml")
+    for function in (package.train, package.check, load_experiment):
+        with pytest.raises(ConfigError, match="given by its path, not by a value of type dict"):
+            function({})
+
+
 def test_check_shows_all_and_writes_nothing(shoal, run, folder):
     before = listing(folder)
     done = shoal("check", folder / "small.yaml", "--json")

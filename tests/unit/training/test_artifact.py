@@ -110,6 +110,66 @@ def test_bad_columns_are_named() -> None:
         make("regression").predict_proba(frame)
 
 
+UNREADABLE = {
+    "scalars": ({"x1": 1.0}, "column 'x1' is of type float; give a list"),
+    "one text": ({"c0": "v1" * 15}, "column 'c0' is of type str; give a list"),
+    "mixed": (
+        {"x1": pd.Series([1, "seven"] * 15, dtype=object)},
+        "column 'x1' .object. cannot be read.*'seven'",
+    ),
+    "complex": ({"x1": np.full(30, 1j)}, "column 'x1' .complex128. cannot be read"),
+    "huge": ({"x1": [2**70] * 30}, "column 'x1' .list. cannot be read: .*too large"),
+    "short": ({"x1": [1.0]}, "of several lengths .'x0' 30, 'x1' 1"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_what_is_no_table_is_named(case: str) -> None:
+    changed, said = UNREADABLE[case]
+    model = make()
+    table = raw_table(model.schema)[0]
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    with pytest.raises(DataError, match=said):
+        model.predict({**columns, **changed})
+    if case in ("mixed", "complex", "huge"):
+        with pytest.raises(DataError, match="column 'x1' .* cannot be read"):
+            model.predict(pd.DataFrame({**columns, **changed}))
+    assert len(model.predict({**columns, "unused": changed})) == 30
+
+
+def test_values_of_private_columns_are_not_shown() -> None:
+    model = make()
+    model.schema = model.schema.model_copy(update={"private": ("x1",)})
+    frame = raw_table(model.schema)[0].to_pandas().assign(x1=pd.Series([1, "hush"] * 15, dtype=object))
+    with pytest.raises(DataError, match="column 'x1' .object. cannot be read; give values") as caught:
+        model.predict(frame)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_column_that_is_there_twice_is_named() -> None:
+    model = make()
+    table = raw_table(model.schema)[0]
+    twice = pa.table([*table.columns, table["x1"]], names=[*table.column_names, "x1"])
+    frame = pd.concat([table.to_pandas(), table.to_pandas()[["x1"]]], axis=1)
+    for data in (twice, frame):
+        with pytest.raises(DataError, match="2 columns 'x1'; rename or drop all but one"):
+            model.predict(data)
+
+
+def test_frames_whose_columns_are_numbers_are_read_by_them() -> None:
+    schema = make_schema(n_numeric=2, cardinalities=())
+    renamed = tuple(c.model_copy(update={"name": str(i)}) for i, c in enumerate(schema.columns))
+    schema = schema.model_copy(update={"columns": renamed})
+    model = TrainedModel(build_model(LinearConfig(), schema, 0).eval(), schema, LinearConfig())
+    values = np.random.default_rng(0).normal(size=(5, 2))
+    np.testing.assert_array_equal(model.scores(pd.DataFrame(values)), model.scores(values))
+
+
+def test_a_place_that_is_none_is_refused() -> None:
+    with pytest.raises(DataError, match="the model's place is None; give the folder"):
+        TrainedModel.load(None)  # type: ignore[arg-type]
+
+
 def test_the_threshold_decides() -> None:
     model = make()
     table, _, _ = raw_table(model.schema)
