@@ -172,6 +172,7 @@ class Storage:
         folder, _, base = self._at(name).rpartition("/")
         temporary = f"{folder}/{_TEMPORARY}{secrets.token_hex(4)}-{base}"
         with explained("write", self._show(name)):
+            made = self._absent(folder)
             self.filesystem.create_dir(folder, recursive=True)
             try:
                 # Detection by suffix would compress a file that is named .gz.
@@ -181,7 +182,16 @@ class Storage:
             except BaseException:
                 with suppress(OSError):
                     self.filesystem.delete_file(temporary)
+                with suppress(OSError):  # not empty: someone else uses it by now
+                    for empty in made:
+                        empty.rmdir()
                 raise
+
+    def _absent(self, folder: str) -> tuple[Path, ...]:
+        """Return the local folders that are to be made for this one, the innermost first."""
+        if not self.is_local:
+            return ()
+        return tuple(path for path in (Path(folder), *Path(folder).parents) if not path.exists())
 
     @contextmanager
     def _put(self, name: str) -> Iterator[pa.NativeFile]:

@@ -346,6 +346,9 @@ def test_predict_refuses_bad_rows_and_leaves_nothing_half_written(shoal, run, fo
     assert done.code == 2
     assert said in done.err
     assert not [p for p in folder.iterdir() if "bad out" in p.name]
+    deep = folder / "new" / "deeper" / "out.csv"
+    assert shoal("predict", run, "--data", folder / "bad.parquet", "--to", deep).code == 2
+    assert not (folder / "new").exists()
 
 
 @pytest.mark.parametrize(
