@@ -58,7 +58,9 @@ class RunFolder(Storage):
         try:
             found = YAML(typ="safe", pure=True).load(self.read_bytes(CONFIG))
         except YAMLError as error:
-            raise StorageError(f"{self._show(CONFIG)} is damaged ({error}); {fix}") from error
+            raise StorageError(
+                f"{self._show(CONFIG)} is not YAML; it was changed or damaged: {fix}"
+            ) from error
         if not isinstance(found, dict):
             raise StorageError(f"{self._show(CONFIG)} holds no experiment; {fix}")
         return found

@@ -106,8 +106,16 @@ class Storage:
 
     def read_table(self, name: str) -> pa.Table:
         """Read a Parquet file."""
-        with explained("read", self._show(name), pa.ArrowException), self.open_input(name) as source:
-            return pq.read_table(source)
+        with explained("read", self._show(name)), self.open_input(name) as source:
+            try:
+                return pq.read_table(source)
+            except MemoryError:
+                raise  # Arrow's is an ArrowException too
+            except pa.ArrowException as error:
+                raise StorageError(
+                    f"{self._show(name)} is no whole Parquet file; it was changed or damaged: restore it, or delete "
+                    "its run and train again"
+                ) from error
 
     @contextmanager
     def write_stream(self, name: str) -> Iterator[pa.NativeFile]:

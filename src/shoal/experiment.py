@@ -32,6 +32,7 @@ class Experiment(Config):
 
 
 ROOT = root(Experiment)
+_WITH_DEFAULTS = ("model", "training", "evaluation", "cluster")
 
 
 def load_experiment(
@@ -59,6 +60,8 @@ def load_experiment(
             f"an experiment file is given by its path, not by a value of type {type(path).__name__}; values go to "
             "Experiment(data={…}, …)"
         )
+    if not os.fspath(path).strip():
+        raise ConfigError("the experiment file's name is empty; give the path of a YAML file")
     document = load(Path(path))
     if cluster_file is not None:
         _replace_cluster(document, load(Path(cluster_file)))
@@ -114,6 +117,8 @@ def from_document(document: Document, overrides: Sequence[str] = ()) -> Experime
     from shoal.overrides import apply
 
     apply(document, overrides, ROOT)
+    for key in [key for key, value in document.data.items() if value is None and key in _WITH_DEFAULTS]:
+        del document.data[key]  # a section that is left empty has its defaults
     try:
         experiment = Experiment.model_validate(document.data)
     except ValidationError as error:
@@ -176,6 +181,11 @@ class _Schema(GenerateJsonSchema):
 
 
 def _replace_cluster(document: Document, cluster: Document) -> None:
+    if "data" in cluster.data:
+        raise ConfigError(
+            f"{cluster.place(('data',))}: this is a whole experiment; --cluster takes a file with the cluster section "
+            "alone"
+        )
     nested = set(cluster.data) == {"cluster"}
     document.data["cluster"] = cluster.data["cluster"] if nested else cluster.data
     for path in [p for p in document.places if p[:1] == ("cluster",)]:

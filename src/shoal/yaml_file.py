@@ -141,6 +141,10 @@ def load(path: Path) -> Document:
             f"{path} does not exist; write one with: shoal init DATA --target COLUMN"
         ) from error
     except (OSError, UnicodeDecodeError) as error:
+        if path.suffix.lower() in (".parquet", ".pq", ".parq", ".csv"):
+            raise ConfigError(
+                f"{path} is data, not an experiment file; write one with: shoal init {path} --target COLUMN"
+            ) from error
         raise ConfigError(f"cannot read {path} as a text file: {error}") from error
     data, places = parse(text, str(path))
     if data is None:

@@ -87,6 +87,8 @@ def verb(
                     raise ConfigError(
                         f"{_OPTIONS[name][1]} changes nothing for shoal {function.__name__}; leave it out"
                     )
+            if options["out"] is not None and not options["out"].strip():
+                raise ConfigError("--out is empty; name a place, or leave it out for the default")
             common = Common(
                 tuple(options["overrides"] or ()),
                 options["cluster_file"],
@@ -133,6 +135,8 @@ def _duration(text: str | None) -> timedelta | None:
         return None
     from shoal.cluster.config import parse_duration
 
+    if text.lstrip().startswith("-"):
+        raise ConfigError(f"--time-limit {text}: it must be above 0, such as 10m")
     try:
         value = parse_duration(float(text) if text.replace(".", "", 1).isdigit() else text)
     except ValueError as error:

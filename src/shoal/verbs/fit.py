@@ -27,6 +27,7 @@ from shoal.verbs.runs import (
     run_uri,
     scores_of,
 )
+from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
     from shoal.training.loop import FitOutcome
@@ -98,6 +99,7 @@ def train(
         experiment.model.load()  # a factory that is not there is found now, not after the sharding
     shape, demand = plan(experiment.cluster)
     refuse(experiment.training, shape)
+    require_cache(experiment.cluster, shape)
     with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
         if run.is_complete:
             known = _known(run)
@@ -250,8 +252,9 @@ def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter)
         return
     if key != rows_of(run).key:
         raise ConfigError(
-            f"the input files changed since {run.uri} was trained, or this version reads them in another way: choose "
-            "another --out, or delete that folder to train anew"
+            f"the input files changed since {run.uri} was trained (their names, sizes or times; a file that was copied or "
+            "touched has another time), or this version reads them in another way: choose another --out, or delete that "
+            "folder to train anew"
         )
 
 

@@ -137,13 +137,14 @@ def check(
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import refuse
-    from shoal.verbs.writable import require_writable
+    from shoal.verbs.writable import require_cache, require_writable
 
     experiment, _ = given(experiment)
     if isinstance(experiment.model, Imported):
         experiment.model.load()
     shape, demand = plan(experiment.cluster)
     refuse(experiment.training, shape)
+    require_cache(experiment.cluster, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
         require_writable(place, experiment.cluster.storage)
     if out:

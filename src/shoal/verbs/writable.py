@@ -5,8 +5,9 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from shoal.cluster.config import StorageConfig
+from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.filesystems import explained
+from shoal.cluster.resources import Shape, address_of
 from shoal.cluster.storage import Storage
 
 
@@ -28,6 +29,20 @@ def require_writable(uri: str, config: StorageConfig) -> None:
             name = f".shoal-check-{secrets.token_hex(4)}"
             storage.write_bytes(name, b"shoal")
             storage.delete(name)
+
+
+def require_cache(config: ClusterConfig, shape: Shape) -> None:
+    """Try the folder of shard copies where it is on this machine; a cluster does not say what its nodes have.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be written.
+    """
+    here = address_of(config) is None or shape.placement == "inline"
+    if config.cache_path is not None and here:
+        with explained("write", f"cluster.cache_path {config.cache_path}"):
+            _try_disk(Path(config.cache_path).absolute())
 
 
 def _try_disk(folder: Path) -> None:

@@ -475,3 +475,55 @@ def test_a_finished_run_that_is_damaged_is_refused_by_every_verb(shoal, run, fol
         assert "damaged" in done.err
         assert "delete " in done.err
         assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", ""], "the experiment file's name is empty"),
+        (["check", "small.yaml", "--out", ""], "--out is empty; name a place"),
+        (["check", "small.yaml", "--time-limit=-5m"], "--time-limit -5m: it must be above 0"),
+        (
+            ["check", "small.yaml", "--cluster", "small.yaml"],
+            "small.yaml:1: this is a whole experiment; --cluster",
+        ),
+        (
+            ["train", "rows.parquet"],
+            "is data, not an experiment file; write one with: shoal init rows.parquet",
+        ),
+        (
+            ["check", "small.yaml", "--set", "cluster.cache_path=rows.parquet"],
+            "cluster.cache_path rows.parquet",
+        ),
+        (
+            ["train", "small.yaml", "--set", "cluster.cache_path=rows.parquet"],
+            "cluster.cache_path rows.parquet",
+        ),
+    ],
+)
+def test_odd_arguments_are_named(shoal, folder, monkeypatch, arguments, said):
+    monkeypatch.chdir(folder)
+    done = shoal(*arguments)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+def test_sections_that_are_left_empty_have_their_defaults(tmp_path):
+    file = tmp_path / "empty.yaml"
+    file.write_text("data: {path: a, target: y}\n")
+    plain = load_experiment(file)
+    file.write_text("data: {path: a, target: y}\nmodel:\ntraining:\nevaluation:\ncluster:\n")
+    assert load_experiment(file) == plain
+
+
+@pytest.mark.parametrize("name", ["history.parquet", "predictions.parquet", "config.yaml"])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(shoal, run, tmp_path, name):
+    out = tmp_path / "damaged"
+    shutil.copytree(run, out)
+    (out / name).write_text("junk: [")
+    done = shoal("report", out, "--quiet")
+    assert done.code == 2
+    assert f"{name} is no" in done.err
+    assert "it was changed or damaged" in done.err
+    assert len(done.err.splitlines()) == 1

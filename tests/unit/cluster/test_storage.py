@@ -166,7 +166,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         storage.read_json("none.json")
     with pytest.raises(StorageError, match=r"broken\.json is not JSON"):
         storage.read_json("broken.json")
-    with pytest.raises(StorageError, match=r"cannot read .*broken\.parquet"):
+    with pytest.raises(StorageError, match=r"broken\.parquet is no whole Parquet file"):
         storage.read_table("broken.parquet")
     with pytest.raises(ValueError, match="JSON"):
         storage.write_json("nan.json", {"x": float("nan")})
