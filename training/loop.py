@@ -151,6 +151,7 @@ class Loop:
         self.best: dict[str, Tensor] | None = None
         self.lookout = Lookout(self.strategy, self.keeper)
         self.account = Account()
+        self._waited = 0.0  # for other workers, before this start
         self.position = 0
         self.resumed_from: list[int] = []
         self.train_seconds = self.epoch_seconds = 0.0
@@ -275,7 +276,6 @@ class Loop:
         self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since = facts["stopping"]
         self.stepper.skipped = facts["skipped"]
         self._losses = np.array(facts["losses"], dtype=np.float64)
-        self.account.add(facts["time"])
         total = self.config.epochs * self.plan.steps_per_epoch
         self.reporter.notice(
             f"resuming from step {self.position:,} of {total:,} (epoch {self.position // self.plan.steps_per_epoch + 1})"
@@ -299,7 +299,10 @@ class Loop:
                 for n, f in weights.items()
             }
         own = checkpoint.facts(self.strategy.rank)
-        if own is not None:  # a layer that draws by itself goes on where it was
+        if own is not None:
+            self.account.add(own["time"])
+            self._waited = self.account.seconds["communication"]
+            # A layer that draws by itself goes on where it was.
             torch.set_rng_state(torch.tensor(own["random_state"], dtype=torch.uint8))
 
     def _look(self) -> None:
@@ -327,7 +330,10 @@ class Loop:
                 f"best/{n}": Fragment(self.best[n], f.start) for n, f in self.strategy.weights().items()
             }
         state, optimizer = self.strategy.optimizer_state()
-        facts: dict[str, Any] = {"random_state": torch.get_rng_state().tolist()}
+        facts: dict[str, Any] = {
+            "random_state": torch.get_rng_state().tolist(),
+            "time": self.account.seconds,
+        }
         if self.strategy.rank == 0:
             facts |= {
                 "fingerprint": self.fingerprint,
@@ -339,7 +345,6 @@ class Loop:
                 "stopping": [self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since],
                 "skipped": self.stepper.skipped,
                 "losses": self._losses.tolist(),
-                "time": self.account.seconds,
             }
         tensors |= {f"optimizer/{n}": f for n, f in state.items()}
         part = Part(self.position, self.strategy.rank, self.strategy.world_size, tensors, facts)
@@ -400,7 +405,7 @@ class Loop:
 
     def _record_time(self, epoch: int) -> None:
         """Write each worker's seconds so far, by what they went to."""
-        self.account.seconds["communication"] = self.strategy.communication_seconds()
+        self.account.seconds["communication"] = self._waited + self.strategy.communication_seconds()
         for rank, seconds in enumerate(self.strategy.gather_objects(dict(self.account.seconds)) or []):
             for what, value in seconds.items():
                 self.history.add(

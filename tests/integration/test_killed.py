@@ -89,3 +89,11 @@ def test_a_killed_driver(ray_cluster: object, tmp_path: Path, workers: int, caps
     assert_equal(run, tmp_path / "whole")
     assert leftovers() == {"actors": 0, "placement_groups": 0}
     capsys.readouterr()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repeat", range(20))
+def test_a_driver_that_is_killed_many_times(
+    ray_cluster: object, tmp_path: Path, repeat: int, capsys: Any
+) -> None:
+    test_a_killed_driver(ray_cluster, tmp_path, 1 + repeat % 2, capsys)

@@ -29,7 +29,8 @@ class DDP(Strategy):
 
     def wrap(self, module: nn.Module, config: TrainingConfig, unused_parameters: bool) -> nn.Module:
         """Wrap for averaging; parameters that a step does not use count as zero gradients on every worker."""
-        super().wrap(module, config, unused_parameters)
+        self.wrapped = super().wrap(module, config, unused_parameters)
+        self._steps = 0
         if not any(p.requires_grad for p in module.parameters()):
             return module
         self.wrapped = DistributedDataParallel(
@@ -48,6 +49,20 @@ class DDP(Strategy):
     def backward(self, loss: Tensor) -> None:
         """DDP takes the mean over workers; the factor W makes it their sum."""
         super().backward(loss * self.world_size)
+
+    def step(self) -> bool:
+        """Clip where asked and take an optimiser step; return whether loss scaling let it be taken."""
+        self._steps += 1
+        return super().step()
+
+    def communication_seconds(self) -> float:
+        """Return the time that this worker's backward passes waited for gradients: DDP's mean over sampled steps."""
+        if not isinstance(self.wrapped, DistributedDataParallel):
+            return 0.0
+        measured: dict[str, int] = self.wrapped._get_ddp_logging_data()  # type: ignore[no-untyped-call]
+        hidden = measured.get("avg_backward_compute_comm_overlap_time", 0)
+        nanoseconds = max(0, measured.get("avg_backward_comm_time", 0) - hidden)
+        return self._steps * nanoseconds * 1e-9
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the element-wise sum over workers."""
