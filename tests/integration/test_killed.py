@@ -91,6 +91,25 @@ def test_a_killed_driver(ray_cluster: object, tmp_path: Path, workers: int, caps
     capsys.readouterr()
 
 
+def test_a_killed_node(tmp_path: Path) -> None:
+    config = experiment(tmp_path, at=10**9)
+    script = TESTS / "support" / "node_loss.py"
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "RAY_ADDRESS"}
+    ended = subprocess.run(
+        [sys.executable, str(script), str(config), str(tmp_path / "lost"), str(tmp_path / "whole")],
+        env=environment,
+        check=False,
+        timeout=240,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    (start,) = resumed_from(tmp_path / "lost")
+    assert start > 0
+    assert resumed_from(tmp_path / "whole") == []
+    assert_equal(tmp_path / "lost", tmp_path / "whole")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("repeat", range(20))
 def test_a_driver_that_is_killed_many_times(
