@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 
+from shoal.cluster.components import Choice
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.resources import Shape
 from shoal.training.config import OPTIMIZERS, STRATEGIES, TrainingConfig
@@ -64,8 +65,8 @@ def refusal(cell: Mapping[str, str]) -> Refusal | None:
 def cell_of(training: TrainingConfig, shape: Shape) -> dict[str, str]:
     """Return the cell that a fit lies in."""
     return {
-        "strategy": next(n for n, cls in STRATEGIES.items() if type(training.strategy) is cls),
-        "optimizer": next(n for n, cls in OPTIMIZERS.items() if type(training.optimizer) is cls),
+        "strategy": str(Choice(STRATEGIES).name_of(training.strategy)),
+        "optimizer": str(Choice(OPTIMIZERS).name_of(training.optimizer)),
         "precision": "fp32" if training.precision == "auto" else training.precision,
         "placement": shape.placement,
         "device": "gpu" if shape.gpus_per_worker else "cpu",

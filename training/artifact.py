@@ -65,8 +65,9 @@ class TrainedModel:
     def save(self, run: Storage) -> None:
         """Write `model/` into a run folder; the description last, so that half a model is none."""
         dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
+        # Copies: a file of safetensors holds no two tensors that share memory, as tied weights do.
         weights = save_weights(
-            {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items()}
+            {n: t.detach().cpu().contiguous().clone() for n, t in self.module.state_dict().items()}
         )
         description = ModelDescription(
             schema=self.schema,

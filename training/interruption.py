@@ -36,7 +36,12 @@ def stop_requests(heeded: bool) -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         asked.set()
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    # A signal that is ignored stays so (a script's background job); a handler that is not Python's has no name to
+    # be given back by.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {n: handler for n, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, ask)
     try:
         yield asked.is_set
     finally:

@@ -196,14 +196,13 @@ class Loop:
             value = self._validate(epoch) if self.validates else math.nan
             improved = self.validates and self.stopping.update(epoch, value)
             if improved and self.restores:
-                self.best = {n: f.tensor.detach().clone() for n, f in self.strategy.weights().items()}
+                self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
             self._record_time(epoch)
             self._report_epoch(epoch, train_loss, value, improved, started)
             self._look()
         if self.best is not None:
             for name, fragment in self.strategy.weights().items():
-                fragment.tensor.detach().copy_(self.best[name])
-            self.strategy.weights_changed()
+                fragment.tensor.copy_(self.best[name])
         self.model.eval()
         return self._outcome()
 
@@ -265,10 +264,6 @@ class Loop:
                 f"{checkpoint.folder.uri} is of other data than {self.fingerprint[:12]}: the input files changed since. "
                 "Choose another --out, or delete the run's checkpoints folder to begin anew"
             )
-        if (strategy := facts["strategy"]) != self.strategy.name and {strategy, self.strategy.name} & {
-            "deepspeed"
-        }:
-            raise ConfigError(f"{checkpoint.folder.uri} was written by {strategy}, not {self.strategy.name}")
         self.position = checkpoint.position
         self.resumed_from = [*facts["resumed_from"], self.position]
         self.train_seconds = facts["train_seconds"]
@@ -286,8 +281,7 @@ class Loop:
         facts = checkpoint.facts() or {}
         weights = self.strategy.weights()
         for name, fragment in weights.items():
-            fragment.tensor.detach().copy_(checkpoint.read(f"model/{name}", *fragment.bounds))
-        self.strategy.weights_changed()
+            fragment.tensor.copy_(checkpoint.read(f"model/{name}", *fragment.bounds))
 
         def read(name: str, start: int, stop: int | None) -> Tensor:
             return checkpoint.read(f"optimizer/{name}", start, stop)
@@ -330,6 +324,7 @@ class Loop:
                 f"best/{n}": Fragment(self.best[n], f.start) for n, f in self.strategy.weights().items()
             }
         state, optimizer = self.strategy.optimizer_state()
+        self._count_communication()
         facts: dict[str, Any] = {
             "random_state": torch.get_rng_state().tolist(),
             "time": self.account.seconds,
@@ -337,7 +332,6 @@ class Loop:
         if self.strategy.rank == 0:
             facts |= {
                 "fingerprint": self.fingerprint,
-                "strategy": self.strategy.name,
                 "optimizer": optimizer,
                 "resumed_from": self.resumed_from,
                 "train_seconds": self.train_seconds,
@@ -405,18 +399,22 @@ class Loop:
 
     def _record_time(self, epoch: int) -> None:
         """Write each worker's seconds so far, by what they went to."""
-        self.account.seconds["communication"] = self._waited + self.strategy.communication_seconds()
+        self._count_communication()
         for rank, seconds in enumerate(self.strategy.gather_objects(dict(self.account.seconds)) or []):
             for what, value in seconds.items():
                 self.history.add(
                     self.position, epoch + 1, f"worker {rank}", f"{what}_seconds", value, self.train_seconds
                 )
 
+    def _count_communication(self) -> None:
+        """Bring the account up to date with what the strategy has measured since this start."""
+        self.account.seconds["communication"] = self._waited + self.strategy.communication_seconds()
+
     def _validate(self, epoch: int) -> float:
         """Score the validation rows; the same value on every worker."""
         self.model.eval()
         with self.account.measure("validation"):
-            judged = self.judge(self.stepper.wrapped if self.strategy.lockstep else self.model, "validation")
+            judged = self.judge(self.model, "validation")
             value = None
             if judged is not None and self.monitor is not None:
                 value = float(self.monitor.value(judged.label, judged.score))

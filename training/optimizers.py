@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
+from shoal.cluster.components import Choice
 from shoal.cluster.config import Config
 from shoal.training.config import OPTIMIZERS
 
@@ -17,7 +18,7 @@ _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Build the optimiser that a config names, in torch's fused form."""
-    name = next(name for name, cls in OPTIMIZERS.items() if cls is type(config))
+    name = str(Choice(OPTIMIZERS).name_of(config))
     arguments = config.model_dump()
     learning_rate = arguments.pop("learning_rate")
     return _CLASSES[name](

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from ray.train import get_preemption_info
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -27,8 +27,8 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.relay import RelayReporter, publish, relay, told_to_stop
 from shoal.cluster.resources import Shape, address_of
 from shoal.cluster.storage import Storage
-from shoal.training.checkpoints.files import FOLDER, Part, write_part
-from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
+from shoal.training.checkpoints.files import FOLDER, Part, write_part, written
+from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper, prune
 from shoal.training.device import pick_device
 from shoal.training.interruption import stop_requests
 from shoal.training.loop import FitOutcome
@@ -42,6 +42,7 @@ _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how late the end of a fit is noticed; 2 s by default
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
+_ABORT_SECONDS = 30.0
 _PREEMPTIONS = 100  # restarts after notices that a node goes away; each begins with a checkpoint
 
 
@@ -72,8 +73,9 @@ class _Trainer(TorchTrainer):
     def abort(self) -> None:
         """End the controller with its workers."""
         if self.controller is not None:
-            with suppress(RayActorError):  # it ends itself, and cannot answer
-                ray.get(self.controller.abort.remote())
+            # It ends itself, and cannot answer; one that is stuck ends with its driver.
+            with suppress(RayActorError, GetTimeoutError):
+                ray.get(self.controller.abort.remote(), timeout=_ABORT_SECONDS)
 
 
 class _LostWorkersOnly(DefaultFailurePolicy):
@@ -102,7 +104,7 @@ class _LostWorkersOnly(DefaultFailurePolicy):
             publish(
                 self.run_uri,
                 "notice",
-                f"{who} was lost; the group starts again from the newest checkpoint "
+                f"{who} was lost; the group starts again, from its newest checkpoint if it wrote one "
                 f"({self._worker_group_failures + self._preemption_failures} of {self.failure_config.max_failures})",
             )
         return decision
@@ -196,6 +198,7 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
         resources["GPU"] = job.gpus
     workers, run = shape.num_workers, Storage.open(job.run_uri, job.storage)
     checkpoints = job.training.checkpoint
+    prune(run)
     with (
         stop_requests(checkpoints is not None) as stopping,
         relay(job.run_uri, reporter, stopping),
@@ -242,6 +245,8 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
             raise RunError(f"training ended early: {_last_line(error)}") from error
         finally:
             trainer.controller = None  # an error's traceback would keep it alive
+            if not written(run):  # a group that never came so far leaves nothing behind
+                run.delete(FOLDER)
     outcome = result.return_value
     if not isinstance(outcome, FitOutcome):
         raise RunError("the worker group ended without a result; see logs/ in the run folder")

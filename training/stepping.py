@@ -205,12 +205,6 @@ class Stepper:
     def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Yield the parts of a step; a worker without rows takes part with a row of weight 0."""
         n = self.config.gradient_accumulation
-        if self.strategy.lockstep:  # everyone makes n passes
-            for start, stop in pairwise(np.linspace(0, len(batch), n + 1).astype(int)):
-                yield (
-                    (batch.part(int(start), int(stop)), 1.0) if stop > start else (self.reader.filler(), 0.0)
-                )
-            return
         if len(batch) == 0:
             yield self.reader.filler(), 0.0
             return

@@ -3,8 +3,6 @@
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Shape
-from shoal.cluster.storage import Storage
-from shoal.training.checkpoints.keeper import prune
 from shoal.training.device import pick_device
 from shoal.training.interruption import stop_requests
 from shoal.training.loop import FitOutcome
@@ -39,7 +37,6 @@ def fit(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter | 
         What went wrong, in words for the user.
     """
     reporter = reporter or Silent()
-    prune(Storage.open(job.run_uri, job.storage))
     if shape.placement == "inline":
         with stop_requests(job.training.checkpoint is not None) as stopping:
             keeper = keeper_of(job, lambda: "stop" if stopping() else "")

@@ -135,10 +135,6 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
     key = dataset.manifest.key
     loop = Loop(model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, key)
     outcome = loop.run()
-    if strategy.partitions:
-        model = build_model(job.model, dataset.schema, job.seed)
-        model.load_state_dict(strategy.whole_weights())
-        model.to(strategy.device).eval()
     judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     if strategy.rank == 0:
         trained = TrainedModel(model, dataset.schema, job.model, provenance={"data": key})

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
+from shoal.cluster.components import Choice
 from shoal.cluster.config import ClusterConfig, Config, format_duration
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.config import DataConfig
@@ -174,9 +175,8 @@ class _Schema(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, timedelta):
             return format_duration(dft)
-        name = next(
-            (n for n, cls in {**MODELS, **OPTIMIZERS, **STRATEGIES}.items() if type(dft) is cls), None
-        )
+        known = Choice({**MODELS, **OPTIMIZERS, **STRATEGIES})
+        name = known.name_of(dft) if isinstance(dft, Config) else None
         return {name: dft.model_dump(mode="json")} if name else super().encode_default(dft)
 
 

@@ -58,6 +58,22 @@ class DrawsByItself(nn.Module):
         return self.out(nn.functional.dropout(x, 0.2, self.training))
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and a buffer that counts passes and is not saved with the weights."""
+
+    def __init__(self, n_inputs: int, n_outputs: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(n_inputs, n_inputs), nn.Linear(n_inputs, n_inputs)
+        self.second.weight = self.first.weight
+        self.out = nn.Linear(n_inputs, n_outputs)
+        self.register_buffer("passes", torch.zeros(()), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.passes += 1
+        return self.out(torch.tanh(self.second(torch.tanh(self.first(x))))) * (1 + self.passes / 10)
+
+
 class Killed(nn.Module):
     """Sends SIGKILL at one of its training steps, once: to its own process, or to the driver of a run."""
 
@@ -78,7 +94,7 @@ class Killed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.training:
-            time.sleep(self.pause)
+            time.sleep(self.pause)  # slow steps, so that a checkpoint lies before the killed one
             self.steps += 1
             if (
                 self.steps == self.at

@@ -34,7 +34,7 @@ def main(config: str, lost: str, whole: str) -> None:
 
     def kill() -> None:
         while not list(Path(lost).glob("checkpoints/*/step-*/rank-00001.json")):
-            time.sleep(0.05)
+            time.sleep(0.05)  # nothing tells of an upload but its files
         raylet = raylet_of_worker_one(Path(lost))
         (victim,) = (n for n in nodes if n.all_processes["raylet"][0].process.pid == raylet)
         cluster.remove_node(victim, allow_graceful=False)

@@ -46,7 +46,7 @@ class Part:
 def write_part(part: Part, folder: Storage) -> None:
     """Write a worker's pair of files into a checkpoint's folder."""
     own = {n: f for n, f in part.tensors.items() if f.start is not None or part.rank == 0}
-    data = save({n: f.tensor.detach().cpu().contiguous() for n, f in own.items()})
+    data = save({n: f.tensor.cpu().contiguous() for n, f in own.items()})
     name = _name(part.rank)
     folder.write_bytes(f"{name}.safetensors", data)
     facts = {
@@ -147,8 +147,8 @@ class Checkpoint:
         return data
 
 
-def complete(run: Storage) -> list[tuple[int, str]]:
-    """Return (position, path inside the run) of the checkpoints whose first file is there, newest first."""
+def written(run: Storage) -> list[tuple[int, str]]:
+    """Return (position, path inside the run) of all checkpoints, whole or not, newest first."""
     found = []
     for attempt in run.list(FOLDER):
         for name in run.list(f"{FOLDER}/{attempt}"):
@@ -161,7 +161,7 @@ def complete(run: Storage) -> list[tuple[int, str]]:
 def latest(run: Storage) -> tuple[Checkpoint | None, list[str]]:
     """Return the newest checkpoint of a run that verifies, and what is wrong with newer ones."""
     problems: list[str] = []
-    for _, path in complete(run):
+    for _, path in written(run):
         try:
             return Checkpoint.open(run.child(path)).verify(), problems
         except StorageError as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from shoal.cluster.storage import Storage
-from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, complete, latest, write_part
+from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, latest, write_part, written
 
 Asked = Literal["", "checkpoint", "stop"]
 
@@ -63,7 +63,7 @@ class RunKeeper(Keeper):
     def save(self, part: Part, name: str, last: bool) -> None:  # noqa: ARG002
         """Write the part, then delete what is beyond `keep`."""
         write_part(part, self.run.child(f"{self._attempt}/{name}"))
-        for _, path in complete(self.run)[self.keep :]:
+        for _, path in written(self.run)[self.keep :]:
             self.run.delete(path)
 
     def asked(self) -> Asked:
@@ -75,7 +75,7 @@ def prune(run: Storage) -> None:
     """Delete every checkpoint of earlier attempts but the newest that verifies."""
     newest, _ = latest(run)
     kept = "" if newest is None else newest.folder.path
-    for _, path in complete(run):
+    for _, path in written(run):
         if run.child(path).path != kept:
             run.delete(path)
     for attempt in run.list(FOLDER):

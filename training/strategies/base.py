@@ -7,6 +7,7 @@ not. Collectives go through it too, so that the loop runs without a process grou
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -44,8 +45,6 @@ class Strategy:
     """One worker: every operation over "all workers" is the identity."""
 
     name = "single"
-    lockstep = False  # a forward pass needs all workers: everyone must make the same number of them
-    partitions = False  # the module of a worker does not hold the whole weights
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -117,11 +116,9 @@ class Strategy:
         return self.scaler.get_scale() >= before
 
     def weights(self) -> dict[str, Fragment]:
-        """Return what this worker holds of parameters and buffers, by name."""
-        return {name: Fragment(tensor) for name, tensor in self.module.state_dict().items()}
-
-    def weights_changed(self) -> None:
-        """Hear that the tensors of `weights` were overwritten."""
+        """Return what this worker holds of parameters and buffers, by name; tied ones once, buffers saved or not."""
+        named = chain(self.module.named_parameters(), self.module.named_buffers())
+        return {name: Fragment(tensor.detach()) for name, tensor in named}
 
     def optimizer_state(self) -> tuple[dict[str, Fragment], dict[str, Any]]:
         """Return what this worker holds of the optimiser's state: tensors, and plain values."""
@@ -153,10 +150,6 @@ class Strategy:
         self.optimizer.load_state_dict({"state": state, "param_groups": facts["groups"]})
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
-
-    def whole_weights(self) -> dict[str, Tensor]:
-        """Return all parameters and buffers, on every worker."""
-        return dict(self.module.state_dict())
 
     def communication_seconds(self) -> float:
         """Return how long this worker has waited for gradients to become one, as far as it is measured."""

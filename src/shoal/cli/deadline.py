@@ -59,8 +59,9 @@ def deadline(limit: timedelta | None, kept: Callable[[], str] = str) -> Iterator
     except (KeyboardInterrupt, StoppedError) as stopped:
         if not struck:
             raise
-        kept_state = f"; {stopped}" if isinstance(stopped, StoppedError) else ""
-        raise RunError(f"{message()}{kept_state}") from None
+        if isinstance(stopped, StoppedError):
+            raise RunError(f"the time limit of {format_duration(limit)} is reached: {stopped}") from None
+        raise RunError(message()) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

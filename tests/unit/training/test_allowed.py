@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+import shoal
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.resources import Shape
+from shoal.experiment import from_dict
 from shoal.training.allowed import AXES, REFUSED, cell_of, cells, refusal, refuse
 from shoal.training.config import TrainingConfig
+from shoal.verbs.look import check
 
 
 def test_every_refusal_speaks_of_values_that_exist_and_says_what_to_change() -> None:
@@ -40,10 +43,6 @@ def test_a_fit_knows_its_cell() -> None:
 
 
 def test_a_refused_fit_writes_nothing(tmp_path: Path) -> None:
-    import shoal
-    from shoal.experiment import from_dict
-    from shoal.verbs.look import check
-
     data = {"path": str(tmp_path / "none.parquet"), "target": "y"}
     experiment = from_dict(
         {"data": data, "training": {"precision": "fp16"}, "cluster": {"storage_path": str(tmp_path / "runs")}}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.modules import DrawsByItself
+from support.modules import DrawsByItself, Tied
 from support.prepared import make_dataset
 from support.resuming import whole_stopped_and_resumed
 from support.scenarios import Error
@@ -17,7 +17,7 @@ from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import Silent
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints import lookout
-from shoal.training.checkpoints.files import complete, latest
+from shoal.training.checkpoints.files import latest, written
 from shoal.training.checkpoints.keeper import Keeper, RunKeeper, prune
 from shoal.training.config import MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
@@ -74,6 +74,7 @@ CASES = [
     ({"optimizer": "adamw"}, None),
     ({"optimizer": {"sgd": {"momentum": 0.0}}, "precision": "bf16"}, None),
     ({"optimizer": "adam"}, DrawsByItself),
+    ({"optimizer": {"sgd": {"learning_rate": 0.01}}}, Tied),
 ]
 
 
@@ -121,7 +122,7 @@ def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path: Path) -> 
     run = Storage.open(str(tmp_path))
     with pytest.raises(StoppedError):
         loop(stops_after(run, 7)).run()
-    newest = tmp_path / complete(run)[0][1]
+    newest = tmp_path / written(run)[0][1]
     data = bytearray((newest / "rank-00000.safetensors").read_bytes())
     data[-1] ^= 1
     (newest / "rank-00000.safetensors").write_bytes(data)
@@ -135,7 +136,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path, lost: str) -> None:
     run = Storage.open(str(tmp_path))
     with pytest.raises(StoppedError):
         loop(stops_after(run, 4)).run()
-    for _, path in complete(run):
+    for _, path in written(run):
         (tmp_path / path / lost).unlink()
     found, problems = latest(run)
     assert found is None
@@ -147,9 +148,9 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     run = Storage.open(str(tmp_path))
     with pytest.raises(StoppedError):
         loop(stops_after(run, 9, keep=3)).run()
-    assert [position for position, _ in complete(run)] == [9, 8, 7]
+    assert [position for position, _ in written(run)] == [9, 8, 7]
     prune(run)
-    assert [position for position, _ in complete(run)] == [9]
+    assert [position for position, _ in written(run)] == [9]
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:

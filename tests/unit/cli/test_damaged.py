@@ -1,0 +1,94 @@
+"""Runs, shards and disks that are damaged: named by every verb, and nothing half-written."""
+
+import shutil
+
+import pytest
+
+from shoal.cluster.errors import StorageError
+
+
+def test_a_corrupt_shard_ends_the_run_with_1(shoal, folder):
+    made = shoal("shard", folder / "small.yaml", "--set", "seed=9", "--json").json
+    from pathlib import Path
+
+    shard = sorted(Path(made["run"]).glob("shards/train-*"))[3]
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    shard.write_bytes(damaged)
+    done = shoal("train", folder / "small.yaml", "--set", "seed=9", "--out", folder / "corrupt")
+    assert done.code == 1
+    assert shard.name in done.err
+    assert "shoal shard" in done.err
+    assert not (folder / "corrupt" / "metrics.json").exists()
+
+
+def test_a_disk_that_fills_up_under_way_ends_the_run_with_1(shoal, folder, monkeypatch):
+    def full(*_):
+        raise StorageError("cannot write report.html: No space left on device; free some")
+
+    monkeypatch.setattr("shoal.evaluation.report.write_report", full)
+    done = shoal("train", folder / "small.yaml", "--out", folder / "full")
+    assert done.code == 1
+    assert "No space left" in done.err
+    assert (folder / "full" / "model" / "model.json").exists()
+    assert not (folder / "full" / "metrics.json").exists()
+
+
+def test_a_finished_run_without_its_model_is_named_by_every_verb(shoal, folder):
+    out = folder / "hollow"
+    assert shoal("train", folder / "small.yaml", "--out", out, "--quiet").code == 0
+    (out / "model" / "model.safetensors").unlink()
+    for command in (["train", folder / "small.yaml", "--out", out], ["evaluate", out]):
+        done = shoal(*command)
+        assert done.code == 2
+        assert "model/model.safetensors is gone since: delete that folder and train again" in done.err
+
+
+DAMAGES = {
+    "truncated weights": ("model/model.safetensors", lambda b: b[: len(b) // 2], "model.safetensors"),
+    "one bit of the weights": (
+        "model/model.safetensors",
+        lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+        "model.safetensors",
+    ),
+    "description": ("model/model.json", lambda b: b[:50], "model.json"),
+    "a class less": (
+        "model/model.json",
+        lambda b: b.replace(b'"no",', b""),
+        "binary with 1 classes; it needs 2",
+    ),
+    "provenance": ("provenance.json", lambda b: b"[]", "provenance.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_finished_run_that_is_damaged_is_refused_by_every_verb(shoal, run, folder, tmp_path, damage):
+    name, change, said = DAMAGES[damage]
+    out = tmp_path / "damaged"
+    shutil.copytree(run, out)
+    (out / name).write_bytes(change((run / name).read_bytes()))
+    commands = [["train", folder / "small.yaml", "--out", out], ["report", out]]
+    if name != "provenance.json":
+        commands += [
+            ["evaluate", out],
+            ["predict", out, "--data", folder / "rows.parquet", "--to", tmp_path / "p.csv"],
+        ]
+    for command in commands:
+        done = shoal(*command)
+        assert done.code == 2, command
+        assert said in done.err
+        assert "damaged" in done.err
+        assert "delete " in done.err
+        assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize("name", ["history.parquet", "predictions.parquet", "config.yaml"])
+def test_a_damaged_file_of_a_run_is_named_in_one_line(shoal, run, tmp_path, name):
+    out = tmp_path / "damaged"
+    shutil.copytree(run, out)
+    (out / name).write_text("junk: [")
+    done = shoal("report", out, "--quiet")
+    assert done.code == 2
+    assert f"{name} is no" in done.err
+    assert "it was changed or damaged" in done.err
+    assert len(done.err.splitlines()) == 1

@@ -1,0 +1,64 @@
+"""Checkpoints on disk: fragments of several workers, read back for any other number of them."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shoal.cluster.errors import StorageError
+from shoal.cluster.storage import Storage
+from shoal.training.checkpoints.files import Checkpoint, Part, write_part
+from shoal.training.strategies.base import Fragment
+
+
+def write(folder: Storage, flat: torch.Tensor, edges: list[int]) -> None:
+    """Write a flat tensor as one worker a piece, and a whole one beside it."""
+    bounds = [0, *edges, len(flat)]
+    for rank, (start, stop) in enumerate(pairwise(bounds)):
+        tensors = {
+            "state/flat": Fragment(flat[start:stop], start),
+            "state/whole": Fragment(torch.arange(6.0).view(2, 3)),
+        }
+        write_part(Part(7, rank, len(bounds) - 1, tensors, {"rank": rank}), folder)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.integers(1, 40),
+    old=st.lists(st.integers(0, 40), max_size=4),
+    window=st.tuples(st.integers(0, 40), st.integers(0, 50)),
+)
+def test_any_slice_is_put_together_from_any_cut(
+    tmp_path_factory: pytest.TempPathFactory, size: int, old: list[int], window: tuple[int, int]
+) -> None:
+    flat = torch.randn(size, dtype=torch.float64)
+    folder = Storage.open(str(tmp_path_factory.mktemp("checkpoint")))
+    write(folder, flat, sorted(min(edge, size) for edge in old))
+    found = Checkpoint.open(folder).verify()
+    start, stop = min(window), max(window)
+    padded = torch.cat([flat, torch.zeros(60, dtype=torch.float64)])
+    assert torch.equal(found.read("state/flat", start, stop), padded[start:stop])
+    assert torch.equal(found.read("state/flat", 0, None), flat)
+    assert torch.equal(found.read("state/whole", 0, None), torch.arange(6.0).view(2, 3))
+    assert torch.equal(found.read("state/whole", 1, 4), torch.arange(1.0, 4.0))
+    assert found.names("state/") == ["flat", "whole"]
+    assert (found.position, found.world_size) == (7, len(old) + 1)
+    assert found.facts(len(old)) == {"rank": len(old)}
+    assert found.facts(len(old) + 1) is None
+
+
+def test_whole_tensors_are_written_once(tmp_path: Path) -> None:
+    write(Storage.open(str(tmp_path)), torch.zeros(4), [2])
+    sizes = [(tmp_path / f"rank-0000{rank}.safetensors").stat().st_size for rank in (0, 1)]
+    assert sizes[1] < sizes[0]
+
+
+def test_parts_of_different_checkpoints_are_refused(tmp_path: Path) -> None:
+    folder = Storage.open(str(tmp_path))
+    write(folder, torch.zeros(4), [2])
+    write_part(Part(8, 1, 2, {}, {}), folder)
+    with pytest.raises(StorageError, match="parts of different checkpoints"):
+        Checkpoint.open(folder)
