@@ -139,11 +139,11 @@ def check(demand: Demand, total: Totals, maximum: Totals | None = None) -> None:
         )
 
 
-def resolve_workers(config: ClusterConfig, totals: Totals) -> Shape:
+def resolve_workers(config: ClusterConfig, totals: Totals, group: bool = False) -> Shape:
     """Settle what `auto` leaves open.
 
     One worker a GPU that is there, otherwise one. ``placement: auto`` is inline for one worker without an
-    address, and a group otherwise.
+    address, and a group otherwise, or where ``group`` says that the fit needs one.
 
     Raises
     ------
@@ -160,7 +160,8 @@ def resolve_workers(config: ClusterConfig, totals: Totals) -> Shape:
         workers = max(1, int((totals.gpus + _EPSILON) // gpus))
     placement = config.placement
     if placement == "auto":
-        placement = "inline" if workers == 1 and address_of(config) is None else "group"
+        alone = workers == 1 and address_of(config) is None and not group
+        placement = "inline" if alone else "group"
     if placement != "group" and workers > 1:
         raise ConfigError(
             f"cluster.placement: {placement} holds one worker, got cluster.num_workers: {workers}; "
@@ -169,10 +170,11 @@ def resolve_workers(config: ClusterConfig, totals: Totals) -> Shape:
     return Shape(workers, float(config.cpus_per_worker), gpus, placement)
 
 
-def plan(config: ClusterConfig) -> tuple[Shape, Demand]:
+def plan(config: ClusterConfig, group: bool = False) -> tuple[Shape, Demand]:
     """Settle the shape of a fit and its resource sum, and refuse what this machine can never give.
 
-    A cluster is only asked where something is left open; otherwise the session that runs the fit checks it.
+    ``group`` says that the fit needs a worker group. A cluster is only asked where something is left open; otherwise
+    the session that runs the fit checks it.
 
     Raises
     ------
@@ -183,7 +185,7 @@ def plan(config: ClusterConfig) -> tuple[Shape, Demand]:
         from shoal.cluster.machine import local_totals
 
         totals = local_totals()
-        shape = resolve_workers(config, totals)
+        shape = resolve_workers(config, totals, group)
         # An inline fit takes the threads that there are: nothing is reserved.
         demand = (
             shape.demand
@@ -195,9 +197,9 @@ def plan(config: ClusterConfig) -> tuple[Shape, Demand]:
     if "auto" in (config.num_workers, config.gpus_per_worker):
         from shoal.cluster.session import cluster_totals
 
-        shape = resolve_workers(config, cluster_totals(config))
+        shape = resolve_workers(config, cluster_totals(config), group)
     else:
-        shape = resolve_workers(config, Totals(math.inf, math.inf))
+        shape = resolve_workers(config, Totals(math.inf, math.inf), group)
     return shape, shape.demand
 
 

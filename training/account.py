@@ -15,7 +15,8 @@ _NAMES = {"data": "waiting for data", "step": "steps", "checkpoint": "checkpoint
 class Account:
     """Seconds by what they went to.
 
-    ``step`` holds ``communication``, the time within steps in which a worker waited for the others.
+    ``step`` holds ``communication``, the time within steps in which a worker waited for the others; NaN where that is
+    not known.
     """
 
     def __init__(self) -> None:
@@ -44,7 +45,7 @@ class Account:
         shares = []
         for what in ("step", "data", "validation", "checkpoint"):
             share = f"{_NAMES.get(what, what)} {own[what] / max(total, 1e-9):.0%}"
-            if what == "step" and len(everyone) > 1:
+            if what == "step" and len(everyone) > 1 and math.isfinite(own["communication"]):
                 share += f" ({own['communication'] / max(total, 1e-9):.0%} communication)"
             shares.append(share)
         return f"{total:.1f} s: {', '.join(shares)}{_slowest(everyone)}"

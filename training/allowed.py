@@ -4,6 +4,7 @@ The table drives the refusals before anything starts, and the tests: every allow
 with a plain torch loop, every refused one starts no process.
 """
 
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -11,7 +12,7 @@ from itertools import product
 from shoal.cluster.components import Choice
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.resources import Shape
-from shoal.training.config import OPTIMIZERS, STRATEGIES, TrainingConfig
+from shoal.training.config import OPTIMIZERS, STRATEGIES, DeepSpeedConfig, TrainingConfig
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "strategy": tuple(STRATEGIES),
@@ -48,6 +49,16 @@ REFUSED: tuple[Refusal, ...] = (
         "training.precision: fp16 needs GPUs: CPUs have no fast fp16, and its range needs loss scaling; use bf16 or fp32, "
         "or set cluster.gpus_per_worker",
     ),
+    Refusal(
+        {"strategy": ("deepspeed",), "placement": ("inline", "task")},
+        "training.strategy: deepspeed runs in a worker group: set cluster.placement: auto or group, or use "
+        "training.strategy: ddp",
+    ),
+    Refusal(
+        {"strategy": ("deepspeed",), "precision": ("fp64",)},
+        "training.strategy: deepspeed keeps its weights in fp32, so training.precision: fp64 would be fp32 in truth; use "
+        "fp32, or training.strategy: ddp",
+    ),
 )
 
 
@@ -73,6 +84,12 @@ def cell_of(training: TrainingConfig, shape: Shape) -> dict[str, str]:
     }
 
 
+def needs_group(training: TrainingConfig) -> bool:
+    """Whether a fit can be placed in a worker group alone."""
+    strategy = str(Choice(STRATEGIES).name_of(training.strategy))
+    return any(set(r.where) == {"strategy", "placement"} and strategy in r.where["strategy"] for r in REFUSED)
+
+
 def refuse(training: TrainingConfig, shape: Shape) -> None:
     """Refuse a fit that cannot be right.
 
@@ -84,3 +101,8 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
     found = refusal(cell_of(training, shape))
     if found is not None:
         raise ConfigError(found.why)
+    if isinstance(training.strategy, DeepSpeedConfig) and importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError(
+            "training.strategy: deepspeed needs the package deepspeed, which is installed on Linux alone; use "
+            "training.strategy: ddp"
+        )

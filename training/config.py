@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
 from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config, Duration
@@ -80,7 +80,29 @@ class DDPConfig(Config):
     """Each worker holds the whole model; gradients are averaged (torch's DistributedDataParallel; Li et al. 2020)."""
 
 
-STRATEGIES: dict[str, type[Config]] = {"ddp": DDPConfig}
+class DeepSpeedConfig(Config):
+    """Workers share optimiser state, gradients and parameters (ZeRO; Rajbhandari et al. 2020)."""
+
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = Field(
+        2, description="what is shared: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too"
+    )
+    offload_optimizer: StrictBool = Field(
+        False, description="keep the optimiser's state in the CPU's memory; zero_stage 1 to 3"
+    )
+    offload_parameters: StrictBool = Field(
+        False, description="keep parameters in the CPU's memory; zero_stage 3"
+    )
+
+    @model_validator(mode="after")
+    def _shares_what_it_offloads(self) -> "DeepSpeedConfig":
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3, got 0")
+        if self.offload_parameters and self.zero_stage < 3:
+            raise ValueError(f"offload_parameters needs zero_stage 3, got {self.zero_stage}")
+        return self
+
+
+STRATEGIES: dict[str, type[Config]] = {"ddp": DDPConfig, "deepspeed": DeepSpeedConfig}
 
 ModelChoice = Annotated[Config, Choice(MODELS)]
 OptimizerChoice = Annotated[Config, Choice(OPTIMIZERS, importable=False)]
@@ -108,6 +130,10 @@ class TrainingConfig(Config):
         "stop",
         description="where a step's gradient is no finite number: stop, or leave the step out and count it",
     )
+    activation_checkpointing: StrictBool = Field(
+        False,
+        description="compute activations again in the backward pass, to need less memory; the result stays the same",
+    )
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
     checkpoint: CheckpointConfig | None = Field(CheckpointConfig(), description="null writes none")
 
@@ -120,6 +146,7 @@ __all__ = [
     "AdamWConfig",
     "CheckpointConfig",
     "DDPConfig",
+    "DeepSpeedConfig",
     "EarlyStoppingConfig",
     "Imported",
     "LinearConfig",

@@ -22,7 +22,7 @@ from shoal.training.draws import DrawContext, combine, install_draws
 from shoal.training.early_stopping import EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses import row_loss
-from shoal.training.models import Model
+from shoal.training.models import Model, recompute_activations
 from shoal.training.plan import EpochPlan, resolve_batch_size
 from shoal.training.proof import prove_one_model
 from shoal.training.scores import Judge, Scores
@@ -139,6 +139,11 @@ class Loop:
             f"{name} draws its dropout by itself: results depend on the number of workers" for name in outside
         ]
         self._refuse_batch_norm()
+        if self.config.activation_checkpointing and not recompute_activations(self.model):
+            raise ConfigError(
+                "training.activation_checkpointing: this model has no torch.nn.Sequential of more than 2 layers and no "
+                "ModuleList of blocks, so there is nothing to compute again; leave it out"
+            )
         self.model.to(self.strategy.device, DTYPES[self.config.precision])
         loss = row_loss(self.dataset.schema.target)
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
@@ -203,6 +208,8 @@ class Loop:
         if self.best is not None:
             for name, fragment in self.strategy.weights().items():
                 fragment.tensor.copy_(self.best[name])
+            self.strategy.weights_changed()
+        self.strategy.unwrap()
         self.model.eval()
         return self._outcome()
 
@@ -282,6 +289,7 @@ class Loop:
         weights = self.strategy.weights()
         for name, fragment in weights.items():
             fragment.tensor.copy_(checkpoint.read(f"model/{name}", *fragment.bounds))
+        self.strategy.weights_changed()
 
         def read(name: str, start: int, stop: int | None) -> Tensor:
             return checkpoint.read(f"optimizer/{name}", start, stop)

@@ -4,11 +4,14 @@ Shape legend: B rows, D numeric features, C categorical columns, E encoded featu
 """
 
 import inspect
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
@@ -17,6 +20,24 @@ from shoal.cluster.sharding.manifest import FIRST_CATEGORY, Schema
 from shoal.training.config import LinearConfig, MLPConfig
 
 Factory = Callable[..., nn.Module]
+
+
+def recompute_activations(module: nn.Module) -> int:
+    """Keep few activations and compute the others again in the backward pass; return in how many places.
+
+    An outermost `nn.Sequential` of n entries keeps those between about sqrt(n) segments (Chen et al. 2016, "Training Deep
+    Nets with Sublinear Memory Cost", section 4.1); each block of an outermost `nn.ModuleList` keeps its input.
+    """
+    if isinstance(module, nn.Sequential) and len(module) > 2:
+        segments = max(2, math.isqrt(len(module)))
+        module.forward = partial(checkpoint_sequential, module, segments, use_reentrant=False)  # type: ignore[method-assign]
+        return 1
+    if isinstance(module, nn.ModuleList):
+        blocks = [b for b in module if any(True for _ in b.children())]
+        for block in blocks:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        return len(blocks)
+    return sum(recompute_activations(child) for child in module.children())
 
 
 def embedding_width(cardinality: int) -> int:

@@ -29,11 +29,13 @@ from shoal.cluster.resources import Shape, address_of
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints.files import FOLDER, Part, write_part, written
 from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper, prune
+from shoal.training.config import DeepSpeedConfig
 from shoal.training.device import pick_device
 from shoal.training.interruption import stop_requests
 from shoal.training.loop import FitOutcome
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
+from shoal.training.strategies.deepspeed import DeepSpeed
 from shoal.training.strategies.diagnosis import stuck_workers_named
 from shoal.training.worker import FitJob, keeper_of, run_worker
 
@@ -272,7 +274,8 @@ def _ray_train_settled(cluster: ClusterConfig, local: bool) -> Iterator[None]:
 def _group_worker(config: dict[str, Any]) -> FitOutcome:
     job: FitJob = config["job"]
     with stuck_workers_named(config["timeout"]):
-        strategy = DDP(pick_device(job.gpus))
+        device, chosen = pick_device(job.gpus), job.training.strategy
+        strategy = DeepSpeed(device, chosen) if isinstance(chosen, DeepSpeedConfig) else DDP(device)
         reporter: Reporter = RelayReporter(job.run_uri) if strategy.rank == 0 else Silent()
         keeper = _ReportedKeeper(job, strategy.rank) if job.training.checkpoint else Keeper()
         return run_worker(job, strategy, reporter, keeper)

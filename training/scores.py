@@ -1,5 +1,6 @@
 """From logits to scores, and the judging pass over a part: every row once, whoever reads it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,19 @@ class Judge:
     def _own(self, split: str) -> range:
         return range(self.strategy.rank, len(self.dataset.shard_rows(split)), self.strategy.world_size)
 
+    def _keep_pace(self, model: nn.Module, split: str) -> None:
+        """Make as many passes as the worker with the most, where parameters travel in each of them."""
+        if not self.strategy.lockstep:
+            return
+        passes = [0] * self.strategy.world_size
+        for v, rows in enumerate(self.dataset.shard_rows(split)):
+            passes[v % self.strategy.world_size] += math.ceil(rows / EVALUATION_ROWS)
+        schema = self.dataset.schema
+        numeric = np.zeros((1, sum(c.width for c in schema.numeric)), np.float32)
+        categorical = np.zeros((1, len(schema.categorical)), np.int32)
+        for _ in range(max(passes) - passes[self.strategy.rank]):
+            forward_rows(model, numeric, categorical, self.strategy.device)
+
     def _in_order(self, own: dict[int, Any]) -> list[Any] | None:
         gathered = self.strategy.gather_objects(own)
         if gathered is None:
@@ -87,12 +101,11 @@ class Judge:
         if split not in self._constant:  # labels and ids travel once
             constant = self._in_order({v: (s.row_id, np.array(s.label)) for v, s in shards.items()})
             self._constant[split] = None if constant is None else _join(constant)
-        logits = self._in_order(
-            {
-                v: forward_rows(model, s.numeric, s.categorical, self.strategy.device)
-                for v, s in shards.items()
-            }
-        )
+        own = {
+            v: forward_rows(model, s.numeric, s.categorical, self.strategy.device) for v, s in shards.items()
+        }
+        self._keep_pace(model, split)
+        logits = self._in_order(own)
         known = self._constant[split]
         if logits is None or known is None:
             return None

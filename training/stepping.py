@@ -205,9 +205,10 @@ class Stepper:
     def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Yield the parts of a step; a worker without rows takes part with a row of weight 0."""
         n = self.config.gradient_accumulation
-        if len(batch) == 0:
-            yield self.reader.filler(), 0.0
-            return
-        edges = np.linspace(0, len(batch), min(n, len(batch)) + 1).astype(int)
-        for start, stop in pairwise(edges):
-            yield batch.part(int(start), int(stop)), 1.0
+        if not self.strategy.lockstep:
+            n = max(1, min(n, len(batch)))
+        for start, stop in pairwise(np.linspace(0, len(batch), n + 1).astype(int)):
+            if start < stop:
+                yield batch.part(int(start), int(stop)), 1.0
+            else:
+                yield self.reader.filler(), 0.0

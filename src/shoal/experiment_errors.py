@@ -22,8 +22,6 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "training.loss": None,
     "training.l1": None,
     "training.l2": None,
-    "training.strategy": ("deepspeed",),
-    "training.activation_checkpointing": None,
     "training.optimizer": (
         *("adadelta", "adafactor", "adagrad", "adamax", "asgd", "lbfgs", "muon", "nadam", "radam"),
         *("rmsprop", "rprop", "sparseadam", "nonlinear_cg", "import"),

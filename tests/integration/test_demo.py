@@ -44,7 +44,9 @@ def test_its_data_are_scikit_learns_digits(demo):
 
 def test_one_process_gives_the_same_results(demo, tmp_path):
     folder, run = demo
-    experiment = load_experiment(folder / "digits.yaml", ["training.epochs=4", "cluster.num_workers=1"])
+    experiment = load_experiment(
+        folder / "digits.yaml", ["training.epochs=4", "training.strategy=ddp", "cluster.num_workers=1"]
+    )
     alone = train(experiment, str(tmp_path / "alone"))
     ours, theirs = (pq.read_table(Path(r) / "predictions.parquet").to_pandas() for r in (alone.run, run))
     assert (ours.row_id == theirs.row_id).all()

@@ -14,6 +14,7 @@ from shoal.training.checkpoints.keeper import Keeper, RunKeeper
 from shoal.training.config import MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
 from shoal.training.models import build_model
+from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from support.prepared import make_dataset
 from support.scenarios import Error
@@ -26,8 +27,10 @@ class SharedKeeper(RunKeeper):
         write_part(part, self.run.child(f"checkpoints/shared/{name}"))
 
 
-def fit(folder: str | None, stop: int | None) -> dict[str, Any] | None:
-    strategy = DDP(torch.device("cpu"))
+def fit(
+    folder: str | None, stop: int | None, strategy: Strategy | None = None, **training: object
+) -> dict[str, Any] | None:
+    strategy = strategy or DDP(torch.device("cpu"))
     keeper = Keeper()
     if folder is not None:
         left = iter(range((stop or 10**9) - 1))
@@ -40,12 +43,13 @@ def fit(folder: str | None, stop: int | None) -> dict[str, Any] | None:
     dataset = make_dataset("binary", 203)
     model = build_model(MLPConfig(hidden=(8,), dropout=0.3), dataset.schema, 3)
     config = TrainingConfig.model_validate(
-        {"epochs": 4, "batch_size": 50, "early_stopping": {"patience": 2}, "precision": "fp64"}
+        {"epochs": 4, "batch_size": 50, "early_stopping": {"patience": 2}, "precision": "fp64", **training}
     )
     loop = Loop(model, dataset, config, strategy, Error(), 3, Silent(), keeper, "k")  # type: ignore[arg-type]
     try:
         outcome = loop.run()
     except StoppedError:
+        strategy.sum(torch.zeros(1))  # all have written their parts
         return None
     flat = np.concatenate([p.detach().numpy().ravel() for p in loop.model.parameters()])
     return {"weights": flat, "resumed_from": outcome.resumed_from}

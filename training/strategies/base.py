@@ -45,6 +45,7 @@ class Strategy:
     """One worker: every operation over "all workers" is the identity."""
 
     name = "single"
+    lockstep = False  # whether all workers must make the same number of passes through the model
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -101,24 +102,34 @@ class Strategy:
     def gradient_norm(self) -> float:
         """Return the 2-norm of the global gradient, the same on every worker; called once before each step."""
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self._optimized() if p.grad is not None]
         self.norm = torch.nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
         return float(self.norm)
 
     def step(self) -> bool:
         """Clip where asked and take an optimiser step; return whether loss scaling let it be taken."""
         if self.clip_norm is not None:
-            gradients = [p for p in self.module.parameters() if p.grad is not None]
-            torch.nn.utils.clip_grads_with_norm_(gradients, self.clip_norm, self.norm)
+            parameters = [p for p in self._optimized() if p.grad is not None]
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, self.norm)
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return self.scaler.get_scale() >= before
 
+    def _optimized(self) -> list[Tensor]:
+        """Return the tensors whose gradients a step takes."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
     def weights(self) -> dict[str, Fragment]:
         """Return what this worker holds of parameters and buffers, by name; tied ones once, buffers saved or not."""
         named = chain(self.module.named_parameters(), self.module.named_buffers())
         return {name: Fragment(tensor.detach()) for name, tensor in named}
+
+    def weights_changed(self) -> None:
+        """Hear that other values were written into `weights`."""
+
+    def unwrap(self) -> None:
+        """Give the module back as it was before `wrap`, whole and with the trained weights, at the end of a fit."""
 
     def optimizer_state(self) -> tuple[dict[str, Fragment], dict[str, Any]]:
         """Return what this worker holds of the optimiser's state: tensors, and plain values."""

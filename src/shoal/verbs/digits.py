@@ -1,5 +1,6 @@
 """demo: the whole path on real data that come with scikit-learn."""
 
+import importlib.util
 import os
 import shlex
 import shutil
@@ -31,6 +32,7 @@ training:
   batch_size: 64
   optimizer: {{adamw: {{learning_rate: 3e-3}}}}
   early_stopping: {{patience: 6}}
+  strategy: {strategy}
 cluster:
   num_workers: 2
   cpus_per_worker: {cpus}
@@ -85,7 +87,10 @@ def prepare_demo(folder: str = FOLDER) -> tuple[str, str]:
         place.write_table("digits.parquet", digits_table())
     if not place.exists("digits.yaml"):
         cpus = min(1.0, int(50 * local_totals().cpus) / 100)  # two workers fit on one CPU too
-        place.write_text("digits.yaml", _FILE.format(folder=folder.rstrip("/"), cpus=f"{cpus:g}"))
+        # Where DeepSpeed is, the workers share the optimiser's state and the gradients.
+        strategy = "{deepspeed: {zero_stage: 2}}" if importlib.util.find_spec("deepspeed") else "ddp"
+        text = _FILE.format(folder=folder.rstrip("/"), cpus=f"{cpus:g}", strategy=strategy)
+        place.write_text("digits.yaml", text)
     return str(Path(folder) / "digits.parquet"), str(Path(folder) / "digits.yaml")
 
 

@@ -90,14 +90,14 @@ def train(
     ShoalError
         With the cause and the fix: `RequestError` before anything started, `RunError` afterwards.
     """
-    from shoal.training.allowed import refuse
+    from shoal.training.allowed import needs_group, refuse
 
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
     run = RunFolder.open(run_uri(experiment, "train", name, out), experiment.cluster.storage)
     if isinstance(experiment.model, Imported):
         experiment.model.load()  # a factory that is not there is found now, not after the sharding
-    shape, demand = plan(experiment.cluster)
+    shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
     require_cache(experiment.cluster, shape)
     with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:

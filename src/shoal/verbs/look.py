@@ -136,13 +136,13 @@ def check(
     from shoal.cluster.components import Imported
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
-    from shoal.training.allowed import refuse
+    from shoal.training.allowed import needs_group, refuse
     from shoal.verbs.writable import require_cache, require_writable
 
     experiment, _ = given(experiment)
     if isinstance(experiment.model, Imported):
         experiment.model.load()
-    shape, demand = plan(experiment.cluster)
+    shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
     require_cache(experiment.cluster, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
