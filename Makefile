@@ -7,7 +7,7 @@ ROOMS := cluster training tuning transfer evaluation k8s
 SOURCES := $(ROOMS) src/shoal/*.py src/shoal/cli src/shoal/verbs examples tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format bench clean links
+.PHONY: help demo test test-all lint format docs bench clean links
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -30,9 +30,13 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
 
+docs: $(STAMP)  ## write the pages that come from tables in the code
+	@$(BIN)/python -m shoal.training.allowed > docs/allowed.md
+
 bench: $(STAMP)  ## both sides of every comparison, with ratios; DATA=FILE.parquet (columns label and split) for all
 	@$(BIN)/python benchmarks/intervals.py
 	@$(BIN)/python benchmarks/reference.py
+	@$(BIN)/python benchmarks/strategies.py
 	@if [ -n "$(DATA)" ]; then \
 	  $(BIN)/python benchmarks/sharding.py "$(DATA)" label --split-column split && \
 	  $(BIN)/python benchmarks/train.py "$(DATA)"; \

@@ -106,3 +106,47 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
             "training.strategy: deepspeed needs the package deepspeed, which is installed on Linux alone; use "
             "training.strategy: ddp"
         )
+
+
+def page() -> str:
+    """Return the table as a page in Markdown."""
+    lines = [
+        "# What may be combined",
+        "",
+        "Generated from `training/allowed.py` by `make docs`. A cell says in which placements (`cluster.placement`) and on",
+        "which devices a strategy, an optimiser and a precision are allowed together; every cell that is allowed on CPUs is",
+        "trained in the tests and compared with a loop in plain torch. What is refused is refused by `shoal check`, before",
+        "anything starts.",
+    ]
+    for strategy in AXES["strategy"]:
+        lines += ["", f"## `training.strategy: {strategy}`", ""]
+        lines += ["| optimiser | " + " | ".join(AXES["precision"]) + " |"]
+        lines += ["|---" * (len(AXES["precision"]) + 1) + "|"]
+        for optimizer in AXES["optimizer"]:
+            given = {"strategy": strategy, "optimizer": optimizer}
+            row = [_cell(given | {"precision": precision}) for precision in AXES["precision"]]
+            lines += [f"| `{optimizer}` | " + " | ".join(row) + " |"]
+    lines += ["", "## Refused, and why", ""]
+    for found in REFUSED:
+        where = ", ".join(f"{axis} {' or '.join(values)}" for axis, values in found.where.items())
+        lines += [f"- {where}: {found.why}."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(given: Mapping[str, str]) -> str:
+    """Say where a strategy, an optimiser and a precision are allowed together."""
+    where = [
+        {"placement": placement, "device": device}
+        for placement, device in product(AXES["placement"], AXES["device"])
+        if refusal({**given, "placement": placement, "device": device}) is None
+    ]
+    if not where:
+        return "refused"
+    placements = [p for p in AXES["placement"] if any(w["placement"] == p for w in where)]
+    devices = [d for d in AXES["device"] if any(w["device"] == d for w in where)]
+    text = "everywhere" if len(placements) == len(AXES["placement"]) else ", ".join(placements)
+    return text if len(devices) == len(AXES["device"]) else f"{text}; {' and '.join(d.upper() for d in devices)}s only"
+
+
+if __name__ == "__main__":
+    print(page(), end="")

@@ -123,6 +123,7 @@ class DeepSpeed(DDP):
         self._zero: Any = self._engine.optimizer
         self._torch_optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
         self.optimizer = _OwnPart(self._gradients, self._engine.step) if stage else torch_optimizer  # type: ignore[assignment]
+        self._share_masters()
         self._spans = list(self._own_spans())
         return self._engine  # type: ignore[no-any-return]
 
@@ -294,6 +295,17 @@ class DeepSpeed(DDP):
         )
         flats: list[Tensor] = getattr(self._zero, by_stage)
         return flats
+
+    def _share_masters(self) -> None:
+        """Let the optimiser work on the fp32 weights themselves: DeepSpeed keeps a copy, made for weights in 16 bits."""
+        if not self.zero.zero_stage or self.zero.offload_optimizer or self.zero.offload_parameters:
+            return
+        if self.zero.zero_stage == 3:
+            weights = self._zero.fp16_partitioned_groups_flat
+        else:
+            weights = [group[self.rank] for group in self._zero.parallel_partitioned_bit16_groups]
+        for flat, part in zip(self._flats(), weights, strict=True):
+            flat.data = part.data
 
     def _own_spans(self) -> Iterator[_Span]:
         index = {id(p): i for i, p in enumerate(self._parameters)}

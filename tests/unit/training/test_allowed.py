@@ -8,7 +8,7 @@ import shoal
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.resources import Shape
 from shoal.experiment import from_dict
-from shoal.training.allowed import AXES, REFUSED, cell_of, cells, refusal, refuse
+from shoal.training.allowed import AXES, REFUSED, cell_of, cells, needs_group, page, refusal, refuse
 from shoal.training.config import TrainingConfig
 from shoal.verbs.look import check
 
@@ -51,3 +51,37 @@ def test_a_refused_fit_writes_nothing(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="fp16 needs GPUs"):
             verb(experiment)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_page_is_of_this_table() -> None:
+    written = Path(__file__).parents[3] / "docs" / "allowed.md"
+    assert written.read_text() == page(), "run make docs"
+
+
+@pytest.mark.parametrize("placement", ["inline", "task"])
+def test_deepspeed_runs_in_groups_alone(placement: str) -> None:
+    training = TrainingConfig.model_validate({"strategy": "deepspeed"})
+    with pytest.raises(ConfigError, match="set cluster.placement: auto or group"):
+        refuse(training, Shape(1, 1.0, 0.0, placement))  # type: ignore[arg-type]
+    refuse(training, Shape(1, 1.0, 0.0, "group"))
+    assert needs_group(training)
+    assert not needs_group(TrainingConfig())
+
+
+def test_deepspeed_in_fp64_is_refused() -> None:
+    training = TrainingConfig.model_validate({"strategy": "deepspeed", "precision": "fp64"})
+    with pytest.raises(ConfigError, match="keeps its weights in fp32"):
+        refuse(training, Shape(2, 1.0, 0.0, "group"))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "said"),
+    [
+        ({"zero_stage": 4}, "3"),
+        ({"zero_stage": 0, "offload_optimizer": True}, "offload_optimizer needs zero_stage 1, 2 or 3, got 0"),
+        ({"zero_stage": 2, "offload_parameters": True}, "offload_parameters needs zero_stage 3, got 2"),
+    ],
+)
+def test_what_a_stage_does_not_share_cannot_be_offloaded(strategy: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainingConfig.model_validate({"strategy": {"deepspeed": strategy}})

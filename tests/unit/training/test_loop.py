@@ -6,19 +6,16 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import torch
+from support.by_hand import OPTIMIZERS, by_hand
 from support.prepared import make_dataset
-from torch.nn import functional as F
 
 from shoal.cluster.errors import RunError
 from shoal.cluster.progress import EpochRecord, Silent
 from shoal.training.batches import BatchReader
 from shoal.training.config import (
-    AdamConfig,
-    AdamWConfig,
     EarlyStoppingConfig,
     LinearConfig,
     MLPConfig,
-    SGDConfig,
     TrainingConfig,
 )
 from shoal.training.loop import Loop
@@ -59,54 +56,6 @@ def fit(
     return loop, model
 
 
-def by_hand(
-    dataset: ArrayDataset,
-    optimizer: torch.optim.Optimizer,
-    model: Model,
-    epochs: int,
-    clip: float | None = None,
-    lower: torch.dtype | None = None,
-) -> None:
-    part, task = dataset.parts["train"], dataset.schema.target.task
-    plan = EpochPlan(dataset.shard_rows("train"), 50, 3)
-    dtype = torch.float64 if lower is None else torch.float32
-    numeric = torch.from_numpy(part.numeric).to(dtype)
-    for epoch in range(epochs):
-        for step in range(plan.steps_per_epoch):
-            rows = [
-                plan.permutation(epoch, p % plan.n_shards)[p // plan.n_shards] * plan.n_shards
-                + p % plan.n_shards
-                for p in range(*plan.bounds(step))
-            ]
-            with torch.autocast("cpu", lower, enabled=lower is not None):
-                logits = model(numeric[rows], torch.from_numpy(part.categorical)[rows])
-            logits = logits.to(dtype)
-            label = torch.from_numpy(part.label)[rows]
-            if task == "binary":
-                loss = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(dtype))
-            elif task == "multiclass":
-                loss = F.cross_entropy(logits, label)
-            elif task == "multilabel":
-                loss = F.binary_cross_entropy_with_logits(logits, label.to(dtype))
-            else:
-                loss = F.mse_loss(logits[:, 0], (label - 2.0) / 3.0)
-            optimizer.zero_grad()
-            loss.backward()
-            if clip:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-
-
-OPTIMIZERS = {
-    "sgd": (SGDConfig(learning_rate=0.05), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
-    "adam": (
-        AdamConfig(learning_rate=0.01, weight_decay=0.1),
-        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
-    ),
-    "adamw": (AdamWConfig(learning_rate=0.01), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.01)),
-}
-
-
 @pytest.mark.parametrize("task", ["binary", "multiclass", "multilabel", "regression"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_equals_a_plain_torch_loop(task: str, name: str) -> None:
@@ -127,7 +76,7 @@ def test_bf16_equals_a_plain_torch_loop_under_autocast(name: str) -> None:
     loop, model = fit(dataset, optimizer={name: config.model_dump()}, precision="bf16")
     oracle = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3)
     loop.run()
-    by_hand(dataset, build(oracle.parameters()), oracle, 3, lower=torch.bfloat16)
+    by_hand(dataset, build(oracle.parameters()), oracle, 3, precision="bf16")
     exact, _ = fit(dataset, optimizer={name: config.model_dump()}, precision="fp32")
     exact.run()
     difference = 0.0
