@@ -145,7 +145,11 @@ def _cell(given: Mapping[str, str]) -> str:
     placements = [p for p in AXES["placement"] if any(w["placement"] == p for w in where)]
     devices = [d for d in AXES["device"] if any(w["device"] == d for w in where)]
     text = "everywhere" if len(placements) == len(AXES["placement"]) else ", ".join(placements)
-    return text if len(devices) == len(AXES["device"]) else f"{text}; {' and '.join(d.upper() for d in devices)}s only"
+    return (
+        text
+        if len(devices) == len(AXES["device"])
+        else f"{text}; {' and '.join(d.upper() for d in devices)}s only"
+    )
 
 
 if __name__ == "__main__":
