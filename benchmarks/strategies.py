@@ -1,11 +1,13 @@
 """Steps/s and memory of each strategy: Shoal's loop against bare DDP and bare DeepSpeed, both under torchrun.
 
 Run ``python benchmarks/strategies.py [--million-parameters 2] [--workers 2] [--repeats 3]``; both sides train the same model
-on the same made-up rows with Adam, in turns, and the medians are printed. Memory is the peak of a worker's resident
-set over its steps, above what it held before the model was built.
+on the same made-up rows with Adam, in turns, and the medians are printed. With ``--memory`` it is the peak of a worker's
+resident set over its steps, above what it held before the model was built; freed blocks of 1 MiB and more then go back to
+the system at once, so that the figure is what was held and not what the C library kept for later.
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -55,6 +57,7 @@ class Watch:
         """Hear that a step is over."""
         self.steps += 1
         if self.steps == SETTLED:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)  # what the start freed goes back to the system
             forget_peak()
             self.started = time.perf_counter()
 
@@ -154,7 +157,8 @@ def run(side: str, strategy: str, hidden: int, given: argparse.Namespace) -> dic
             *(f"--nproc-per-node={given.workers}", __file__, "--work", side, strategy, str(hidden)),
             *(str(given.epochs), str(result)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "1048576"} if given.memory else None
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if not result.exists():
             raise SystemExit(f"{side} {strategy} failed:\n{done.stderr[-3000:]}")
         found: dict[str, float] = json.loads(result.read_text())
@@ -172,25 +176,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--strategies", nargs="+", default=["ddp", "zero0", "zero1", "zero2", "zero3"])
+    parser.add_argument("--memory", action="store_true", help="measure memory, not speed")
     given = parser.parse_args()
     hidden = int((given.million_parameters * 1e6 / (LAYERS - 1)) ** 0.5)
-    print(f"{'':8}{'shoal':>18}{'bare':>18}{'ratio':>8}{'MiB shoal':>12}{'MiB bare':>10}")
+    what, unit = ("memory", "MiB") if given.memory else ("rate", "steps/s")
+    print(f"{unit:10}{'shoal':>8}{'bare':>8}{'ratio':>8}")
     for strategy in given.strategies:
-        figures: dict[str, list[dict[str, float]]] = {"shoal": [], "bare": []}
+        figures: dict[str, list[float]] = {"shoal": [], "bare": []}
         for _ in range(given.repeats):
             for side, found in figures.items():
-                found.append(run(side, strategy, hidden, given))
-        median = {
-            (side, what): float(np.median([f[what] for f in found]))
-            for side, found in figures.items()
-            for what in ("rate", "memory")
-        }
-        print(
-            f"{strategy:8}{median['shoal', 'rate']:>10.1f} steps/s{median['bare', 'rate']:>10.1f} steps/s"
-            f"{median['shoal', 'rate'] / median['bare', 'rate']:>8.2f}{median['shoal', 'memory']:>12,.0f}"
-            f"{median['bare', 'memory']:>10,.0f}",
-            flush=True,
-        )
+                found.append(run(side, strategy, hidden, given)[what])
+        shoal, bare = (float(np.median(found)) for found in figures.values())
+        print(f"{strategy:10}{shoal:>8.1f}{bare:>8.1f}{shoal / bare:>8.2f}", flush=True)
 
 
 if __name__ == "__main__":

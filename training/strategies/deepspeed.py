@@ -25,7 +25,7 @@ from shoal.training.optimizers import build_optimizer
 from shoal.training.strategies.base import Fragment, Read
 from shoal.training.strategies.ddp import DDP
 
-_BUCKET = 20_000_000  # elements that travel at once; DeepSpeed's own default holds 2 GB back
+_BUCKET = 5_000_000  # elements that travel at once; DeepSpeed's own default holds 2 GB back
 _WAITS = {
     *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "all_gather_coalesced"),
     *("reduce_scatter", "reduce_scatter_tensor", "all_to_all_single", "barrier", "wait"),
@@ -135,6 +135,12 @@ class DeepSpeed(DDP):
             "reduce_bucket_size": _BUCKET,
             "allgather_bucket_size": _BUCKET,
         }
+        if stage == 3:  # parameters that are gathered for a layer go again soon after it
+            zero |= {
+                "stage3_prefetch_bucket_size": _BUCKET,
+                "stage3_max_live_parameters": _BUCKET,
+                "stage3_max_reuse_distance": _BUCKET,
+            }
         if (
             stage in (1, 2) and not self.zero.offload_optimizer
         ):  # elsewhere DeepSpeed insists on a norm of its own

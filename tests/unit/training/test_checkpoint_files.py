@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from shoal.cluster.errors import StorageError
 from shoal.cluster.storage import Storage
@@ -62,3 +63,31 @@ def test_parts_of_different_checkpoints_are_refused(tmp_path: Path) -> None:
     write_part(Part(8, 1, 2, {}, {}), folder)
     with pytest.raises(StorageError, match="parts of different checkpoints"):
         Checkpoint.open(folder)
+
+
+def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tensors = {
+        **{
+            str(d): torch.randn(3, 5).to(d)
+            for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+        },
+        **{
+            str(d): torch.arange(7).to(d)
+            for d in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+        },
+        "bool": torch.tensor([True, False, True]),
+        "complex": torch.randn(4, dtype=torch.complex64),
+        "scalar": torch.tensor(3.0),
+        "empty": torch.zeros(0, 4),
+        "not contiguous": torch.arange(12.0).view(3, 4).T,
+        "with a gradient": torch.ones(2, requires_grad=True),
+        '名 "quoted"': torch.ones(1),
+    }
+    folder = Storage.open(str(tmp_path))
+    write_part(Part(1, 0, 1, {n: Fragment(t) for n, t in tensors.items()}, {}), folder)
+    found = load_file(tmp_path / "rank-00000.safetensors")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor.detach()), name
