@@ -4,7 +4,15 @@ import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, StrictBool
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StrictBool,
+    field_validator,
+)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
@@ -55,13 +63,19 @@ class StorageConfig(Config):
     tls_ca_file: str | None = Field(None, description="certificate authorities to trust, a PEM file")
 
 
+Workers = Annotated[int, Field(ge=1)]
+
+
 class ClusterConfig(Config):
     """Where the work runs. No part of a run's identity: results do not depend on it."""
 
     address: str | None = Field(
         None, description="an existing Ray cluster; none starts a local one when needed"
     )
-    num_workers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    num_workers: Workers | Literal["auto"] | tuple[Workers, Workers] = Field(
+        "auto",
+        description="a pair, such as [2, 8], lets a group shrink and grow with the cluster between the two",
+    )
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     gpus_per_worker: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     placement: Literal["auto", "inline", "task", "group"] = "auto"
@@ -78,3 +92,10 @@ class ClusterConfig(Config):
         3, description="how often a group that lost a worker starts again, from its newest checkpoint"
     )
     debug: StrictBool = Field(False, description="let Ray's own messages through")
+
+    @field_validator("num_workers")
+    @classmethod
+    def _least_first(cls, value: int | str | tuple[int, int]) -> int | str | tuple[int, int]:
+        if isinstance(value, tuple) and value[0] > value[1]:
+            raise ValueError(f"the least number comes first: {list(reversed(value))}")
+        return value

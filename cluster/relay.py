@@ -45,7 +45,7 @@ def relay(key: str, reporter: Reporter, stopping: Callable[[], bool] = lambda: F
 
     Whatever was published is told when the block ends. What the reporter raises is raised there, too.
     """
-    for name in [*_names(key), _stop(key)]:
+    for name in [*_names(key), _stop(key), _checkpoint(key)]:
         internal_kv._internal_kv_del(name, namespace=_NAMESPACE)
     poller = _Poller(key, reporter, stopping)
     poller.start()
@@ -64,6 +64,16 @@ def relay(key: str, reporter: Reporter, stopping: Callable[[], bool] = lambda: F
 def told_to_stop(key: str) -> bool:
     """Whether the driver wants the run to stop; called in a worker."""
     return bool(internal_kv._internal_kv_exists(_stop(key), namespace=_NAMESPACE))
+
+
+def ask_for_checkpoint(key: str) -> None:
+    """Let the run's workers write a checkpoint soon; called by whoever is about to stop them."""
+    internal_kv._internal_kv_put(_checkpoint(key), b"1", namespace=_NAMESPACE)
+
+
+def asked_for_checkpoint(key: str) -> bool:
+    """Whether someone wants a checkpoint; called in a worker, and true once for each time it was asked."""
+    return bool(internal_kv._internal_kv_del(_checkpoint(key), namespace=_NAMESPACE))
 
 
 class RelayReporter:
@@ -135,6 +145,10 @@ def _names(key: str) -> list[bytes]:
 
 def _stop(key: str) -> bytes:
     return f"stop/{key}".encode()
+
+
+def _checkpoint(key: str) -> bytes:
+    return f"checkpoint/{key}".encode()
 
 
 def _tell(reporter: Reporter, event: str, *arguments: Any) -> None:

@@ -87,12 +87,33 @@ class Demand:
 
 @dataclass(frozen=True)
 class Shape:
-    """How a fit is spread: the `cluster` section with nothing left open."""
+    """How a fit is spread: the `cluster` section with nothing left open.
+
+    Attributes
+    ----------
+    num_workers
+        How many; the least that will do, where ``max_workers`` is more.
+    max_workers
+        The most that a group may grow to; 0 for `num_workers`.
+    """
 
     num_workers: int
     cpus_per_worker: float
     gpus_per_worker: float
     placement: Placement
+    max_workers: int = 0
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the group may shrink and grow."""
+        return self.max_workers > self.num_workers
+
+    @property
+    def workers(self) -> str:
+        """How many workers, for reading."""
+        if self.is_elastic:
+            return f"{self.num_workers} to {self.max_workers} workers"
+        return f"{self.num_workers} worker{'s' if self.num_workers > 1 else ''}"
 
     @property
     def demand(self) -> Demand:
@@ -152,7 +173,10 @@ def resolve_workers(config: ClusterConfig, totals: Totals, group: bool = False) 
     """
     there = 1.0 if totals.gpus >= 1 else 0.0
     gpus = there if config.gpus_per_worker == "auto" else float(config.gpus_per_worker)
-    if config.num_workers != "auto":
+    most = 0
+    if isinstance(config.num_workers, tuple):
+        workers, most = config.num_workers
+    elif config.num_workers != "auto":
         workers = config.num_workers
     elif config.placement in ("inline", "task") or gpus == 0:
         workers = 1
@@ -160,14 +184,15 @@ def resolve_workers(config: ClusterConfig, totals: Totals, group: bool = False) 
         workers = max(1, int((totals.gpus + _EPSILON) // gpus))
     placement = config.placement
     if placement == "auto":
-        alone = workers == 1 and address_of(config) is None and not group
+        alone = workers == 1 and most <= 1 and address_of(config) is None and not group
         placement = "inline" if alone else "group"
-    if placement != "group" and workers > 1:
+    if placement != "group" and max(workers, most) > 1:
+        asked = list(config.num_workers) if isinstance(config.num_workers, tuple) else workers
         raise ConfigError(
-            f"cluster.placement: {placement} holds one worker, got cluster.num_workers: {workers}; "
+            f"cluster.placement: {placement} holds one worker, got cluster.num_workers: {asked}; "
             "set cluster.placement: group, or cluster.num_workers: 1"
         )
-    return Shape(workers, float(config.cpus_per_worker), gpus, placement)
+    return Shape(workers, float(config.cpus_per_worker), gpus, placement, most)
 
 
 def plan(config: ClusterConfig, group: bool = False) -> tuple[Shape, Demand]:

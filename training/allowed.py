@@ -101,6 +101,11 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
     found = refusal(cell_of(training, shape))
     if found is not None:
         raise ConfigError(found.why)
+    if shape.is_elastic and training.checkpoint is None:
+        raise ConfigError(
+            "cluster.num_workers: [least, most] needs training.checkpoint, from which a group of another size goes on; set "
+            "it, or give one number of workers"
+        )
     if isinstance(training.strategy, DeepSpeedConfig) and importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             "training.strategy: deepspeed needs the package deepspeed, which is installed on Linux alone; use "

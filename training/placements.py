@@ -3,6 +3,7 @@
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, cast
@@ -15,6 +16,9 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
+from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
+from ray.train.v2._internal.execution.worker_group import WorkerGroupPollStatus, WorkerGroupState
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2.api.report_config import CheckpointUploadMode
@@ -24,10 +28,17 @@ from ray.train.v2.torch.torch_trainer import TorchTrainer
 from shoal.cluster.config import ClusterConfig, format_duration
 from shoal.cluster.errors import CollectiveTimeoutError, ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.relay import RelayReporter, publish, relay, told_to_stop
+from shoal.cluster.relay import (
+    RelayReporter,
+    ask_for_checkpoint,
+    asked_for_checkpoint,
+    publish,
+    relay,
+    told_to_stop,
+)
 from shoal.cluster.resources import Shape, address_of
 from shoal.cluster.storage import Storage
-from shoal.training.checkpoints.files import FOLDER, Part, write_part, written
+from shoal.training.checkpoints.files import FOLDER, Part, latest, write_part, written
 from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper, prune
 from shoal.training.config import DeepSpeedConfig
 from shoal.training.device import pick_device
@@ -45,7 +56,67 @@ _RAY_TRAIN = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
 _ABORT_SECONDS = 30.0
+_RESIZE_SECONDS = 30.0  # between two looks whether a group could have another size
+_START_SECONDS = 30.0  # that a group of several sizes has to start
+_LOOK_SECONDS = 1.0  # between two looks for the checkpoint that a group changes its size from
 _PREEMPTIONS = 100  # restarts after notices that a node goes away; each begins with a checkpoint
+
+
+class _Elastic(ElasticScalingPolicy):
+    """Lets a group shrink and grow: it grows from a fresh checkpoint, and does not wait for nodes without end.
+
+    Ray Train ends the workers of a group that changes its size; what they did since their newest checkpoint is lost.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, run: Storage, run_uri: str, wait: float) -> None:
+        super().__init__(scaling_config)
+        self.run, self.run_uri, self.wait = run, run_uri, wait
+        self._idle_since: float | None = None
+        self._wanted: ResizeDecision | None = None
+        self._before: list[tuple[int, str]] = []
+        self._looked = 0.0
+
+    def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
+        """Leave out nodes that are gone: what is reserved can be 20 s old."""
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+        there = {node: has for node, has in reserved_resources.items() if node in alive}
+        return super()._count_possible_workers(there)
+
+    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+        """Start as many as there is room for; end the run where there is too little for too long."""
+        decision = super().make_decision_for_non_running_worker_group()
+        now = time.monotonic()
+        self._wanted = None
+        if isinstance(decision, ResizeDecision):
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > self.wait:
+            raise TimeoutError(f"there was no room for {self.scaling_config.min_workers} workers")
+        return decision
+
+    def make_decision_for_running_worker_group(
+        self, worker_group_state: WorkerGroupState, worker_group_status: WorkerGroupPollStatus
+    ) -> ScalingDecision:
+        """Let the workers write a checkpoint before the group changes its size."""
+        decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+        now = time.monotonic()
+        if isinstance(decision, ResizeDecision) and decision.num_workers != worker_group_state.num_workers:
+            self._wanted, self._before = decision, written(self.run)
+            ask_for_checkpoint(self.run_uri)
+        if self._wanted is None or now - self._looked < _LOOK_SECONDS:
+            return NoopDecision()
+        self._looked = now
+        if written(self.run) == self._before or latest(self.run)[0] is None:
+            return NoopDecision()
+        wanted, self._wanted = self._wanted, None
+        publish(
+            self.run_uri,
+            "notice",
+            f"there is room for {wanted.num_workers} workers: they go on in place of "
+            f"{worker_group_state.num_workers}, from a checkpoint",
+        )
+        return wanted
 
 
 class _Trainer(TorchTrainer):
@@ -56,6 +127,7 @@ class _Trainer(TorchTrainer):
     """
 
     run_uri: str
+    elastic: _Elastic | None = None
     controller: Any = None
 
     def _create_default_callbacks(self) -> list[Any]:
@@ -66,6 +138,8 @@ class _Trainer(TorchTrainer):
         arguments["failure_policy"] = _LostWorkersOnly(
             cast(FailureConfig, self.run_config.failure_config), self.run_uri
         )
+        if self.elastic is not None:
+            arguments["scaling_policy"] = self.elastic
         return super()._initialize_and_run_controller(**arguments)
 
     def _register_sigint_handler(self, controller: Any) -> None:
@@ -101,7 +175,13 @@ class _LostWorkersOnly(DefaultFailurePolicy):
                 if not ours:
                     lost.append(f"worker {rank}")
         decision = super().make_decision(training_failed_error)
-        if decision is FailureDecision.RETRY:
+        if decision is FailureDecision.RETRY and not isinstance(training_failed_error, WorkerGroupError):
+            publish(
+                self.run_uri,
+                "notice",
+                "the group did not start in time; it tries again with the nodes there are",
+            )
+        elif decision is FailureDecision.RETRY:
             who = " and ".join(lost) or "a worker"
             publish(
                 self.run_uri,
@@ -140,6 +220,8 @@ class _ReportedKeeper(RunKeeper):
         first, self._notice = noticed and not self._notice, noticed
         if self.rank == 0 and told_to_stop(self.uri):
             return "stop"
+        if self.rank == 0 and asked_for_checkpoint(self.uri):
+            return "checkpoint"
         return "checkpoint" if first else ""
 
 
@@ -213,7 +295,10 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
                 timeout_s=max(1, round(timeout)),
             ),
             scaling_config=ScalingConfig(
-                num_workers=workers, use_gpu=bool(job.gpus), resources_per_worker=resources
+                num_workers=(workers, shape.max_workers) if shape.is_elastic else workers,
+                use_gpu=bool(job.gpus),
+                resources_per_worker=resources,
+                elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             ),
             run_config=RunConfig(
                 name=secrets.token_hex(4),
@@ -223,14 +308,18 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
                 # Lost capacity would otherwise be retried without limit, as an error of the controller.
                 failure_config=FailureConfig(
                     max_failures=cluster.max_failures,
-                    controller_failure_limit=0,
+                    # A group of several sizes may have counted on a node that had just gone.
+                    controller_failure_limit=cluster.max_failures if shape.is_elastic else 0,
                     max_preemption_failures=_PREEMPTIONS,
                 ),
             ),
         )
         trainer.run_uri = job.run_uri
+        if shape.is_elastic:
+            scaling = cast(ScalingConfig, trainer.scaling_config)
+            trainer.elastic = _Elastic(scaling, run, job.run_uri, cluster.wait.total_seconds())
         try:
-            with _ray_train_settled(cluster, address_of(cluster) is None):
+            with _ray_train_settled(cluster, shape.is_elastic):
                 result = cast(Result, trainer.fit())
         except KeyboardInterrupt:
             trainer.abort()
@@ -256,9 +345,13 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
 
 
 @contextmanager
-def _ray_train_settled(cluster: ClusterConfig, local: bool) -> Iterator[None]:
+def _ray_train_settled(cluster: ClusterConfig, elastic: bool) -> Iterator[None]:
     """Set Ray Train's variables for the block."""
-    wanted = _RAY_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{cluster.wait.total_seconds():g}"}
+    wait = cluster.wait.total_seconds()
+    if elastic:  # it starts where there is room, and soon finds out where there was none
+        wait = min(wait, _START_SECONDS)
+    wanted = _RAY_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{wait:g}"}
+    local = address_of(cluster) is None
     if local:  # a process more, for notices that no machine of one's own gives
         wanted["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     before = {name: os.environ.get(name) for name in wanted}

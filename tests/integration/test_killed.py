@@ -18,6 +18,8 @@ from sklearn.datasets import load_digits
 
 from shoal.cli.main import main
 from shoal.cluster.session import leftovers
+from shoal.experiment import load_experiment
+from shoal.verbs import train
 from shoal.yaml_file import dump
 
 TESTS = Path(__file__).parent.parent
@@ -26,6 +28,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
 
 
 def experiment(folder: Path, **killed: Any) -> Path:
+    killed = {"marker": str(folder / "marker"), **killed} if killed else {}
     data = load_digits()
     columns: dict[str, Any] = {f"p{i}": data.data[:, i] for i in range(64)}
     pq.write_table(pa.table(columns | {"eight": data.target == 8}), folder / "digits.parquet")
@@ -33,7 +36,7 @@ def experiment(folder: Path, **killed: Any) -> Path:
         dump(
             {
                 "data": {"path": str(folder / "digits.parquet"), "target": "eight"},
-                "model": {"import": "support.modules:Killed", "marker": str(folder / "marker"), **killed},
+                "model": {"import": "support.modules:Killed", **killed},
                 "training": {
                     "epochs": 6,
                     "batch_size": 64,
@@ -108,6 +111,31 @@ def test_a_killed_node(tmp_path: Path) -> None:
     assert start > 0
     assert resumed_from(tmp_path / "whole") == []
     assert_equal(tmp_path / "lost", tmp_path / "whole")
+
+
+def test_a_group_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
+    config = experiment(tmp_path)
+    text = config.read_text().replace("modules:Killed", "modules:Slow").replace("epochs: 6", "epochs: 60")
+    config.write_text(text.replace("batch_size: 64", "batch_size: 64\n  precision: fp64"))
+    script = TESTS / "support" / "growth.py"
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "RAY_ADDRESS"}
+    ended = subprocess.run(
+        [sys.executable, str(script), str(config), str(tmp_path / "run")],
+        env=environment,
+        check=False,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    first, second = resumed_from(tmp_path / "run")
+    assert 0 < first < second
+    said = (tmp_path / "run" / "log.txt").read_text()
+    assert "there is room for 2 workers: they go on in place of 1, from a checkpoint" in said
+    assert "was lost; the group starts again" in said
+    train(load_experiment(str(config), ["cluster.num_workers=1"]), str(tmp_path / "whole"))
+    for name, values in weights(tmp_path / "whole").items():
+        np.testing.assert_allclose(weights(tmp_path / "run")[name], values, rtol=0, atol=1e-10)
 
 
 @pytest.mark.slow

@@ -47,6 +47,15 @@ class DiesOnWorkerOne(FailsOnWorkerOne):
         return self.out(x)
 
 
+class Slow(FailsOnWorkerOne):
+    """Takes its time in training."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            time.sleep(0.03)
+        return self.out(x)
+
+
 class DrawsByItself(nn.Module):
     """A dropout that torch draws, outside the counter hash."""
 

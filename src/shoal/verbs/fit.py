@@ -173,9 +173,7 @@ def _fit(
     from shoal.cluster.session import session
 
     with (
-        stages.stage(
-            "fit", f"training with {shape.num_workers} worker{'s' if shape.num_workers > 1 else ''}"
-        ),
+        stages.stage("fit", f"training with {shape.workers}"),
         session(experiment.cluster, demand, reporter),
     ):
         return fit(job, shape, experiment.cluster, reporter)

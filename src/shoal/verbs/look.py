@@ -155,5 +155,5 @@ def check(
     if isinstance(asked, int) and asked > rows:
         large = f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
         found = replace(found, notices=(*found.notices, large))
-    workers = f"{shape.num_workers} worker{'s' if shape.num_workers > 1 else ''}, placed {shape.placement}"
+    workers = f"{shape.workers}, placed {shape.placement}"
     return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))

@@ -131,6 +131,8 @@ def test_fitting_agrees_with_trying_everything() -> None:
         ({"address": "local"}, 0, Shape(1, 1.0, 0.0, "inline")),
         ({"placement": "task"}, 4, Shape(1, 1.0, 1.0, "task")),
         ({"placement": "group"}, 0, Shape(1, 1.0, 0.0, "group")),
+        ({"num_workers": [2, 8]}, 0, Shape(2, 1.0, 0.0, "group", 8)),
+        ({"num_workers": [1, 2]}, 4, Shape(1, 1.0, 1.0, "group", 2)),
     ],
 )
 def test_auto(cluster: dict[str, object], gpus: float, shape: Shape) -> None:
@@ -148,6 +150,20 @@ def test_several_workers_need_a_group(placement: str) -> None:
         ConfigError, match=f"placement: {placement} holds one worker, got cluster.num_workers: 2"
     ):
         resolve_workers(ClusterConfig(placement=placement, num_workers=2), Totals(8))
+
+
+def test_a_group_of_several_sizes_needs_room_for_the_least() -> None:
+    shape = Shape(2, 1.0, 0.0, "group", 8)
+    assert shape.demand.total("cpus") == 2
+    assert (shape.is_elastic, shape.workers) == (True, "2 to 8 workers")
+    assert (Shape(2, 1.0, 0.0, "group", 2).workers, Shape(1, 1.0, 0.0, "inline").workers) == (
+        "2 workers",
+        "1 worker",
+    )
+    with pytest.raises(ValueError, match=r"the least number comes first: \[2, 3\]"):
+        ClusterConfig(num_workers=(3, 2))
+    with pytest.raises(ConfigError, match=r"holds one worker, got cluster.num_workers: \[1, 2\]"):
+        resolve_workers(ClusterConfig(placement="task", num_workers=(1, 2)), Totals(8))
 
 
 def test_the_sum_is_a_short_table() -> None:

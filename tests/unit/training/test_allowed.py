@@ -85,3 +85,10 @@ def test_deepspeed_in_fp64_is_refused() -> None:
 def test_what_a_stage_does_not_share_cannot_be_offloaded(strategy: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         TrainingConfig.model_validate({"strategy": {"deepspeed": strategy}})
+
+
+def test_a_group_of_several_sizes_needs_checkpoints() -> None:
+    shape = Shape(1, 1.0, 0.0, "group", 2)
+    with pytest.raises(ConfigError, match="needs training.checkpoint"):
+        refuse(TrainingConfig(checkpoint=None), shape)
+    refuse(TrainingConfig(), shape)
