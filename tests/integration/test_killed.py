@@ -65,15 +65,19 @@ def assert_equal(run: Path, whole: Path) -> None:
     assert not (run / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_killed_driver(ray_cluster: object, tmp_path: Path, workers: int, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("workers", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "{deepspeed: {zero_stage: 3}}")]
+)
+def test_a_killed_driver(
+    ray_cluster: object, tmp_path: Path, workers: int, strategy: str, capsys: Any
+) -> None:
     del ray_cluster
     at = random.Random().randrange(60, 100)
     run = tmp_path / "run"
     lease = {"lease": str(run / "lease.json")} if workers > 1 else {}
     config = experiment(tmp_path, at=at, **lease)
     arguments = ["train", str(config), "--quiet", "--set", f"cluster.num_workers={workers}"]
-    arguments += ["--set", "cluster.cpus_per_worker=0.5"]
+    arguments += ["--set", "cluster.cpus_per_worker=0.5", "--set", f"training.strategy={strategy}"]
     first = subprocess.run(
         [*COMMAND, *arguments, "--out", str(run)], env=ENVIRONMENT, check=False, timeout=120
     )
@@ -143,4 +147,13 @@ def test_a_group_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
 def test_a_driver_that_is_killed_many_times(
     ray_cluster: object, tmp_path: Path, repeat: int, capsys: Any
 ) -> None:
-    test_a_killed_driver(ray_cluster, tmp_path, 1 + repeat % 2, capsys)
+    stage = repeat // 2 % 5  # of ZeRO; the last stands for DDP
+    strategy = f"{{deepspeed: {{zero_stage: {stage}}}}}" if repeat % 2 and stage < 4 else "ddp"
+    test_a_killed_driver(ray_cluster, tmp_path, 1 + repeat % 2, strategy, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repeat", range(20))
+def test_a_node_that_is_killed_many_times(tmp_path: Path, repeat: int) -> None:
+    del repeat
+    test_a_killed_node(tmp_path)

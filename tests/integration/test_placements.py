@@ -143,8 +143,9 @@ def test_a_worker_that_dies_ends_the_run_with_a_message(digits: Path, tmp_path: 
     assert not (tmp_path / "model").exists()
 
 
+@pytest.mark.parametrize("strategy", ["ddp", {"deepspeed": {"zero_stage": 2}}])
 def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(
-    digits: Path, tmp_path: Path
+    digits: Path, tmp_path: Path, strategy: str | dict[str, Any]
 ) -> None:
     at = random.Random().randrange(55, 85)
     killed = Imported.model_validate(
@@ -155,7 +156,8 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
             "rank": "1",
         }
     )
-    settings = {"epochs": 5, "checkpoint": {"every": "0.2s"}, "early_stopping": None}
+    settings = {"epochs": 5, "checkpoint": {"every": "0.2s"}, "early_stopping": None, "strategy": strategy}
+    settings["precision"] = "fp32"  # ZeRO's own
     listener = Listener()
     outcome, weights, predictions = run(
         digits, tmp_path / "killed", "group", 2, model=killed, listener=listener, failures=1, **settings
@@ -171,6 +173,13 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
         np.testing.assert_array_equal(weights[name], values, err_msg=name)
     assert predictions.equals(whole[2])
     assert leftovers() == {"actors": 0, "placement_groups": 0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("repeat", range(20))
+def test_a_worker_that_is_killed_many_times(digits: Path, tmp_path: Path, repeat: int) -> None:
+    strategy = "ddp" if repeat % 5 == 4 else {"deepspeed": {"zero_stage": repeat % 5}}
+    test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(digits, tmp_path, strategy)
 
 
 def test_a_group_that_does_not_start_ends_with_a_message(digits: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Trains on a cluster of several raylets, one of which is killed after the first checkpoint; a process of its own."""
 
 import os
+import random
 import re
 import sys
 import threading
@@ -35,6 +36,7 @@ def main(config: str, lost: str, whole: str) -> None:
     def kill() -> None:
         while not list(Path(lost).glob("checkpoints/*/step-*/rank-00001.json")):
             time.sleep(0.05)  # nothing tells of an upload but its files
+        time.sleep(random.Random().random())
         raylet = raylet_of_worker_one(Path(lost))
         (victim,) = (n for n in nodes if n.all_processes["raylet"][0].process.pid == raylet)
         cluster.remove_node(victim, allow_graceful=False)
