@@ -189,7 +189,15 @@ class Loop:
             If the gradient stops being a number.
         StoppedError
             If the fit was asked to stop; it wrote a checkpoint first.
+        StorageError
+            If a checkpoint could not be written.
         """
+        try:
+            return self._run()
+        finally:
+            self.keeper.finish()
+
+    def _run(self) -> FitOutcome:
         self._start()
         first = self.position // self.plan.steps_per_epoch
         for epoch in range(first, self.config.epochs):

@@ -3,10 +3,14 @@
 import math
 import secrets
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
+from dataclasses import replace
 from typing import Literal
 
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, latest, write_part, written
+from shoal.training.strategies.base import Fragment
 
 Asked = Literal["", "checkpoint", "stop"]
 
@@ -28,13 +32,16 @@ class Keeper:
     def save(self, part: Part, name: str, last: bool) -> None:
         """Write a worker's part; with ``last``, return when it is stored."""
 
+    def finish(self) -> None:
+        """Return when all that was given to `save` is stored."""
+
     def asked(self) -> Asked:
         """Return what is asked of this worker now."""
         return ""
 
 
 class RunKeeper(Keeper):
-    """Writes into the run folder at once; for one worker.
+    """Copies what it is given and writes it into the run folder while training goes on; for one worker.
 
     Parameters
     ----------
@@ -55,13 +62,42 @@ class RunKeeper(Keeper):
     ) -> None:
         self.run, self.every, self.keep, self._asked = run, every, keep, asked
         self._attempt = f"{FOLDER}/{secrets.token_hex(4)}"
+        self._writer = ThreadPoolExecutor(1, "shoal-checkpoint")
+        self._writing: Future[None] | None = None
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that verifies, and what is wrong with newer ones."""
         return latest(self.run)
 
-    def save(self, part: Part, name: str, last: bool) -> None:  # noqa: ARG002
-        """Write the part, then delete what is beyond `keep`."""
+    def save(self, part: Part, name: str, last: bool) -> None:
+        """Write a copy of the part, then delete what is beyond `keep`; one at a time.
+
+        Raises
+        ------
+        StorageError
+            If this one with ``last``, or the one before, could not be written.
+        """
+        self.finish()
+        copies = {n: Fragment(f.tensor.detach().clone(), f.start) for n, f in part.tensors.items()}
+        self._writing = self._writer.submit(
+            self._write, replace(part, tensors=copies, facts=deepcopy(part.facts)), name
+        )
+        if last:
+            self.finish()
+
+    def finish(self) -> None:
+        """Return when all that was given to `save` is stored.
+
+        Raises
+        ------
+        StorageError
+            If it could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, part: Part, name: str) -> None:
         write_part(part, self.run.child(f"{self._attempt}/{name}"))
         for _, path in written(self.run)[self.keep :]:
             self.run.delete(path)
