@@ -34,7 +34,12 @@ FITS: dict[str, dict[str, Any]] = {
 
 
 def zero(stage: int, offload: bool = False) -> DeepSpeed:
-    return DeepSpeed(CPU, DeepSpeedConfig(zero_stage=stage, offload_optimizer=offload))
+    return DeepSpeed(
+        CPU,
+        DeepSpeedConfig(
+            zero_stage=stage, offload_optimizer=offload, offload_parameters=offload and stage == 3
+        ),
+    )
 
 
 def fits(strategy: Callable[[], Strategy]) -> dict[str, np.ndarray]:
