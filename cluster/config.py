@@ -1,5 +1,6 @@
 """The base of every config section, the units that they share, and the `cluster` section."""
 
+import math
 import re
 from datetime import timedelta
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_LONGEST_SECONDS = 36_500 * 86_400
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
 
 
@@ -26,16 +28,18 @@ class Config(BaseModel):
 
 def parse_duration(value: Any) -> Any:
     """Turn ``90``, ``"90s"``, ``"10m"``, ``"6h"``, ``"60d"`` or ``"2w"`` into a timedelta."""
-    if isinstance(value, bool):
-        raise ValueError("a duration is a number of seconds or a text such as 90s, 10m, 6h, 60d")
-    if isinstance(value, int | float):
-        return timedelta(seconds=value)
     if isinstance(value, str):
         match = _DURATION.match(value)
-        if not match:
-            raise ValueError("a duration is a number of seconds or a text such as 90s, 10m, 6h, 60d")
-        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
-    return value
+        seconds = float(match[1]) * _UNITS[match[2]] if match else math.nan
+    elif isinstance(value, int | float):
+        seconds = math.nan if isinstance(value, bool) else float(value)
+    else:
+        return value
+    if not 0 <= seconds <= _LONGEST_SECONDS:
+        raise ValueError(
+            "a duration is a number of seconds from 0 on or a text such as 90s, 10m, 6h, 60d, at most 36500d"
+        )
+    return timedelta(seconds=seconds)
 
 
 def format_duration(value: timedelta) -> str:
@@ -92,6 +96,13 @@ class ClusterConfig(Config):
         3, description="how often a group that lost a worker starts again, from its newest checkpoint"
     )
     debug: StrictBool = Field(False, description="let Ray's own messages through")
+
+    @field_validator("collective_timeout")
+    @classmethod
+    def _long_enough(cls, value: timedelta) -> timedelta:
+        if value < timedelta(seconds=1):
+            raise ValueError("a worker must be given at least 1s to wait for the others; 5m is usual")
+        return value
 
     @field_validator("num_workers")
     @classmethod

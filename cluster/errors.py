@@ -31,6 +31,10 @@ class StorageError(RequestError):
     """A place to read from or write to is missing, full, read-only or held by someone else."""
 
 
+class InUseError(StorageError):
+    """Another live process holds the place."""
+
+
 class ResourceError(RequestError):
     """The job needs more than the cluster has, or the cluster cannot be reached."""
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from shoal.cluster.errors import RunError, StorageError
+from shoal.cluster.errors import InUseError, RunError, StorageError
 from shoal.cluster.filesystems import explained
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.storage import Storage
@@ -26,6 +26,7 @@ LEASE = "lease.json"
 STALE_SECONDS = 120.0
 RENEW_SECONDS = 20.0
 SETTLE_SECONDS = 0.5
+_LOOK_SECONDS = 0.2  # between two looks whether a folder was released
 _SILENT = Silent()
 
 
@@ -61,17 +62,27 @@ class Lease:
 
 
 @contextmanager
-def held(storage: Storage, reporter: Reporter = _SILENT, renew: float = RENEW_SECONDS) -> Iterator[Lease]:
+def held(
+    storage: Storage, reporter: Reporter = _SILENT, renew: float = RENEW_SECONDS, wait: float = 0.0
+) -> Iterator[Lease]:
     """Hold the lease of a folder within the block, renewing it from a thread.
+
+    Parameters
+    ----------
+    renew
+        Seconds between two signs of life.
+    wait
+        Seconds to wait for a live driver that holds it.
 
     Raises
     ------
-    StorageError
+    InUseError
         If a live driver holds it; the message names host, process and since when.
     RunError
         At the end, if another driver took the lease meanwhile (this host looked dead to it).
     """
     lease = Lease(storage)
+    _wait_for_release(storage, reporter, wait)
     with _locked(storage):
         before = read(storage)
         if before is not None:
@@ -83,7 +94,7 @@ def held(storage: Storage, reporter: Reporter = _SILENT, renew: float = RENEW_SE
     if before is not None or not storage.is_local:
         time.sleep(SETTLE_SECONDS)
         if not lease.is_mine():
-            raise StorageError(_held_message(lease.lost_to or {}, storage))
+            raise InUseError(_held_message(lease.lost_to or {}, storage))
     stop = threading.Event()
     renewing = threading.Thread(target=_renew, args=(lease, stop, renew), name="shoal-lease", daemon=True)
     renewing.start()
@@ -98,6 +109,25 @@ def held(storage: Storage, reporter: Reporter = _SILENT, renew: float = RENEW_SE
             storage.delete(LEASE)
 
 
+def _wait_for_release(storage: Storage, reporter: Reporter, wait: float) -> None:
+    """Return when no live driver holds the folder, or when the time is over: taking it then says who does."""
+    deadline, said = time.monotonic() + wait, False
+    while time.monotonic() < deadline:
+        found = read(storage)
+        try:
+            if found is None:
+                return
+            refuse_live(found, storage)
+            return
+        except InUseError:
+            if not said:
+                reporter.notice(
+                    f"waiting up to {wait:g} s for {describe(found or {})}, which uses {storage.uri}"
+                )
+            said = True
+        time.sleep(_LOOK_SECONDS)
+
+
 def read(storage: Storage) -> dict[str, Any] | None:
     """Return what the lease file says; None where there is none or it says nothing that can be used."""
     if not storage.exists(LEASE):
@@ -110,7 +140,7 @@ def read(storage: Storage) -> dict[str, Any] | None:
 
 
 def refuse_live(found: dict[str, Any], storage: Storage) -> None:
-    """Raise `StorageError` where the lease's driver is, or may be, alive."""
+    """Raise `InUseError` where the lease's driver is, or may be, alive."""
     if found.get("host") == socket.gethostname():
         pid = found.get("pid")
         alive = isinstance(pid, int) and process_start(pid) == found.get("process_start") is not None
@@ -118,7 +148,7 @@ def refuse_live(found: dict[str, Any], storage: Storage) -> None:
         seen = found.get("seen")
         alive = isinstance(seen, int | float) and time.time() - seen < STALE_SECONDS
     if alive:
-        raise StorageError(_held_message(found, storage))
+        raise InUseError(_held_message(found, storage))
 
 
 def describe(found: dict[str, Any]) -> str:

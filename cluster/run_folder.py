@@ -18,8 +18,8 @@ from shoal.cluster.storage import Storage
 
 CONFIG = "config.yaml"
 LAST_FILES = ("metrics.json", "manifest.json")
-# The cluster is not the experiment: results do not depend on it.
-NOT_IDENTITY = ("cluster",)
+# Where a run runs and how often it saves itself are not the experiment: results do not depend on them.
+NOT_IDENTITY = ("cluster", "training.checkpoint")
 _ABSENT = "(absent)"
 _MAY_COME_FIRST = (LEASE, "log.txt")
 _SILENT = Silent()
@@ -54,7 +54,7 @@ class RunFolder(Storage):
         """
         if not self.exists(CONFIG):
             return None
-        fix = "delete it, or choose another --out"
+        fix = "choose another --out, or delete the folder"
         try:
             found = YAML(typ="safe", pure=True).load(self.read_bytes(CONFIG))
         except YAMLError as error:
@@ -66,16 +66,20 @@ class RunFolder(Storage):
         return found
 
     @contextmanager
-    def claim(self, config: Mapping[str, Any], reporter: Reporter = _SILENT) -> Iterator["RunFolder"]:
+    def claim(
+        self, config: Mapping[str, Any], reporter: Reporter = _SILENT, wait: float = 0.0
+    ) -> Iterator["RunFolder"]:
         """Hold the run for this process, and for this experiment only.
 
         Parameters
         ----------
         config
             The resolved experiment in plain values. It is written to `config.yaml`, credentials redacted;
-            where that is there already, everything but the `cluster` section has to be equal.
+            where that is there already, everything but `NOT_IDENTITY` has to be equal.
         reporter
             Hears when a dead driver's lease is taken over.
+        wait
+            Seconds to wait for a live driver that holds the run.
 
         Raises
         ------
@@ -84,7 +88,7 @@ class RunFolder(Storage):
         ConfigError
             If the run belongs to another experiment; the message lists the difference.
         """
-        with held(self.storage, reporter):
+        with held(self.storage, reporter, wait=wait):
             if not self.is_of(config):
                 self.write_text(CONFIG, to_yaml(config))
             yield self
@@ -120,7 +124,7 @@ class RunFolder(Storage):
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """List what differs between two experiments, the `cluster` section aside.
+    """List what differs between two experiments, `NOT_IDENTITY` aside.
 
     Returns
     -------
@@ -129,7 +133,7 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
     """
     old, new = _flat(before), _flat(after)
     return [
-        f"{key}: {redact(str(old.get(key, _ABSENT)))} -> {redact(str(new.get(key, _ABSENT)))}"
+        f"{key}: {_shown(old.get(key, _ABSENT))} -> {_shown(new.get(key, _ABSENT))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key, _ABSENT) != new.get(key, _ABSENT)
     ]
@@ -149,13 +153,20 @@ def to_yaml(config: Mapping[str, Any]) -> str:
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        if not prefix and key in NOT_IDENTITY:
+        if f"{prefix}{key}" in NOT_IDENTITY:
             continue
         if isinstance(value, Mapping) and value:
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _shown(value: Any) -> str:
+    """Write a value as the experiment file does."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return redact(str(value))
 
 
 def _plain(value: Any) -> Any:

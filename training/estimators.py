@@ -202,7 +202,9 @@ class TorchClassifier(ClassifierMixin, _TorchEstimator):  # type: ignore[misc]
         encoder = LabelEncoder().fit(y)
         self.classes_ = encoder.classes_
         if len(self.classes_) < 2:
-            raise ValueError(f"y has one class only, {self.classes_[0]!r}; there is nothing to predict")
+            raise ValueError(
+                f"y has one class only, {self.classes_.tolist()[0]!r}; there is nothing to predict"
+            )
         classes: tuple[Scalar, ...] = tuple(
             c.item() if isinstance(c, np.generic) else c for c in self.classes_
         )

@@ -225,8 +225,9 @@ class Loop:
         done = self.position // self.plan.steps_per_epoch
         if self.validates and self.stopping.best_epoch < 0 and self.monitor is not None:
             self.notices.append(
-                f"{self.monitor.name} is undefined on the validation rows (one class only?): no best epoch was chosen and "
-                "nothing stopped early; give more validation rows (data.split), or another first metric in evaluation.scoring"
+                f"{self.monitor.name} is undefined on the validation rows (one class only, or no finite predictions?): no best "
+                "epoch was chosen and nothing stopped early; give more validation rows (data.split), or another first metric "
+                "in evaluation.scoring"
             )
         skipped = len(self.stepper.skipped)
         if skipped:

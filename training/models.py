@@ -5,6 +5,9 @@ Shape legend: B rows, D numeric features, C categorical columns, E encoded featu
 
 import inspect
 import math
+import os
+import sysconfig
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +18,7 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, RunError, ShoalError
 from shoal.cluster.sharding.manifest import FIRST_CATEGORY, Schema
 from shoal.training.config import LinearConfig, MLPConfig
 
@@ -111,16 +114,42 @@ class Model(nn.Module):
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """Return logits ``[B, K]`` for prepared inputs ``[B, D]`` and ``[B, C]``."""
-        if self.by_type:
-            logits = self.body(numeric=self.encoder.fill(numeric), categorical=categorical)
-        else:
-            logits = self.body(self.encoder(numeric, categorical))
+        inputs = (
+            {"numeric": self.encoder.fill(numeric), "categorical": categorical}
+            if self.by_type
+            else {"": self.encoder(numeric, categorical)}
+        )
+        try:
+            logits = self.body(**inputs) if self.by_type else self.body(inputs[""])
+        except Exception as error:
+            if place := _users_line(error):
+                raise RunError(
+                    f"the model's forward failed at {place}: {type(error).__name__}: {error}"
+                ) from error
+            raise
         if logits.shape != (len(numeric), self.n_outputs):
             raise ConfigError(
                 f"the model returned shape {tuple(logits.shape)}; it must return {(len(numeric), self.n_outputs)}: one "
                 "row an input row, one logit an output"
             )
         return logits  # type: ignore[no-any-return]
+
+
+def _users_line(error: Exception) -> str:
+    """Return where in a module of the user's own an error arose; empty where it is another's, or no memory was left."""
+    if isinstance(error, ShoalError | MemoryError | torch.OutOfMemoryError):
+        return ""
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    ours = os.path.dirname(os.path.dirname(__file__))
+    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+    others = tuple(f"{folder}{os.sep}" for folder in (ours, *libraries))
+    own = [i for i, f in enumerate(frames) if not f.filename.startswith(others)]
+    # A collective operation that fails inside a layer (ZeRO-3 gathers weights there) is no fault of the layer's.
+    if not own or any(
+        "distributed" in f.filename or "deepspeed" in f.filename for f in frames[own[-1] + 1 :]
+    ):
+        return ""
+    return f"{frames[own[-1]].filename}, line {frames[own[-1]].lineno}"
 
 
 def takes_types(body: nn.Module) -> bool:
@@ -196,7 +225,12 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
         body = _user_body(config, factory or config.load(), schema, encoder.width, n_outputs)
         if takes_types(body):  # it reads the codes itself: embeddings of ours would be dead weights
             encoder = InputEncoder(schema, embedding=None)
-        return Model(encoder, body, n_outputs)
+        model = Model(encoder, body, n_outputs)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ConfigError(
+                f"model.import: {config.path} has no parameter to train; give it layers, or leave requires_grad on"
+            )
+        return model
 
 
 def _user_body(config: Imported, factory: Factory, schema: Schema, width: int, n_outputs: int) -> nn.Module:

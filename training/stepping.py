@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shoal.cluster.components import Choice
 from shoal.cluster.errors import RunError
 from shoal.training.batches import Batch, BatchReader
-from shoal.training.config import TrainingConfig
+from shoal.training.config import OPTIMIZERS, TrainingConfig
 from shoal.training.device import AUTOCAST, DTYPES
 from shoal.training.draws import DrawContext
 from shoal.training.losses import RowLoss
@@ -133,7 +134,8 @@ class Stepper:
 
     def _which(self, ids: list[Any], rows: int) -> str:
         """Say which rows are wrong, and what to do about it."""
-        slower = "lower training.optimizer.learning_rate or set training.clip_norm"
+        name = Choice(OPTIMIZERS).name_of(self.config.optimizer)
+        slower = f"lower training.optimizer.{name}.learning_rate or set training.clip_norm"
         if len(ids) == rows:
             return f"so is the loss of all {rows} rows of the batch: {slower}"
         if not ids:

@@ -161,6 +161,15 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
         raise DataError(
             f"data.split.time: validation_from {chosen.validation_from} is not before test_from {chosen.test_from}"
         )
+    for key, given, stamp in (
+        ("test_from", chosen.test_from, test_from),
+        ("validation_from", chosen.validation_from, validation_from),
+    ):
+        if stamp is not None and stamp > times[known].max():
+            raise DataError(
+                f"data.split.time: {key} {given} is after the last time stamp of column {data.time!r}, so that part would "
+                "be empty; give an earlier one, or a share of the rows (test, validation)"
+            )
     test = 0.2 if chosen.test is None else chosen.test
     gap = _gap(chosen.gap, numeric, data)
     parts = np.full(len(rows), splits.LEFT_OUT, np.int8)

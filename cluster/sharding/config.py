@@ -78,9 +78,10 @@ class DataConfig(Config):
     """The rows: `path` and `target` are enough."""
 
     path: Names = Field(
-        description="a Parquet file, folder, glob or list of them; local (from the current directory) or remote"
+        min_length=1,
+        description="a Parquet file, folder, glob or list of them; local (from the current directory) or remote",
     )
-    target: Names = Field(description="column to predict; a list of columns for multi-label")
+    target: Names = Field(min_length=1, description="column to predict; a list of columns for multi-label")
     task: Task = "auto"
     positive: str | bool | int | float | None = Field(
         None, description="binary: the value that is the event (default: the rarer)"
@@ -102,6 +103,8 @@ class DataConfig(Config):
     def _roles(self) -> "DataConfig":
         if self.features is not None and self.drop:
             raise ValueError("features and drop exclude each other: name what to use or what to leave out")
+        if twice := sorted({name for name in self.target if self.target.count(name) > 1}):
+            raise ValueError(f"target names {', '.join(map(repr, twice))} more than once")
         roles = {name: role for role in ("group", "time", "id") if (name := getattr(self, role)) is not None}
         for name in self.target:
             if name in roles or name in self.drop or name in (self.features or ()):

@@ -148,8 +148,9 @@ def dump_yaml(experiment: Experiment) -> str:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """Return what a run is the run of: everything but the cluster."""
-    return {key: value for key, value in to_dict(experiment).items() if key != "cluster"}
+    """Return what a run is the run of: everything but where it runs and how often it saves itself."""
+    kept = {key: value for key, value in to_dict(experiment).items() if key != "cluster"}
+    return kept | {"training": {k: v for k, v in kept["training"].items() if k != "checkpoint"}}
 
 
 def run_name(stem: str, verb: str, experiment: Experiment) -> str:

@@ -5,9 +5,12 @@
 """
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import typer
 
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.path.append(os.getcwd())  # a model of the user's own lies beside the experiment
     state.reset(arguments)
     try:
-        code = app(arguments or ["--help"], prog_name="shoal", standalone_mode=False)
+        with _terminated_as_interrupted():
+            code = app(arguments or ["--help"], prog_name="shoal", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # `shoal schema | head`; the interpreter would complain again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -56,6 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             1,
         )
     return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Let SIGTERM end the command as Ctrl-C does, so that leases and Ray are given back; an ignored one stays so."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _usage(message: str) -> str:

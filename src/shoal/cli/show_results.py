@@ -45,7 +45,8 @@ def scores(found: dict[str, Any], task: str) -> list[Any]:
         shown.append(table)
         if macro:
             shown.append(f"macro: the plain average over {'labels' if task == 'multilabel' else 'classes'}")
-        shown.append(f"intervals: {first['method']}, {first['replicates']:,} replicates")
+        if judged := next((e for e in metrics.values() if e["method"]), None):
+            shown.append(f"intervals: {judged['method']}, {judged['replicates']:,} replicates")
         flat = [name for name, e in metrics.items() if e["value"] is not None and e["low"] == e["high"]]
         if flat:
             shown.append(

@@ -58,7 +58,7 @@ def shard(
     DataError
         If the data cannot be used as asked.
     StorageError
-        If the folder cannot be written, or is held by another process.
+        If the folder cannot be written, or is held by another process for longer than `cluster.wait`.
     """
     from shoal.cluster.sharding.service import shard as write
     from shoal.cluster.sharding.service import sharding_key
@@ -72,7 +72,8 @@ def shard(
         return _reused(found, reporter)
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
-    with claimed(folder, _identity(experiment), reporter, MANIFEST) as heard:
+    wait = experiment.cluster.wait.total_seconds()
+    with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
             made = _reused(folder.storage, reporter)
             if made.manifest.key == key:

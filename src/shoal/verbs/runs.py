@@ -108,7 +108,9 @@ def with_overrides(experiment: Experiment, overrides: tuple[str, ...]) -> Experi
 
 
 @contextmanager
-def claimed(folder: RunFolder, config: dict[str, Any], reporter: Reporter, last: str) -> Iterator[Reporter]:
+def claimed(
+    folder: RunFolder, config: dict[str, Any], reporter: Reporter, last: str, wait: float = 0.0
+) -> Iterator[Reporter]:
     """Hold a folder for this experiment, and log there what is reported.
 
     A folder that this call made, and that a wrong request then left without anything of use, goes away again.
@@ -123,10 +125,12 @@ def claimed(folder: RunFolder, config: dict[str, Any], reporter: Reporter, last:
         Hears everything; the yielded reporter tells it and the log.
     last
         The file that makes the folder complete.
+    wait
+        Seconds to wait for another process that holds the folder.
     """
     is_new = not folder.exists()
     try:
-        with folder.claim(config, reporter), logged(folder, reporter) as heard:
+        with folder.claim(config, reporter, wait), logged(folder, reporter) as heard:
             yield heard
     except BaseException as error:
         useless = isinstance(error, RequestError) and set(folder.list()) <= _BEGINNING
@@ -195,11 +199,12 @@ def provenance_of(run: Storage) -> dict[str, Any]:
 def _nearest(uri: str, storage: StorageConfig) -> str:
     parent, _, name = uri.rstrip("/").rpartition("/")
     folder = Storage.open(parent or ".", storage)
-    names = [n for n in folder.list() if folder.exists(f"{n}/metrics.json")] if folder.exists() else []
+    there = folder.list() if folder.exists() else []
+    names = [n for n in there if folder.exists(f"{n}/metrics.json") and folder.exists(f"{n}/config.yaml")]
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names[:3]
-    there = f"{parent}/" if parent else ""
+    where = f"{parent}/" if parent else ""
     return (
-        f"; runs there: {', '.join(there + n for n in close)}"
+        f"; runs there: {', '.join(where + n for n in close)}"
         if close
         else "; give the folder that shoal train named"
     )

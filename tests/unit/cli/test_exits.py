@@ -1,14 +1,21 @@
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from datetime import timedelta
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from shoal.cli.deadline import deadline
-from shoal.cluster.errors import RunError
+from shoal.cli.main import main
+from shoal.cluster.errors import DataError, RunError
+from shoal.experiment import from_dict
+from shoal.verbs.dataset import shard
 
 HEAVY = ["torch", "ray", "pandas", "sklearn", "pyarrow", "matplotlib", "scipy", "deepspeed"]
 
@@ -167,3 +174,40 @@ def test_a_run_that_meets_its_time_limit_fails_cleanly(shoal, folder, monkeypatc
     done = shoal("check", folder / "small.yaml", "--time-limit", "0.1s", "--json")
     assert done.code == 1
     assert "time limit of 0.1s" in json.loads(done.out)["error"]
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shoal.verbs.look
+
+    def terminated(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(shoal.verbs.look, "check", terminated)
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {path: x.parquet, target: y}\n")
+    assert main(["check", str(file)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("key", ["test_from", "validation_from"])
+def test_a_time_split_that_begins_after_the_data_is_refused(key: str, tmp_path: Path) -> None:
+    table = pa.table({"t": range(40), "x": [0.5, 1.5] * 20, "y": [0, 1] * 20})
+    pq.write_table(table, tmp_path / "a.parquet")
+    experiment = from_dict(
+        {
+            "data": {
+                "path": str(tmp_path / "a.parquet"),
+                "target": "y",
+                "time": "t",
+                "split": {"time": {key: 99}},
+            },
+            "cluster": {"storage_path": str(tmp_path / "runs")},
+        }
+    )
+    with pytest.raises(DataError, match=f"{key} 99.* is after the last time stamp of column 't'"):
+        shard(experiment)
+    assert not list((tmp_path / "runs").glob("*"))

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import jsonschema
 import pytest
@@ -310,3 +311,29 @@ def test_json_schema_describes_the_file():
     assert list(validator.iter_errors(parse(FULL, "")[0])) == []
     assert list(validator.iter_errors({"data": {"path": "a", "target": "y"}, "model": "mpl"}))
     assert list(validator.iter_errors({"data": {"path": "a", "target": "y"}, "training": {"epoch": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"cluster": {"collective_timeout": "0s"}}, "at least 1s"),
+        ({"cluster": {"wait": -1}}, "from 0 on"),
+        ({"training": {"checkpoint": {"every": float("inf")}}}, "at most 36500d"),
+        ({"training": {"checkpoint": {"every": 1e30}}}, "at most 36500d"),
+        ({"data": {"path": "x", "target": []}}, "a list of at least 1"),
+        ({"data": {"path": [], "target": "y"}}, "a list of at least 1"),
+        ({"data": {"path": "x", "target": ["y", "z", "y"]}}, "names 'y' more than once"),
+    ],
+)
+def test_durations_and_lists_that_mean_nothing_are_refused(section: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"data": {"path": "x", "target": "y"}} | section)
+
+
+def test_how_often_a_run_saves_itself_is_not_part_of_its_name() -> None:
+    data = {"path": "x", "target": "y"}
+    plain = from_dict({"data": data})
+    often = from_dict({"data": data, "training": {"checkpoint": {"every": 5}}})
+    longer = from_dict({"data": data, "training": {"epochs": 7}})
+    assert run_name("a", "train", plain) == run_name("a", "train", often)
+    assert run_name("a", "train", plain) != run_name("a", "train", longer)

@@ -3,6 +3,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from shoal.cluster import lease as lease_module
-from shoal.cluster.errors import ConfigError, RunError, ShoalError, StorageError
+from shoal.cluster.errors import ConfigError, InUseError, RunError, ShoalError, StorageError
 from shoal.cluster.lease import LEASE, held, process_start
 from shoal.cluster.progress import Silent
 from shoal.cluster.run_folder import CONFIG, RunFolder, difference, to_yaml
@@ -283,3 +284,24 @@ def test_on_an_object_store_the_last_writer_wins(monkeypatch: pytest.MonkeyPatch
         pytest.fail("the block must not run")
     assert json.loads(remote.read_bytes(LEASE)) == other
     remote.delete()
+
+
+def test_a_folder_in_use_is_waited_for(tmp_path: Path) -> None:
+    storage = Storage.open(str(tmp_path / "run"))
+    first = held(storage)
+    first.__enter__()
+    with pytest.raises(InUseError, match="is in use by process"), held(storage):
+        pytest.fail("two hold one folder")
+    release = threading.Timer(0.6, first.__exit__, (None, None, None))
+    release.start()
+    began = time.monotonic()
+    with held(storage, wait=30):
+        assert 0.3 < time.monotonic() - began < 20
+    release.join()
+    assert not storage.exists("lease.json")
+
+
+def test_checkpoints_are_no_difference_and_values_are_shown_as_in_yaml() -> None:
+    old = {"training": {"checkpoint": None, "epochs": 3}, "seed": None}
+    new = {"training": {"checkpoint": {"keep": 2}, "epochs": 3}, "seed": True}
+    assert difference(old, new) == ["seed: null -> true"]

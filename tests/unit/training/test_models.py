@@ -1,3 +1,6 @@
+from types import SimpleNamespace
+from typing import Any, cast
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +9,10 @@ from support.prepared import make_part, make_schema
 from torch import nn
 
 from shoal.cluster.components import Imported
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.sharding.manifest import Schema
 from shoal.training.config import LinearConfig, MLPConfig
-from shoal.training.models import InputEncoder, build_model, embedding_width
+from shoal.training.models import InputEncoder, Model, build_model, embedding_width
 
 
 class ByType(nn.Module):
@@ -121,3 +124,42 @@ def test_users_mistakes_are_named() -> None:
         build_model(imported(encoded, depth=3), schema, 0, factory=encoded)
     with pytest.raises(ConfigError, match="cannot import my_package.models:make"):
         build_model(imported(encoded), schema, 0)
+
+
+class _Failing(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        raise ValueError("boom")
+
+
+def _two_numbers() -> Any:
+    number = SimpleNamespace(has_missing=False, width=2)
+    return SimpleNamespace(numeric=[number], categorical=[], target=SimpleNamespace(n_outputs=1))
+
+
+def test_an_error_of_the_users_module_names_its_file_and_line() -> None:
+    model = Model(InputEncoder(_two_numbers()), _Failing(2, 1), 1)
+    with pytest.raises(RunError, match=r"test_models\.py, line \d+: ValueError: boom"):
+        model(torch.zeros(3, 2), torch.zeros(3, 0, dtype=torch.int64))
+
+
+def test_a_wrong_layer_of_a_library_inside_the_users_module_is_the_users_fault_too() -> None:
+    class Narrow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(5, 1)
+
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return cast(torch.Tensor, self.layer(input))
+
+    with pytest.raises(RunError, match=r"test_models\.py, line \d+: RuntimeError"):
+        Model(InputEncoder(_two_numbers()), Narrow(), 1)(torch.zeros(3, 2), torch.zeros(3, 0))
+
+
+def test_an_error_that_is_not_the_users_stays_as_it_is() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Model(InputEncoder(_two_numbers()), nn.Linear(5, 1), 1)(torch.zeros(3, 2), torch.zeros(3, 0))
+
+
+def test_a_module_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match="torch.nn:Identity has no parameter to train"):
+        build_model(Imported(**{"import": "torch.nn:Identity"}), _two_numbers(), 0)
