@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from shoal.cluster.config import ClusterConfig
@@ -107,6 +107,10 @@ class Shape:
     def is_elastic(self) -> bool:
         """Whether the group may shrink and grow."""
         return self.max_workers > self.num_workers
+
+    def capped(self, most: int) -> "Shape":
+        """Return a shape that does not grow beyond ``most`` workers."""
+        return replace(self, max_workers=min(self.max_workers, most))
 
     @property
     def workers(self) -> str:

@@ -4,8 +4,10 @@ import logging
 import math
 import os
 import secrets
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -276,6 +278,7 @@ def _lets_in(address: str, mode: str) -> bool:
 
 
 def _init(name: str, config: ClusterConfig, **options: Any) -> None:
+    terminated = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             log_to_driver=config.debug,
@@ -285,6 +288,10 @@ def _init(name: str, config: ClusterConfig, **options: Any) -> None:
         )
     except (ConnectionError, AuthenticationError, RuntimeError, ValueError, OSError) as error:
         raise ResourceError(f"cannot use {name}: {_reason(error)}") from error
+    finally:
+        # Ray sets a handler of its own, which ends this process with exit code 15 and no word.
+        if threading.current_thread() is threading.main_thread() and terminated is not None:
+            signal.signal(signal.SIGTERM, terminated)
 
 
 def _reason(error: Exception) -> str:

@@ -186,6 +186,8 @@ def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
         return f"{name}: {value} is not supported yet in this version; allowed: {_join(group, slot)}"
     if own:
         return f"{name}: {describe(value)} is not allowed; {'; '.join(dict.fromkeys(own))}"
+    if kind == "too_short":
+        return f"{name}: the list has {len(value)} entries; it must be {_join(group, slot)}"
     options = [
         o for e in group if e["type"] == "literal_error" for o in e["ctx"]["expected"].split("'")[1::2]
     ]

@@ -38,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except (Interrupted, KeyboardInterrupt, typer.Abort):
         return fail(f"interrupted{state.remains()}", INTERRUPTED)
+    except SystemExit as ended:  # Ray's own handler, while it starts
+        if ended.code != signal.SIGTERM:
+            raise
+        return fail(f"interrupted{state.remains()}", INTERRUPTED)
     except typer.TyperException as error:
         return fail(_usage(error.format_message()), 2)
     except StoppedError as error:

@@ -124,6 +124,11 @@ def _train(
     stages = Stages(reporter)
     with stages.stage("shard", "sharding"):
         data = shard(experiment, name=name, reporter=reporter)
+    if shape.max_workers > data.manifest.n_shards:
+        shape = shape.capped(data.manifest.n_shards)
+        reporter.notice(
+            f"the group grows to {data.manifest.n_shards} workers at most, one for each logical shard (data.shards)"
+        )
     task = data.manifest.schema_.target.task
     monitor = resolve_scoring(experiment.evaluation.scoring, task)[0]
     job = FitJob(

@@ -211,3 +211,18 @@ def test_a_time_split_that_begins_after_the_data_is_refused(key: str, tmp_path: 
     with pytest.raises(DataError, match=f"{key} 99.* is after the last time stamp of column 't'"):
         shard(experiment)
     assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_rays_answer_to_sigterm_is_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shoal.verbs.look
+
+    def ended(*_: object, **__: object) -> None:
+        raise SystemExit(signal.SIGTERM)
+
+    monkeypatch.setattr(shoal.verbs.look, "check", ended)
+    file = tmp_path / "a.yaml"
+    file.write_text("data: {path: x.parquet, target: y}\n")
+    assert main(["check", str(file)]) == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -263,3 +263,10 @@ def test_a_closed_port_is_named() -> None:
     with pytest.raises(ResourceError, match=f"no Ray cluster answers at 127.0.0.1:{port} .*refused"):
         checked_address(f"127.0.0.1:{port}")
     assert checked_address("auto") == "auto"
+
+
+def test_a_group_is_capped_at_the_shards_there_are() -> None:
+    pair = Shape(2, 1.0, 0.0, "group", max_workers=8)
+    assert pair.capped(4) == Shape(2, 1.0, 0.0, "group", max_workers=4)
+    assert pair.capped(16) == pair
+    assert not pair.capped(2).is_elastic
