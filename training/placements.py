@@ -4,7 +4,7 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
@@ -245,7 +245,7 @@ def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
             ray.cancel(reference, force=True)
             raise
         except ray.exceptions.RayError as error:
-            raise _our_error([error]) from error
+            raise _our_error({0: error}) from error
     return outcome
 
 
@@ -325,7 +325,7 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
             trainer.abort()
             raise
         except WorkerGroupError as error:
-            raise _our_error(list(error.worker_failures.values())) from error
+            raise _our_error(error.worker_failures) from error
         except ControllerError as error:
             raise ResourceError(
                 f"the group of {workers} workers did not start within {format_duration(cluster.wait)}, or was lost: "
@@ -374,13 +374,22 @@ def _group_worker(config: dict[str, Any]) -> FitOutcome:
         return run_worker(job, strategy, reporter, keeper)
 
 
-def _our_error(errors: list[BaseException]) -> ShoalError:
-    """Pick the error to show: one of ours first, a time-out that follows from another's failure last."""
-    causes = [c for error in errors for c in _chain(error)]
+def _our_error(failures: Mapping[int, BaseException]) -> ShoalError:
+    """Pick the error of the workers to show: one of ours first, a time-out that follows from another's failure last."""
+    chains = {rank: _chain(error) for rank, error in failures.items()}
+    causes = [c for chain in chains.values() for c in chain]
     ours = [c for c in causes if isinstance(c, ShoalError)]
     ours.sort(key=lambda e: isinstance(e, CollectiveTimeoutError))
     if ours:
         return ours[0]
+    raised = (UserExceptionWithTraceback, RayTaskError)
+    lost = [str(rank) for rank, error in failures.items() if not isinstance(error, raised)]
+    if lost:
+        who = f"worker {lost[0]} was" if len(lost) == 1 else f"workers {' and '.join(lost)} were"
+        return RunError(
+            f"{who} lost, and no further start is allowed (cluster.max_failures): the process crashed or was killed, often "
+            "for want of memory. See logs/ in the run folder; the same command goes on from the newest checkpoint"
+        )
     return RunError(f"a worker failed: {_last_line(causes[-1])}; see logs/ in the run folder")
 
 

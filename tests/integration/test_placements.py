@@ -137,7 +137,7 @@ def test_a_stuck_worker_is_named_and_the_group_ended(digits: Path, tmp_path: Pat
 
 
 def test_a_worker_that_dies_ends_the_run_with_a_message(digits: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="worker"):
+    with pytest.raises(RunError, match=r"worker 1"):
         run(digits, tmp_path, "group", 2, model=own("DiesOnWorkerOne"), timeout=20)
     assert leftovers() == {"actors": 0, "placement_groups": 0}
     assert not (tmp_path / "model").exists()
