@@ -400,9 +400,10 @@ class Loop:
         left_out = np.isin(np.arange(first, self.position), self.stepper.skipped)
         wrong = np.flatnonzero(~np.isfinite(self._losses) & ~left_out)
         if len(wrong) and self.config.non_finite == "stop":
+            at = first + int(wrong[0])
             raise RunError(
-                f"the loss became {self._losses[wrong[0]]} at step {first + int(wrong[0]) + 1} though its gradient is "
-                "finite: look at the model and its loss, or set training.non_finite: skip"
+                f"the loss became {self._losses[wrong[0]]} at step {at + 1} though its gradient is finite: "
+                f"{self.stepper.rows_without_loss(at)}. Look at the model and its loss, or set training.non_finite: skip"
             )
 
     def _record_losses(self, epoch: int, by_step: np.ndarray) -> None:

@@ -120,17 +120,32 @@ class Stepper:
         if self.config.non_finite == "skip":
             return
         epoch, step = divmod(position, self.plan.steps_per_epoch)
-        with torch.no_grad():
-            wrong = self._wrong_rows(batch, position)
-        found = self.strategy.gather_objects(self.reader.row_ids(epoch, wrong))
+        found = self._ids_without_loss(batch, position)
         text = None
         if found is not None:
             text = (
                 f"the gradient is no finite number at step {position + 1} (epoch {epoch + 1}, batch {step + 1}): its norm "
-                f"is {norm}; {self._which([i for part in found for i in part], batch.global_rows)}. Or set "
+                f"is {norm}; {self._which(found, batch.global_rows)}. Or set "
                 "training.non_finite: skip to leave such steps out and count them"
             )
         raise RunError(self.strategy.broadcast(text))
+
+    def rows_without_loss(self, position: int) -> str:
+        """Say which rows of a step have a loss that is no finite number, by the weights of now; on every worker."""
+        batch = self._batch(position)
+        found = self._ids_without_loss(batch, position)
+        text = None
+        if found is not None:
+            text = self._which(found, batch.global_rows) if found else "its rows have finite losses again"
+        return str(self.strategy.broadcast(text))
+
+    def _ids_without_loss(self, batch: Batch, position: int) -> list[Any] | None:
+        """Gather the ids of the rows whose loss is not finite, on worker 0."""
+        with torch.no_grad():
+            wrong = self._wrong_rows(batch, position)
+        ids = self.reader.row_ids(position // self.plan.steps_per_epoch, wrong)
+        found = self.strategy.gather_objects(ids)
+        return None if found is None else [i for part in found for i in part]
 
     def _which(self, ids: list[Any], rows: int) -> str:
         """Say which rows are wrong, and what to do about it."""

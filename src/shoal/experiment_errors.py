@@ -109,9 +109,23 @@ def unknown_key(path: KeyPath, slot: Slot) -> str:
         return f"{dotted(path)} is not supported yet in this version; leave it out"
     if key in (RESERVED.get(plain.rpartition(".")[0]) or ()):
         return f"{plain.rpartition('.')[0]}: {key} is not supported yet in this version"
+    if there := _of_another_component(key, path):
+        return f"{dotted(path)} is not a key; it belongs to {there}; {_allowed(slot)}"
     guess = nearest(key, slot.keys) or _elsewhere(key, plain)
-    allowed = f"allowed: {', '.join(slot.keys)}" if slot.keys else "it takes no keys"
-    return f"{dotted(path)} is not a key; " + (f"did you mean {guess}? " if guess else "") + allowed
+    return f"{dotted(path)} is not a key; " + (f"did you mean {guess}? " if guess else "") + _allowed(slot)
+
+
+def _allowed(slot: Slot) -> str:
+    return f"allowed: {', '.join(slot.keys)}" if slot.keys else "it takes no keys"
+
+
+def _of_another_component(key: str, path: KeyPath) -> str:
+    """Name the components of the same place that have `key`; empty where none has."""
+    from shoal.experiment import ROOT
+
+    choice = _slot(path[:-2], ROOT).choice if len(path) > 1 else None
+    names = [name for name, cls in choice.registry.items() if key in cls.model_fields] if choice else []
+    return " or ".join(f"{dotted(path[:-2])}.{name}" for name in names)
 
 
 def _elsewhere(key: str, plain: str) -> str | None:

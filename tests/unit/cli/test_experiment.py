@@ -224,7 +224,7 @@ def test_overrides_follow_the_rules_of_the_file(tmp_path):
         ("training.epochs=[1", "--set training.epochs=[1: not valid YAML"),
         (
             "training.optimizer.momentum=0.5",
-            "training.optimizer.adamw.momentum is not a key; allowed: learning_rate",
+            "training.optimizer.adamw.momentum is not a key; it belongs to training.optimizer.sgd; allowed: learning_rate",
         ),
         ("training.schedule=one_cycle", "training.schedule is not supported yet in this version"),
         ("training.optimizer.lbfgs.x=1", "training.optimizer: lbfgs is not supported yet in this version"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from support.by_hand import OPTIMIZERS, by_hand
 from support.prepared import make_dataset
+from torch import nn
 
 from shoal.cluster.errors import RunError
 from shoal.cluster.progress import EpochRecord, Silent
@@ -138,6 +139,22 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step() -> None:
     loop, _ = fit(make_dataset("regression", rows=100), optimizer={"sgd": {"learning_rate": 1e200}})
     with pytest.raises(
         RunError, match=r"no finite number at step \d+ .*so is the loss of all 50 rows.*learning_rate"
+    ):
+        loop.run()
+
+
+def test_a_loss_that_is_no_number_with_a_finite_gradient_names_its_rows() -> None:
+    loop, model = fit(make_dataset("regression", rows=100))
+
+    def overwrite(_module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
+        changed = output.clone()
+        changed[3:5] = torch.inf  # no gradient comes from these rows
+        return changed if torch.is_grad_enabled() or len(output) == 50 else output
+
+    model.register_forward_hook(overwrite)
+    with pytest.raises(
+        RunError,
+        match=r"became inf at step 1 though .*finite: 2 of its 50 rows have such a loss, with id \d+, \d+",
     ):
         loop.run()
 
