@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
@@ -16,6 +17,8 @@ from pydantic import (
 )
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+# Where a run runs and how often it saves itself are not the experiment: results do not depend on them.
+_NOT_IDENTITY = ("cluster", "training.checkpoint")
 _LONGEST_SECONDS = 36_500 * 86_400
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
 
@@ -24,6 +27,19 @@ class Config(BaseModel):
     """A frozen section of the experiment; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=False)
+
+
+def identity(experiment: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what makes a run the run of this experiment: dotted keys to plain values."""
+    flat: dict[str, Any] = {}
+    for key, value in experiment.items():
+        if f"{prefix}{key}" in _NOT_IDENTITY:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= identity(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 def parse_duration(value: Any) -> Any:

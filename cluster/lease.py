@@ -26,7 +26,7 @@ LEASE = "lease.json"
 STALE_SECONDS = 120.0
 RENEW_SECONDS = 20.0
 SETTLE_SECONDS = 0.5
-_LOOK_SECONDS = 0.2  # between two looks whether a folder was released
+_LOOK_SECONDS = 0.2  # between two looks whether a folder was released: no file system tells of it
 _SILENT = Silent()
 
 
@@ -86,7 +86,8 @@ def held(
     with _locked(storage):
         before = read(storage)
         if before is not None:
-            refuse_live(before, storage)
+            if _is_live(before):
+                raise InUseError(_held_message(before, storage))
             reporter.notice(
                 f"taking over from {describe(before)}, which ended without releasing {storage.uri}"
             )
@@ -112,19 +113,10 @@ def held(
 def _wait_for_release(storage: Storage, reporter: Reporter, wait: float) -> None:
     """Return when no live driver holds the folder, or when the time is over: taking it then says who does."""
     deadline, said = time.monotonic() + wait, False
-    while time.monotonic() < deadline:
-        found = read(storage)
-        try:
-            if found is None:
-                return
-            refuse_live(found, storage)
-            return
-        except InUseError:
-            if not said:
-                reporter.notice(
-                    f"waiting up to {wait:g} s for {describe(found or {})}, which uses {storage.uri}"
-                )
-            said = True
+    while time.monotonic() < deadline and (found := read(storage)) is not None and _is_live(found):
+        if not said:
+            reporter.notice(f"waiting up to {wait:g} s for {describe(found)}, which uses {storage.uri}")
+        said = True
         time.sleep(_LOOK_SECONDS)
 
 
@@ -139,16 +131,13 @@ def read(storage: Storage) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def refuse_live(found: dict[str, Any], storage: Storage) -> None:
-    """Raise `InUseError` where the lease's driver is, or may be, alive."""
+def _is_live(found: dict[str, Any]) -> bool:
+    """Whether the lease's driver is, or may be, alive."""
     if found.get("host") == socket.gethostname():
         pid = found.get("pid")
-        alive = isinstance(pid, int) and process_start(pid) == found.get("process_start") is not None
-    else:
-        seen = found.get("seen")
-        alive = isinstance(seen, int | float) and time.time() - seen < STALE_SECONDS
-    if alive:
-        raise InUseError(_held_message(found, storage))
+        return isinstance(pid, int) and process_start(pid) == found.get("process_start") is not None
+    seen = found.get("seen")
+    return isinstance(seen, int | float) and time.time() - seen < STALE_SECONDS
 
 
 def describe(found: dict[str, Any]) -> str:

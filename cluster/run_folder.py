@@ -9,7 +9,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from shoal.cluster.config import StorageConfig
+from shoal.cluster.config import StorageConfig, identity
 from shoal.cluster.errors import ConfigError, StorageError
 from shoal.cluster.filesystems import locate, redact
 from shoal.cluster.lease import LEASE, held
@@ -18,8 +18,6 @@ from shoal.cluster.storage import Storage
 
 CONFIG = "config.yaml"
 LAST_FILES = ("metrics.json", "manifest.json")
-# Where a run runs and how often it saves itself are not the experiment: results do not depend on them.
-NOT_IDENTITY = ("cluster", "training.checkpoint")
 _ABSENT = "(absent)"
 _MAY_COME_FIRST = (LEASE, "log.txt")
 _SILENT = Silent()
@@ -75,7 +73,7 @@ class RunFolder(Storage):
         ----------
         config
             The resolved experiment in plain values. It is written to `config.yaml`, credentials redacted;
-            where that is there already, everything but `NOT_IDENTITY` has to be equal.
+            where that is there already, its identity has to be equal.
         reporter
             Hears when a dead driver's lease is taken over.
         wait
@@ -124,14 +122,14 @@ class RunFolder(Storage):
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """List what differs between two experiments, `NOT_IDENTITY` aside.
+    """List what differs between the identities of two experiments.
 
     Returns
     -------
     list of str
         ``key: old -> new`` with dotted keys, sorted; empty where nothing differs.
     """
-    old, new = _flat(before), _flat(after)
+    old, new = identity(before), identity(after)
     return [
         f"{key}: {_shown(old.get(key, _ABSENT))} -> {_shown(new.get(key, _ABSENT))}"
         for key in sorted(old.keys() | new.keys())
@@ -148,18 +146,6 @@ def to_yaml(config: Mapping[str, Any]) -> str:
     text = io.StringIO()
     yaml.dump(_plain(config), text)
     return text.getvalue()
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if f"{prefix}{key}" in NOT_IDENTITY:
-            continue
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _shown(value: Any) -> str:

@@ -289,8 +289,9 @@ def _init(name: str, config: ClusterConfig, **options: Any) -> None:
     except (ConnectionError, AuthenticationError, RuntimeError, ValueError, OSError) as error:
         raise ResourceError(f"cannot use {name}: {_reason(error)}") from error
     finally:
-        # Ray sets a handler of its own, which ends this process with exit code 15 and no word.
-        if threading.current_thread() is threading.main_thread() and terminated is not None:
+        # Ray sets a handler of its own, which ends this process with exit code 15 and no word; better than none.
+        own = terminated not in (None, signal.SIG_DFL)
+        if own and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, terminated)
 
 

@@ -114,14 +114,11 @@ class Model(nn.Module):
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         """Return logits ``[B, K]`` for prepared inputs ``[B, D]`` and ``[B, C]``."""
-        inputs = (
-            {"numeric": self.encoder.fill(numeric), "categorical": categorical}
-            if self.by_type
-            else {"": self.encoder(numeric, categorical)}
-        )
         try:
-            logits = self.body(**inputs) if self.by_type else self.body(inputs[""])
-        except Exception as error:
+            logits = self._logits(numeric, categorical)
+        except (
+            Exception
+        ) as error:  # whatever a module of the user's own raises gets its place; the rest goes on
             if place := _users_line(error):
                 raise RunError(
                     f"the model's forward failed at {place}: {type(error).__name__}: {error}"
@@ -132,7 +129,14 @@ class Model(nn.Module):
                 f"the model returned shape {tuple(logits.shape)}; it must return {(len(numeric), self.n_outputs)}: one "
                 "row an input row, one logit an output"
             )
-        return logits  # type: ignore[no-any-return]
+        return logits
+
+    def _logits(self, numeric: Tensor, categorical: Tensor) -> Tensor:
+        if self.by_type:
+            found: Tensor = self.body(numeric=self.encoder.fill(numeric), categorical=categorical)
+        else:
+            found = self.body(self.encoder(numeric, categorical))
+        return found
 
 
 def _users_line(error: Exception) -> str:

@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from typing import Any, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
 from ray.train import get_preemption_info
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback
+from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
@@ -382,13 +382,14 @@ def _our_error(failures: Mapping[int, BaseException]) -> ShoalError:
     ours.sort(key=lambda e: isinstance(e, CollectiveTimeoutError))
     if ours:
         return ours[0]
-    raised = (UserExceptionWithTraceback, RayTaskError)
-    lost = [str(rank) for rank, error in failures.items() if not isinstance(error, raised)]
+    gone = (WorkerHealthCheckFailedError, WorkerCrashedError)
+    lost = [str(rank) for rank, error in failures.items() if isinstance(error, gone)]
     if lost:
         who = f"worker {lost[0]} was" if len(lost) == 1 else f"workers {' and '.join(lost)} were"
         return RunError(
-            f"{who} lost, and no further start is allowed (cluster.max_failures): the process crashed or was killed, often "
-            "for want of memory. See logs/ in the run folder; the same command goes on from the newest checkpoint"
+            f"{who} lost for good: the process crashed or was killed, often for want of memory. See logs/ in the run folder; "
+            "the same command goes on from the newest checkpoint, if one was written; a group starts again by itself as often "
+            "as cluster.max_failures allows"
         )
     return RunError(f"a worker failed: {_last_line(causes[-1])}; see logs/ in the run folder")
 

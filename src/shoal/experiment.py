@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic.json_schema import GenerateJsonSchema
 
 from shoal.cluster.components import Choice
-from shoal.cluster.config import ClusterConfig, Config, format_duration
+from shoal.cluster.config import ClusterConfig, Config, format_duration, identity
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.config import DataConfig
 from shoal.evaluation.config import EvaluationConfig
@@ -147,15 +147,9 @@ def dump_yaml(experiment: Experiment) -> str:
     return dump(to_dict(experiment))
 
 
-def identity(experiment: Experiment) -> dict[str, Any]:
-    """Return what a run is the run of: everything but where it runs and how often it saves itself."""
-    kept = {key: value for key, value in to_dict(experiment).items() if key != "cluster"}
-    return kept | {"training": {k: v for k, v in kept["training"].items() if k != "checkpoint"}}
-
-
 def run_name(stem: str, verb: str, experiment: Experiment) -> str:
     """``<stem>-<verb>-<8 hex digits of the identity>``, the same after every restart."""
-    text = json.dumps(identity(experiment), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(identity(to_dict(experiment)), sort_keys=True, separators=(",", ":"))
     return f"{stem}-{verb}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 

@@ -212,11 +212,12 @@ def inside():
     tree = [p.pid for p in psutil.Process(os.getppid()).children(recursive=True)]
     return {"stats": os.environ.get("RAY_USAGE_STATS_ENABLED"), "cpus": ray.cluster_resources()["CPU"],
             "path": "EXTRA" in "".join(sys.path), "raylet": os.getppid(), "tree": tree}
+import signal
+signal.signal(signal.SIGTERM, signal.default_int_handler)
 try:
     with session(ClusterConfig(), Demand()):
         seen |= ray.get(inside.remote())
-        import signal
-        seen["sigterm"] = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        seen["sigterm"] = signal.getsignal(signal.SIGTERM) == signal.default_int_handler
         raise KeyboardInterrupt
 except KeyboardInterrupt:
     seen["interrupted"] = True

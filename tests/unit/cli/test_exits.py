@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -182,8 +181,8 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     import shoal.verbs.look
 
     def terminated(*_: object, **__: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("nobody heeded SIGTERM")
 
     monkeypatch.setattr(shoal.verbs.look, "check", terminated)
     file = tmp_path / "a.yaml"

@@ -109,8 +109,8 @@ def test_the_sharded_dataset_is_found_by_its_inputs(shoal, run, folder):
 
 
 def test_python_and_yaml_give_the_same_run(run, folder):
-    from shoal.cluster.config import ClusterConfig
-    from shoal.experiment import Experiment, identity
+    from shoal.cluster.config import ClusterConfig, identity
+    from shoal.experiment import Experiment, to_dict
 
     same = Experiment(
         data={"path": f"{folder}/rows.parquet", "target": "y", "id": "key"},
@@ -119,7 +119,7 @@ def test_python_and_yaml_give_the_same_run(run, folder):
         evaluation={"replicates": 100},
         cluster=ClusterConfig(storage_path=f"{folder}/runs"),
     )
-    assert identity(same) == identity(load_experiment(folder / "small.yaml"))
+    assert identity(to_dict(same)) == identity(to_dict(load_experiment(folder / "small.yaml")))
     result = package.train(same, str(folder / "from python"))
     assert result.scores == json.loads((run / "metrics.json").read_text())
 
