@@ -180,6 +180,8 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
 ) -> None:
     import shoal.verbs.look
 
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves its own where other tests started it
+
     def terminated(*_: object, **__: object) -> None:
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("nobody heeded SIGTERM")
@@ -187,9 +189,12 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
     monkeypatch.setattr(shoal.verbs.look, "check", terminated)
     file = tmp_path / "a.yaml"
     file.write_text("data: {path: x.parquet, target: y}\n")
-    assert main(["check", str(file)]) == 130
-    assert "interrupted" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    try:
+        assert main(["check", str(file)]) == 130
+        assert "interrupted" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("key", ["test_from", "validation_from"])
