@@ -2,10 +2,10 @@
 
 import os
 import secrets
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from threading import Event
 from typing import Any, cast
 
 import ray
@@ -73,7 +73,7 @@ class _Elastic(ElasticScalingPolicy):
         self.run, self.run_uri, self.wait = run, run_uri, wait
         self._idle_since: float | None = None
         self._wanted: ResizeDecision | None = None
-        self._before: list[tuple[int, str]] = []
+        self._before: list[str] = []  # checkpoints that are too old to change the size from
         self._looked = 0.0
 
     def _count_possible_workers(self, reserved_resources: dict[str, dict[str, float]]) -> int:
@@ -102,12 +102,16 @@ class _Elastic(ElasticScalingPolicy):
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         now = time.monotonic()
         if isinstance(decision, ResizeDecision) and decision.num_workers != worker_group_state.num_workers:
-            self._wanted, self._before = decision, written(self.run)
+            self._wanted, self._before = (
+                decision,
+                [self.run.child(path).path for _, path in written(self.run)],
+            )
             ask_for_checkpoint(self.run_uri)
         if self._wanted is None or now - self._looked < _LOOK_SECONDS:
             return NoopDecision()
         self._looked = now
-        if written(self.run) == self._before or latest(self.run)[0] is None:
+        newest, _ = latest(self.run)
+        if newest is None or newest.folder.path in self._before:
             return NoopDecision()
         wanted, self._wanted = self._wanted, None
         publish(
@@ -193,7 +197,7 @@ class _LostWorkersOnly(DefaultFailurePolicy):
 
 
 class _ReportedKeeper(RunKeeper):
-    """Hands each worker's part to Ray Train, which uploads it in the background and deletes old ones."""
+    """Lets Ray Train's thread write a copy of each worker's part while training goes on, and delete old ones."""
 
     def __init__(self, job: FitJob, rank: int) -> None:
         config = job.training.checkpoint
@@ -201,17 +205,30 @@ class _ReportedKeeper(RunKeeper):
         run = Storage.open(job.run_uri, job.storage)
         super().__init__(run, config.every.total_seconds(), config.keep)
         self.uri, self.rank, self._notice = job.run_uri, rank, False
+        self._attempt = f"{FOLDER}/{ray.train.get_context().get_experiment_name()}"
+        self._stored = Event()
+        self._stored.set()
 
     def save(self, part: Part, name: str, last: bool) -> None:
-        """Write the part to a local folder and report that."""
-        folder = tempfile.mkdtemp(prefix="shoal-checkpoint-")
-        write_part(part, Storage.open(folder))
+        """Have a copy of the part written into the run folder, once the one before is."""
+        self._stored.wait()
+        self._stored.clear()
+        copy, folder = part.copy(), self.run.child(f"{self._attempt}/{name}")
+
+        def write(place: ray.train.Checkpoint, _: str) -> ray.train.Checkpoint:
+            try:
+                write_part(copy, folder)
+            finally:
+                self._stored.set()
+            return place
+
         ray.train.report(
             {"step": part.position},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint=ray.train.Checkpoint(folder.path, folder.filesystem),
             checkpoint_dir_name=name,
+            checkpoint_upload_fn=write,
             checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
+            delete_local_checkpoint_after_upload=False,  # it is where it belongs from the start
         )
 
     def asked(self) -> Asked:

@@ -98,15 +98,17 @@ def test_a_killed_driver(
     capsys.readouterr()
 
 
-def test_a_killed_node(tmp_path: Path) -> None:
-    config = experiment(tmp_path, at=10**9)
+@pytest.mark.parametrize("how", ["kill", "notice"])
+def test_a_killed_node(tmp_path: Path, how: str) -> None:
+    # With a notice the steps take longer: Ray Train looks for notices every 5 s.
+    config = experiment(tmp_path, at=10**9, pause=0.1 if how == "notice" else 0.02)
     script = TESTS / "support" / "node_loss.py"
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "RAY_ADDRESS"}
     ended = subprocess.run(
-        [sys.executable, str(script), str(config), str(tmp_path / "lost"), str(tmp_path / "whole")],
+        [sys.executable, str(script), str(config), str(tmp_path / "lost"), str(tmp_path / "whole"), how],
         env=environment,
         check=False,
-        timeout=240,
+        timeout=300,
         capture_output=True,
         text=True,
     )
@@ -155,5 +157,4 @@ def test_a_driver_that_is_killed_many_times(
 @pytest.mark.slow
 @pytest.mark.parametrize("repeat", range(20))
 def test_a_node_that_is_killed_many_times(tmp_path: Path, repeat: int) -> None:
-    del repeat
-    test_a_killed_node(tmp_path)
+    test_a_killed_node(tmp_path, "notice" if repeat % 4 == 3 else "kill")

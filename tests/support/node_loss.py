@@ -1,4 +1,7 @@
-"""Trains on a cluster of several raylets, one of which is killed after the first checkpoint; a process of its own."""
+"""Trains on a cluster of several raylets, one of which is killed; a process of its own.
+
+After the first checkpoint; or, with a notice, after the one that is written because of it: no other is due.
+"""
 
 import os
 import random
@@ -11,7 +14,9 @@ from pathlib import Path
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 
+from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
 from shoal.experiment import load_experiment
 from shoal.verbs import train
@@ -24,7 +29,16 @@ def raylet_of_worker_one(run: Path) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def main(config: str, lost: str, whole: str) -> None:
+def give_notice(address: str, node_id: str, seconds: float = 60) -> None:
+    """As a cloud that takes a machine back does, through Ray's autoscaler."""
+    deadline = int((time.time() + seconds) * 1000)
+    accepted, why = GcsClient(address=address).drain_node(
+        node_id, DRAIN_NODE_REASON_PREEMPTION, "taken back", deadline
+    )
+    assert accepted, why
+
+
+def main(config: str, lost: str, whole: str, how: str) -> None:
     node = {"num_cpus": 1, "object_store_memory": 100 << 20}
     cluster = Cluster(
         initialize_head=True, head_node_args={**node, "num_cpus": 0, "include_dashboard": False}
@@ -33,12 +47,25 @@ def main(config: str, lost: str, whole: str) -> None:
     cluster.wait_for_nodes()
     settings = ["cluster.num_workers=2", f"cluster.address={cluster.address}", "cluster.wait=90s"]
 
+    if how == "notice":
+        settings += ["training.checkpoint.every=1h"]
+
+    def wait_for(file: str, text: str = "") -> None:
+        """Nothing tells of an upload, or of an epoch, but its files."""
+        while not any(text in found.read_text() for found in Path(lost).glob(file)):
+            time.sleep(0.05)
+
     def kill() -> None:
-        while not list(Path(lost).glob("checkpoints/*/step-*/rank-00001.json")):
-            time.sleep(0.05)  # nothing tells of an upload but its files
-        time.sleep(random.Random().random())
+        if how == "notice":
+            wait_for("logs/rank-00000.txt", "epoch 1/")
+        else:
+            wait_for("checkpoints/*/step-*/rank-00001.json")
+            time.sleep(random.Random().random())
         raylet = raylet_of_worker_one(Path(lost))
         (victim,) = (n for n in nodes if n.all_processes["raylet"][0].process.pid == raylet)
+        if how == "notice":
+            give_notice(cluster.address, victim.node_id)
+            wait_for("checkpoints/*/step-*/rank-00001.json")
         cluster.remove_node(victim, allow_graceful=False)
 
     try:

@@ -8,7 +8,8 @@ workers are there and their hashes agree. Nothing in it is ever unpickled.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,11 +45,19 @@ class Part:
     tensors: Mapping[str, Fragment]
     facts: Mapping[str, Any]
 
+    def copy(self) -> "Part":
+        """Return one that stays as it is while training goes on."""
+        tensors = {n: Fragment(f.tensor.detach().clone(), f.start) for n, f in self.own().items()}
+        return replace(self, tensors=tensors, facts=deepcopy(self.facts))
+
+    def own(self) -> dict[str, Fragment]:
+        """Return the tensors that this worker writes."""
+        return {n: f for n, f in self.tensors.items() if f.start is not None or self.rank == 0}
+
 
 def write_part(part: Part, folder: Storage) -> None:
     """Write a worker's pair of files into a checkpoint's folder."""
-    own = {n: f for n, f in part.tensors.items() if f.start is not None or part.rank == 0}
-    name, digest = _name(part.rank), hashlib.sha256()
+    own, name, digest = part.own(), _name(part.rank), hashlib.sha256()
     with folder.write_stream(f"{name}.safetensors") as sink:
         for piece in _safetensors({n: f.tensor for n, f in own.items()}):
             digest.update(piece)

@@ -4,13 +4,10 @@ import math
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from copy import deepcopy
-from dataclasses import replace
 from typing import Literal
 
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, latest, write_part, written
-from shoal.training.strategies.base import Fragment
 
 Asked = Literal["", "checkpoint", "stop"]
 
@@ -78,10 +75,7 @@ class RunKeeper(Keeper):
             If this one with ``last``, or the one before, could not be written.
         """
         self.finish()
-        copies = {n: Fragment(f.tensor.detach().clone(), f.start) for n, f in part.tensors.items()}
-        self._writing = self._writer.submit(
-            self._write, replace(part, tensors=copies, facts=deepcopy(part.facts)), name
-        )
+        self._writing = self._writer.submit(self._write, part.copy(), name)
         if last:
             self.finish()
 
