@@ -13,7 +13,7 @@ from support.together import run_together
 from shoal.training.strategies.base import Strategy
 
 CPU = torch.device("cpu")
-ATOL = {"bf16": 2e-3}
+ATOL = {"bf16": 2e-3, "fp16": 2e-3}
 FP32 = 1e-6
 
 

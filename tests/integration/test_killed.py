@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,12 @@ def assert_equal(run: Path, whole: Path) -> None:
     ("workers", "strategy"), [(1, "ddp"), (2, "ddp"), (2, "{deepspeed: {zero_stage: 3}}")]
 )
 def test_a_killed_driver(
-    ray_cluster: object, tmp_path: Path, workers: int, strategy: str, capsys: Any
+    ray_cluster: object,
+    tmp_path: Path,
+    workers: int,
+    strategy: str,
+    capsys: Any,
+    record_property: Callable[[str, object], None],
 ) -> None:
     del ray_cluster
     at = random.Random().randrange(60, 100)
@@ -90,6 +96,7 @@ def test_a_killed_driver(
     (start,) = resumed_from(run)
     done = at - (2 if workers > 1 else 0)  # the proof of a group passes forward twice
     assert 0 < start < done, f"killed in step {done}"
+    record_property("steps_repeated", done - start)
 
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     assert resumed_from(tmp_path / "whole") == []
@@ -147,11 +154,15 @@ def test_a_group_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("repeat", range(20))
 def test_a_driver_that_is_killed_many_times(
-    ray_cluster: object, tmp_path: Path, repeat: int, capsys: Any
+    ray_cluster: object,
+    tmp_path: Path,
+    repeat: int,
+    capsys: Any,
+    record_property: Callable[[str, object], None],
 ) -> None:
     stage = repeat // 2 % 5  # of ZeRO; the last stands for DDP
     strategy = f"{{deepspeed: {{zero_stage: {stage}}}}}" if repeat % 2 and stage < 4 else "ddp"
-    test_a_killed_driver(ray_cluster, tmp_path, 1 + repeat % 2, strategy, capsys)
+    test_a_killed_driver(ray_cluster, tmp_path, 1 + repeat % 2, strategy, capsys, record_property)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,10 @@ def test_a_worker_that_dies_ends_the_run_with_a_message(digits: Path, tmp_path: 
 
 @pytest.mark.parametrize("strategy", ["ddp", {"deepspeed": {"zero_stage": 2}}])
 def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(
-    digits: Path, tmp_path: Path, strategy: str | dict[str, Any]
+    digits: Path,
+    tmp_path: Path,
+    strategy: str | dict[str, Any],
+    record_property: Callable[[str, object], None],
 ) -> None:
     at = random.Random().randrange(55, 85)
     killed = Imported.model_validate(
@@ -166,6 +170,7 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
     (resumed,) = outcome.resumed_from
     # Two forward passes of the proof come before the first step.
     assert 0 < resumed < at - 2, f"killed in step {at - 2}"
+    record_property("steps_repeated", at - 2 - resumed)
     assert any("was lost; the group starts again" in text for text in listener.notices)
     whole = run(digits, tmp_path / "whole", "group", 2, model=killed, **settings)
     assert whole[0].resumed_from == ()
@@ -177,9 +182,13 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
 
 @pytest.mark.slow
 @pytest.mark.parametrize("repeat", range(20))
-def test_a_worker_that_is_killed_many_times(digits: Path, tmp_path: Path, repeat: int) -> None:
+def test_a_worker_that_is_killed_many_times(
+    digits: Path, tmp_path: Path, repeat: int, record_property: Callable[[str, object], None]
+) -> None:
     strategy = "ddp" if repeat % 5 == 4 else {"deepspeed": {"zero_stage": repeat % 5}}
-    test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(digits, tmp_path, strategy)
+    test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothing(
+        digits, tmp_path, strategy, record_property
+    )
 
 
 def test_a_group_that_does_not_start_ends_with_a_message(digits: Path, tmp_path: Path) -> None:

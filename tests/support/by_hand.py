@@ -16,13 +16,16 @@ def by_hand(
     epochs: int,
     clip: float | None = None,
     precision: str = "fp64",
+    device: str = "cpu",
 ) -> None:
-    """Train ``model`` in place, on the rows of the epoch plan, in the order of its batches."""
+    """Train ``model`` in place, on the rows of the epoch plan, in the order of its batches; it is on the device."""
     part, task = dataset.parts["train"], dataset.schema.target.task
     plan = EpochPlan(dataset.shard_rows("train"), 50, 3)
     dtype = torch.float64 if precision == "fp64" else torch.float32
-    lower = torch.bfloat16 if precision == "bf16" else None
-    numeric = torch.from_numpy(part.numeric).to(dtype)
+    lower = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
+    numeric = torch.from_numpy(part.numeric).to(device, dtype)
+    categorical = torch.from_numpy(part.categorical).to(device)
     for epoch in range(epochs):
         for step in range(plan.steps_per_epoch):
             rows = [
@@ -30,10 +33,10 @@ def by_hand(
                 + p % plan.n_shards
                 for p in range(*plan.bounds(step))
             ]
-            with torch.autocast("cpu", lower, enabled=lower is not None):
-                logits = model(numeric[rows], torch.from_numpy(part.categorical)[rows])
+            with torch.autocast(device, lower, enabled=lower is not None):
+                logits = model(numeric[rows], categorical[rows])
             logits = logits.to(dtype)
-            label = torch.from_numpy(part.label)[rows]
+            label = torch.from_numpy(part.label)[rows].to(device)
             if task == "binary":
                 loss = F.binary_cross_entropy_with_logits(logits[:, 0], label.to(dtype))
             elif task == "multiclass":
@@ -43,10 +46,12 @@ def by_hand(
             else:
                 loss = F.mse_loss(logits[:, 0], (label - 2.0) / 3.0)
             optimizer.zero_grad()
-            loss.backward()
+            scaler.scale(loss).backward()
             if clip:
+                scaler.unscale_(optimizer)
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
+            scaler.step(optimizer)
+            scaler.update()
 
 
 OPTIMIZERS = {
