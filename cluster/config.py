@@ -120,9 +120,13 @@ class ClusterConfig(Config):
             raise ValueError("a worker must be given at least 1s to wait for the others; 5m is usual")
         return value
 
-    @field_validator("num_workers")
+    @field_validator("num_workers", mode="before")
     @classmethod
-    def _least_first(cls, value: int | str | tuple[int, int]) -> int | str | tuple[int, int]:
-        if isinstance(value, tuple) and value[0] > value[1]:
-            raise ValueError(f"the least number comes first: {list(reversed(value))}")
+    def _least_first(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            numbers = [n for n in value if isinstance(n, int) and not isinstance(n, bool)]
+            if len(value) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+                raise ValueError(
+                    "a pair holds the least and the most workers, whole numbers from 1 on, such as [2, 8]"
+                )
         return value

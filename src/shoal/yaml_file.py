@@ -23,6 +23,7 @@ Key = str | int
 KeyPath = tuple[Key, ...]
 
 _TAG = "tag:yaml.org,2002:"
+_SHOWN = 6  # values of a list in a message
 _CORE = {
     "null": (r"null|Null|NULL|~|", "nN~", ("",)),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF", ()),
@@ -168,13 +169,14 @@ def dump(data: Mapping[str, Any], *, flow: bool = False) -> str:
 
 
 def describe(value: Any) -> str:
-    """Name a value's kind in words for messages."""
+    """Show a value, or name its kind where it is long, for messages."""
     if value is None:
         return "empty"
     if isinstance(value, dict):
         return "a section"
     if isinstance(value, list | tuple):
-        return "a list"
+        plain = all(isinstance(v, str | int | float) for v in value)
+        return f"[{', '.join(map(describe, value))}]" if plain and 0 < len(value) <= _SHOWN else "a list"
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(value)

@@ -121,7 +121,7 @@ def test_load_names_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"shoal init"):
         load(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
-    with pytest.raises(ConfigError, match="top level is a list"):
+    with pytest.raises(ConfigError, match=r"top level is \[1\]"):
         load(tmp_path / "list.yaml")
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot read"):

@@ -160,7 +160,7 @@ def test_a_group_of_several_sizes_needs_room_for_the_least() -> None:
         "2 workers",
         "1 worker",
     )
-    with pytest.raises(ValueError, match=r"the least number comes first: \[2, 3\]"):
+    with pytest.raises(ValueError, match="the least and the most workers"):
         ClusterConfig(num_workers=(3, 2))
     with pytest.raises(ConfigError, match=r"holds one worker, got cluster.num_workers: \[1, 2\]"):
         resolve_workers(ClusterConfig(placement="task", num_workers=(1, 2)), Totals(8))

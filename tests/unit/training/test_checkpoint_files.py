@@ -26,7 +26,7 @@ def write(folder: Storage, flat: torch.Tensor, edges: list[int]) -> None:
         write_part(Part(7, rank, len(bounds) - 1, tensors, {"rank": rank}), folder)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     size=st.integers(1, 40),
     old=st.lists(st.integers(0, 40), max_size=4),

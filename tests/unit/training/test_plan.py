@@ -19,7 +19,7 @@ plans = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(plan=plans, workers=st.integers(1, 5), epoch=st.integers(0, 3))
 def test_every_row_is_read_once_an_epoch_in_even_batches_whoever_reads(
     plan: EpochPlan, workers: int, epoch: int
