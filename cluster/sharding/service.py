@@ -30,6 +30,7 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates, drop_constant
 from shoal.cluster.sharding.files import FOLDER, class_counts, identifiers, shard_path, write_shard
+from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
 from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split
 from shoal.cluster.sharding.plan import Plan
@@ -142,7 +143,11 @@ def shard(
         folder = f"{FOLDER}-{key[:8]}" if destination.exists(MANIFEST) else FOLDER
         destination.delete(folder)
         reporter.stage("writing shards")
-        splits = _write(blocks, decided, schema, destination, folder, reporter)
+        leakage = Leakage(schema)
+        splits = _write(blocks, decided, schema, destination, folder, reporter, leakage)
+    for notice in leakage.notices():
+        reporter.notice(notice)
+        notices.append(notice)
     manifest = Manifest(
         key=key,
         seed=seed,
@@ -249,7 +254,13 @@ def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, li
 
 
 def _write(
-    blocks: Blocks, decided: Decided, schema: Schema, destination: Storage, folder: str, reporter: Reporter
+    blocks: Blocks,
+    decided: Decided,
+    schema: Schema,
+    destination: Storage,
+    folder: str,
+    reporter: Reporter,
+    leakage: Leakage,
 ) -> dict[Any, Split]:
     plan, labels = decided.plan, decided.labels
     files: list[ShardFile] = []
@@ -264,12 +275,16 @@ def _write(
         )
         for slot in range(block.first, block.last):
             start, stop = int(plan.offsets[slot]) - base, int(plan.offsets[slot + 1]) - base
+            own = Prepared(rows.numeric[start:stop], rows.categorical[start:stop])
+            label = labels[base + start : base + stop]
+            if slot < plan.n_shards:
+                leakage.add(own, label)
             files.append(
                 write_shard(
                     destination,
                     shard_path(folder, *divmod(slot, plan.n_shards)),
-                    Prepared(rows.numeric[start:stop], rows.categorical[start:stop]),
-                    labels[base + start : base + stop],
+                    own,
+                    label,
                     ids.slice(start, stop - start),
                     schema.target,
                 )

@@ -1,0 +1,123 @@
+"""Target leakage: a column that alone tells the target of every training row is rarely known when one predicts.
+
+Kaufman, Rosset, Perlich and Stitelman (2012), Leakage in data mining: formulation, detection, and avoidance. Only what no
+honest column does is looked for, so that it may be said aloud: every value, or every range of values, belongs to one
+class; or the column is the target up to scale.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.prepare import Prepared
+
+# Of each class, and of each category on average: fewer rows may be told apart by chance.
+_LEAST_ROWS = 5
+_SURE = 1 - 1e-6  # a correlation with float32 columns
+
+
+@dataclass
+class Leakage:
+    """Looks for columns that tell the target. Feed it every training shard; columns that do not are forgotten at once.
+
+    Parameters
+    ----------
+    schema
+        What the prepared rows are.
+    """
+
+    schema: Schema
+    rows: int = 0
+    _of_class: npt.NDArray[np.int64] = field(init=False)
+    _codes: dict[int, npt.NDArray[np.int64]] = field(init=False)
+    _ranges: dict[int, npt.NDArray[np.float64]] = field(init=False)
+    _sums: npt.NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        target, width = self.schema.target, self.schema.numeric_width
+        self._k = len(target.classes) if target.task in ("binary", "multiclass") else 0
+        self._of_class = np.zeros(self._k, np.int64)
+        codes = [np.zeros((c.cardinality, self._k), np.int64) for c in self.schema.categorical]
+        self._codes = dict(enumerate(codes)) if self._k else {}
+        # Low, high and rows of each class; missing values have a row count of their own.
+        empty = np.array([[np.inf, -np.inf, 0.0, 0.0]] * self._k)
+        self._ranges = {i: empty.copy() for i in range(width)} if self._k else {}
+        # Of the values v and the label y, where both are known: n, v, v^2, y, y^2, v y; and rows that miss v.
+        self._sums = np.zeros((width, 7))
+
+    def add(self, rows: Prepared, label: npt.NDArray[Any]) -> None:
+        """Add a training shard: prepared rows and labels ``[n]``, class indices or values."""
+        self.rows += len(label)
+        if self.schema.target.task == "regression":
+            self._correlate(rows.numeric, label)
+        if not self._k or not len(label):
+            return
+        self._of_class += np.bincount(label, minlength=self._k)
+        for i, table in list(self._codes.items()):
+            table += np.bincount(rows.categorical[:, i] * self._k + label, minlength=table.size).reshape(
+                table.shape
+            )
+            if (np.count_nonzero(table, axis=1) > 1).any():
+                del self._codes[i]
+        for i, ranges in list(self._ranges.items()):
+            self._widen(ranges, rows.numeric[:, i], label)
+            if not _apart(ranges):
+                del self._ranges[i]
+
+    def _widen(
+        self, ranges: npt.NDArray[np.float64], values: npt.NDArray[np.float32], label: npt.NDArray[Any]
+    ) -> None:
+        missing = np.isnan(values)
+        for k in range(self._k):
+            own = values[(label == k) & ~missing]
+            if len(own):
+                ranges[k, :2] = min(ranges[k, 0], own.min()), max(ranges[k, 1], own.max())
+            ranges[k, 2] += len(own)
+            ranges[k, 3] += np.count_nonzero(missing & (label == k))
+
+    def _correlate(self, numeric: npt.NDArray[np.float32], label: npt.NDArray[Any]) -> None:
+        y = ((label - self.schema.target.center) / self.schema.target.scale)[:, None]
+        known = ~np.isnan(numeric)
+        v, y = np.where(known, numeric, 0.0).astype(np.float64), np.where(known, y, 0.0)
+        terms = (known, v, v * v, y, y * y, v * y, ~known)
+        self._sums += np.stack([term.sum(axis=0, dtype=np.float64) for term in terms], axis=1)
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns that tell the target."""
+        if self._k and (self._of_class < _LEAST_ROWS).any():
+            return []
+        names = [c.name for c in self.schema.numeric for _ in c.parts]
+        codes = [
+            self.schema.categorical[i].name
+            for i, table in self._codes.items()
+            if self.rows >= _LEAST_ROWS * np.count_nonzero(table.any(axis=1))
+        ]
+        found = {*codes, *(names[i] for i in self._ranges), *(names[i] for i in self._correlated())}
+        return [c.name for c in self.schema.columns if c.name in found]
+
+    def _correlated(self) -> npt.NDArray[np.intp]:
+        n, v, vv, y, yy, vy, missing = self._sums.T
+        with np.errstate(divide="ignore", invalid="ignore"):
+            correlation = (n * vy - v * y) / np.sqrt((n * vv - v * v) * (n * yy - y * y))
+        return np.flatnonzero((np.abs(correlation) > _SURE) & (missing == 0) & (n >= _LEAST_ROWS))
+
+    def notices(self) -> list[str]:
+        """Return what to say aloud."""
+        return [
+            f"column {name!r} alone tells the target of every training row: where it is not known at the time of predicting, "
+            f"leave it out with data.drop: [{name}]"
+            for name in self.columns()
+        ]
+
+
+def _apart(ranges: npt.NDArray[np.float64]) -> bool:
+    """Whether the classes' ranges do not meet; missing values, if there are any, are all of one class's rows."""
+    there = ranges[ranges[:, 2] > 0]
+    there = there[np.argsort(there[:, 0])]
+    if (there[1:, 0] <= there[:-1, 1]).any():
+        return False
+    missing = ranges[:, 3] > 0
+    return not missing.any() or (missing.sum() == 1 and not (missing & (ranges[:, 2] > 0)).any())
