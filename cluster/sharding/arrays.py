@@ -16,6 +16,11 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def described(kind: pa.DataType) -> str:
+    """Return a type's name for messages: Arrow has several for texts."""
+    return "text" if is_text(kind) else str(kind)
+
+
 def is_bytes(kind: pa.DataType) -> bool:
     """Whether values are raw bytes."""
     if pa.types.is_dictionary(kind):

@@ -13,6 +13,7 @@ from shoal.cluster.config import format_duration
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding import splits
 from shoal.cluster.sharding.arrays import (
+    described,
     indices,
     is_number,
     is_stamp,
@@ -187,7 +188,7 @@ def _by_column(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assig
     column = normalise(rows.roles.column(name))
     if not is_text(column.type):
         raise DataError(
-            f"data.split.column: column {name!r} is {column.type}; it must hold the texts {listed(SPLITS)}"
+            f"data.split.column: column {name!r} is {described(column.type)}; it must hold the texts {listed(SPLITS)}"
         )
     found = column.dictionary.to_pylist()
     lut = np.array([*(SPLITS.index(value) if value in SPLITS else 3 for value in found), 3], np.int8)
@@ -291,7 +292,7 @@ def _times(roles: pa.Table, data: DataConfig) -> tuple[npt.NDArray[Any], npt.NDA
             ) from error
         return values_us, missing, False
     raise DataError(
-        f"data.time: column {data.time!r} is {column.type}; it must hold numbers, dates or time stamps"
+        f"data.time: column {data.time!r} is {described(column.type)}; it must hold numbers, dates or time stamps"
     )
 
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import (
+    described,
     indices,
     is_number,
     is_tensor,
@@ -54,7 +55,7 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
     name = data.target[0]
     if pa.types.is_nested(first.type) or pa.types.is_temporal(first.type) or pa.types.is_binary(first.type):
         raise DataError(
-            f"data.target: column {name!r} is {first.type}; a target is strings, booleans, numbers, or (multi-label) "
+            f"data.target: column {name!r} is {described(first.type)}; a target is strings, booleans, numbers, or (multi-label) "
             "a list of 0 and 1"
         )
     values, counts = _classes(first)
@@ -151,7 +152,9 @@ def code_labels(
     name, column = target.columns[0], columns[0]
     if target.task == "regression":
         if not (is_number(column.type) or pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
-            raise DataError(f"target {name!r} is {column.type}, but the task is regression; give numbers")
+            raise DataError(
+                f"target {name!r} is {described(column.type)}, but the task is regression; give numbers"
+            )
         values = numbers(column)
         if np.isinf(values).any():
             raise DataError(
@@ -166,7 +169,7 @@ def _task(kind: pa.DataType, values: Sequence[Scalar], asked: str, name: str) ->
     count = len(values)
     if asked == "regression" and not (numeric or pa.types.is_boolean(kind)):
         raise DataError(
-            f"data.task is regression, but column {name!r} is {kind}; give numbers or another task"
+            f"data.task is regression, but column {name!r} is {described(kind)}; give numbers or another task"
         )
     if asked == "binary" and count != 2:
         raise DataError(
@@ -292,7 +295,9 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
     width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
     kind = column.type.value_type if width != 1 or pa.types.is_fixed_size_list(column.type) else column.type
     if not (is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
-        raise DataError(f"target {name!r} is {column.type}; a multi-label target holds booleans or 0 and 1")
+        raise DataError(
+            f"target {name!r} is {described(column.type)}; a multi-label target holds booleans or 0 and 1"
+        )
     values = list_numbers(column) if pa.types.is_fixed_size_list(column.type) else numbers(column)[:, None]
     odd = ~(np.isnan(values) | (values == 0) | (values == 1))
     if odd.any():
@@ -352,4 +357,6 @@ def _lookup(
 
 
 def _wrong_type(found: pa.DataType, expected: pa.DataType, name: str) -> NoReturn:
-    raise DataError(f"target {name!r} is {found}, but the classes are {expected}; give labels of that type")
+    raise DataError(
+        f"target {name!r} is {described(found)}, but the classes are {described(expected)}; give labels of that type"
+    )

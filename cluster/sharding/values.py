@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import (
     F64,
+    described,
     indices,
     integers_from,
     is_number,
@@ -187,6 +188,6 @@ def _tensor(array: pa.Array, column: Column) -> F64:
 
 def _wrong_type(column: Column, found: pa.DataType) -> NoReturn:
     raise DataError(
-        f"column {column.name!r} is {found}, expected {column.arrow_type} ({column.type}); convert it"
+        f"column {column.name!r} is {described(found)}, expected {column.arrow_type} ({column.type}); convert it"
         + (f", with {column.width} numbers a row" if column.type == "tensor" else "")
     )

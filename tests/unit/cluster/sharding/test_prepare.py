@@ -194,7 +194,7 @@ def test_no_rows() -> None:
     [
         (pa.array([1.0, math.inf, -math.inf]), "column 'x' has 2 infinite values; make them null"),
         (pa.array([1.0, 1e300, 0.0]), "column 'x' has 1 value too large for a float32"),
-        (pa.array(["a", "b", "c"]), r"column 'x' is dictionary<.*>, expected double \(numeric\)"),
+        (pa.array(["a", "b", "c"]), r"column 'x' is text, expected double \(numeric\)"),
         (pa.array([[1.0], [2.0], [3.0]]), "column 'x' is list<.*>, expected double"),
         (pa.array([dt.date(2024, 1, 1)] * 3), "column 'x' is date32.*, expected double"),
     ],
