@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray.exceptions import AuthenticationError
 
 from shoal.cluster.address import checked_address
@@ -186,14 +187,22 @@ def ray_quiet(debug: bool) -> Iterator[None]:
     """Keep Ray's own messages from the terminal within the block, unless debugging."""
     names = ("ray", "ray.train", "ray.tune", "ray.data", "ray.serve")
     before = {name: logging.getLogger(name).level for name in names}
+    printed = ray_worker.print_to_stdstream
     if not debug:
         for name in names:
             logging.getLogger(name).setLevel(logging.ERROR)
+        # What raylets say, of a node that died above all, goes to stdout whatever is asked: into the result of --json.
+        ray_worker.print_to_stdstream = _log_raylets
     try:
         yield
     finally:
+        ray_worker.print_to_stdstream = printed
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _log_raylets(data: dict[str, Any], ignore_prefix: bool = False) -> None:  # noqa: ARG001
+    logging.getLogger("ray").warning("%s", "\n".join(data["lines"]))
 
 
 def _start(config: ClusterConfig) -> None:

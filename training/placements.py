@@ -14,7 +14,11 @@ from ray.train import get_preemption_info
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2._internal.execution.scaling_policy import NoopDecision, ResizeDecision, ScalingDecision
 from ray.train.v2._internal.execution.scaling_policy.elastic import ElasticScalingPolicy
@@ -300,6 +304,7 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
     workers, run = shape.num_workers, Storage.open(job.run_uri, job.storage)
     checkpoints = job.training.checkpoint
     prune(run)
+    before = written(run)
     with (
         stop_requests(checkpoints is not None) as stopping,
         relay(job.run_uri, reporter, stopping),
@@ -344,11 +349,7 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
         except WorkerGroupError as error:
             raise _our_error(error.worker_failures) from error
         except ControllerError as error:
-            raise ResourceError(
-                f"the group of {workers} workers did not start within {format_duration(cluster.wait)}, or was lost: "
-                f"{_first_line(error.controller_failure)}; check the cluster's nodes and what others hold, raise "
-                "cluster.wait, or lower cluster.num_workers"
-            ) from error
+            raise _no_room(error, workers, cluster, ran=written(run) != before) from error
         except TrainingFailedError as error:
             raise RunError(f"training ended early: {_last_line(error)}") from error
         finally:
@@ -389,6 +390,23 @@ def _group_worker(config: dict[str, Any]) -> FitOutcome:
         reporter: Reporter = RelayReporter(job.run_uri) if strategy.rank == 0 else Silent()
         keeper = _ReportedKeeper(job, strategy.rank) if job.training.checkpoint else Keeper()
         return run_worker(job, strategy, reporter, keeper)
+
+
+def _no_room(error: ControllerError, workers: int, cluster: ClusterConfig, ran: bool) -> ShoalError:
+    """Say that a group did not start, or, where it ``ran``, that it could not start again."""
+    failure, wait = error.controller_failure, format_duration(cluster.wait)
+    # Ray names its own variables at length where a start takes too long.
+    waited = isinstance(failure, WorkerGroupStartupTimeoutError | TimeoutError)
+    why = "" if waited else f": {_first_line(failure)}"
+    if ran:
+        return RunError(
+            f"workers were lost, and the cluster had no room for {workers} within {wait}{why}; the same command goes on from "
+            "the newest checkpoint once it has, or with a lower cluster.num_workers"
+        )
+    return ResourceError(
+        f"the group of {workers} workers did not start within {wait}, or was lost{why}; check the cluster's nodes and what "
+        "others hold, raise cluster.wait, or lower cluster.num_workers"
+    )
 
 
 def _our_error(failures: Mapping[int, BaseException]) -> ShoalError:

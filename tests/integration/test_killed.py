@@ -109,6 +109,22 @@ def test_a_killed_driver(
 def test_a_killed_node(tmp_path: Path, how: str) -> None:
     # With a notice the steps take longer: Ray Train looks for notices every 5 s.
     config = experiment(tmp_path, at=10**9, pause=0.1 if how == "notice" else 0.02)
+    lose_a_node(tmp_path, config, how)
+    (start,) = resumed_from(tmp_path / "lost")
+    assert start > 0
+    assert resumed_from(tmp_path / "whole") == []
+    assert_equal(tmp_path / "lost", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_lost_capacity_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    said = lose_a_node(tmp_path, experiment(tmp_path, at=10**9, pause=0.1), "capacity")
+    assert "workers were lost, and the cluster had no room for 2 within 15s; the same command goes on" in said
+    assert list((tmp_path / "lost").glob("checkpoints/*/step-*"))
+    assert not (tmp_path / "lost" / "metrics.json").exists()
+
+
+def lose_a_node(tmp_path: Path, config: Path, how: str) -> str:
     script = TESTS / "support" / "node_loss.py"
     environment = {k: v for k, v in ENVIRONMENT.items() if k != "RAY_ADDRESS"}
     ended = subprocess.run(
@@ -120,10 +136,8 @@ def test_a_killed_node(tmp_path: Path, how: str) -> None:
         text=True,
     )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-    (start,) = resumed_from(tmp_path / "lost")
-    assert start > 0
-    assert resumed_from(tmp_path / "whole") == []
-    assert_equal(tmp_path / "lost", tmp_path / "whole")
+    assert "aylet" not in ended.stdout + ended.stderr, "Ray's own messages stay away"
+    return ended.stdout
 
 
 def test_a_group_grows_and_shrinks_with_its_cluster(tmp_path: Path) -> None:

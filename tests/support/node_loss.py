@@ -1,6 +1,7 @@
 """Trains on a cluster of several raylets, one of which is killed; a process of its own.
 
-After the first checkpoint; or, with a notice, after the one that is written because of it: no other is due.
+After the first checkpoint; or, with a notice, after the one that is written because of it: no other is due. Where capacity is
+to be lost, no node is left to take the lost one's place.
 """
 
 import os
@@ -18,6 +19,7 @@ from ray._raylet import GcsClient
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
 
+from shoal.cluster.errors import RunError
 from shoal.experiment import load_experiment
 from shoal.verbs import train
 
@@ -43,9 +45,14 @@ def main(config: str, lost: str, whole: str, how: str) -> None:
     cluster = Cluster(
         initialize_head=True, head_node_args={**node, "num_cpus": 0, "include_dashboard": False}
     )
-    nodes = [cluster.add_node(**node) for _ in range(3)]  # one more than there are workers
+    spare = 0 if how == "capacity" else 1
+    nodes = [cluster.add_node(**node) for _ in range(2 + spare)]
     cluster.wait_for_nodes()
-    settings = ["cluster.num_workers=2", f"cluster.address={cluster.address}", "cluster.wait=90s"]
+    settings = [
+        "cluster.num_workers=2",
+        f"cluster.address={cluster.address}",
+        f"cluster.wait={90 if spare else 15}s",
+    ]
 
     if how == "notice":
         settings += ["training.checkpoint.every=1h"]
@@ -71,8 +78,13 @@ def main(config: str, lost: str, whole: str, how: str) -> None:
     try:
         killer = threading.Thread(target=kill)
         killer.start()
-        train(load_experiment(config, settings), lost)
-        killer.join()
+        try:
+            train(load_experiment(config, settings), lost)
+        except RunError as error:
+            print(error)
+            return
+        finally:
+            killer.join()
         train(load_experiment(config, settings), whole)
     finally:
         cluster.shutdown()
