@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError, WorkerCrashedError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, WorkerCrashedError
 from ray.train import get_preemption_info
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -265,7 +265,7 @@ def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
         except KeyboardInterrupt:
             ray.cancel(reference, force=True)
             raise
-        except ray.exceptions.RayError as error:
+        except RayError as error:
             raise _our_error({0: error}) from error
     return outcome
 
@@ -352,6 +352,11 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
             raise _no_room(error, workers, cluster, ran=written(run) != before) from error
         except TrainingFailedError as error:
             raise RunError(f"training ended early: {_last_line(error)}") from error
+        except RayError as error:  # of the controller: it could not be started, or was lost
+            raise RunError(
+                f"Ray could not run the group: {_first_line(error)}; look at the nodes' memory and at Ray's own logs there "
+                "(by default /tmp/ray/session_latest/logs), or run again with --debug"
+            ) from error
         finally:
             trainer.controller = None  # an error's traceback would keep it alive
             if not written(run):  # a group that never came so far leaves nothing behind
