@@ -104,7 +104,7 @@ def explained(verb: str, where: str, *also: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         cause = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) and verb != "write":
             cause = "nothing is there"  # Arrow says it at length, with the path again
         message = f"cannot {verb} {redact(where)}: {cause}; {_fix(error, where)}"
     else:
@@ -169,7 +169,7 @@ def _fix(error: Exception, where: str) -> str:
     if "NETWORK_CONNECTION" in text or "resolve" in text or "curlCode" in text:
         return "check cluster.storage.endpoint and the network"
     if isinstance(error, FileNotFoundError) or number == errno.ENOENT or "NO_SUCH_BUCKET" in text:
-        return "check the spelling; where it was deleted, restore it or run again what wrote it"
+        return "check the path, and restore what was deleted"
     if _SCHEME.match(where):
         return "check the URI, cluster.storage and the credentials in the environment"
     return "check the path"
