@@ -388,7 +388,7 @@ class Loop:
         self._record_losses(epoch, by_step)
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
         taken = np.isfinite(by_step)
-        return float((by_step * sizes)[taken].sum() / max(1, sizes[taken].sum()))
+        return float((by_step * sizes)[taken].sum() / sizes[taken].sum()) if taken.any() else math.nan
 
     def _settle(self) -> None:
         """Make the losses of the last steps those of all workers."""

@@ -247,3 +247,16 @@ def test_a_score_that_is_never_a_number_is_said_and_stops_nothing() -> None:
     outcome = loop.run()
     assert (outcome.epochs, outcome.best_epoch) == (4, 0)
     assert "error is undefined on the validation rows" in outcome.notices[0]
+
+
+def test_an_epoch_without_a_step_has_no_loss() -> None:
+    listener = Listener()
+    loop, _ = fit(
+        make_dataset("binary", rows=203),
+        listener=listener,
+        optimizer={"sgd": {"learning_rate": 1e30}},
+        precision="fp32",
+        non_finite="skip",
+    )
+    assert loop.run().skipped == 14  # all but the first
+    assert [math.isnan(record.train_loss) for record in listener.epochs] == [False, True, True]
