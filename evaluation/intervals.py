@@ -11,6 +11,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.evaluation.formulas import decisions
 from shoal.evaluation.influence import average_precision_influence, roc_auc_influence, standard_error
 from shoal.evaluation.metrics import Metric, as_rows, one_against_rest
 from shoal.evaluation.resampling import (
@@ -20,7 +21,7 @@ from shoal.evaluation.resampling import (
     replicate_sums,
     strata_of,
 )
-from shoal.evaluation.tallies import Array, Floats, Rows, rank_tally
+from shoal.evaluation.tallies import Array, Floats, Rows, decision_tally, rank_tally
 
 PERCENTILE = "percentile bootstrap"
 STRATIFIED = "percentile bootstrap, stratified by class"
@@ -169,7 +170,8 @@ def _percentiles(values: Floats, confidence: float, metric: Metric) -> tuple[flo
 def _error_free(metric: Metric, rows: Rows, confidence: float) -> float:
     """Lowest success rate under which no error among n rows has probability (1 - confidence) / 2.
 
-    n is all rows for accuracy, the rarest class otherwise: as if each of its rows were one trial.
+    n is all rows for accuracy, the predicted events for precision and the true ones for recall (the fewest of any class where
+    these are averages). Otherwise it is the rarest class, as if each of its rows were one trial.
 
     References
     ----------
@@ -177,6 +179,10 @@ def _error_free(metric: Metric, rows: Rows, confidence: float) -> float:
     """
     if metric.name == "accuracy":
         n = float(len(rows.y))
+    elif metric.name in ("precision", "recall"):
+        counted = decisions(decision_tally(rows))
+        of_class = (counted.predicted if metric.name == "precision" else counted.actual)[0]
+        n = float(of_class[1] if metric.form(rows) == "binary" else of_class[of_class > 0].min())
     else:
         events = [float(min(e.sum(), (~e).sum())) for e, _ in one_against_rest(rows)]
         n = min(events, default=1.0)

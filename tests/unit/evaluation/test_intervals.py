@@ -205,6 +205,29 @@ def test_an_error_free_result_has_an_interval_too() -> None:
     assert found["roc_auc"].high == 1
 
 
+def test_precision_and_recall_without_an_error_have_trials_of_their_own() -> None:
+    def low(trials: int) -> float:
+        return float(stats.binomtest(trials, trials).proportion_ci(method="exact").low)
+
+    metrics = [METRICS["precision"], METRICS["recall"]]
+    y = np.array([1] * 50 + [0] * 100)
+    cautious = np.where(np.arange(150) < 10, 0.9, 0.1)  # 10 hits, 40 misses, no false alarm
+    found = estimate(y, cautious, metrics, replicates=100)
+    assert found["precision"].low == pytest.approx(low(10))
+    assert found["precision"].method == EXACT
+    assert found["recall"].method != EXACT
+    eager = np.where(np.arange(150) < 60, 0.9, 0.1)  # 50 hits, no miss, 10 false alarms
+    assert estimate(y, eager, metrics, replicates=100)["recall"].low == pytest.approx(low(50))
+    many = np.array([1] * 120 + [0] * 30)  # more events than others
+    assert estimate(many, many * 0.8 + 0.1, metrics, replicates=100)["recall"].low == pytest.approx(low(120))
+
+    classes = np.repeat([0, 1, 2], [20, 7, 40])
+    right = np.full((67, 3), 0.1)
+    right[np.arange(67), classes] = 0.8
+    for estimated in estimate(classes, right, metrics, replicates=100).values():
+        assert estimated.low == pytest.approx(low(7))
+
+
 def test_perfect_predictions_of_numbers_are_no_trials() -> None:
     y = np.linspace(0, 5, 50)
     found = estimate(y, y, [METRICS["r2"]], replicates=100)["r2"]
