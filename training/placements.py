@@ -303,7 +303,8 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
         resources["GPU"] = job.gpus
     workers, run = shape.num_workers, Storage.open(job.run_uri, job.storage)
     checkpoints = job.training.checkpoint
-    prune(run)
+    for problem in prune(run):
+        reporter.notice(f"a checkpoint is left out: {problem}")
     before = written(run)
     with (
         stop_requests(checkpoints is not None) as stopping,

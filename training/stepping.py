@@ -221,9 +221,9 @@ class Stepper:
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Yield the parts of a step; a worker without rows takes part with a row of weight 0."""
-        n = self.config.gradient_accumulation
-        if not self.strategy.lockstep:
-            n = max(1, min(n, len(batch)))
+        # In step with the others, the number of parts must be known to all: none has more rows than the step.
+        most = batch.global_rows if self.strategy.lockstep else len(batch)
+        n = max(1, min(self.config.gradient_accumulation, most))
         for start, stop in pairwise(np.linspace(0, len(batch), n + 1).astype(int)):
             if start < stop:
                 yield batch.part(int(start), int(stop)), 1.0

@@ -101,9 +101,9 @@ class RunKeeper(Keeper):
         return self._asked()
 
 
-def prune(run: Storage) -> None:
-    """Delete every checkpoint of earlier attempts but the newest that verifies."""
-    newest, _ = latest(run)
+def prune(run: Storage) -> list[str]:
+    """Delete every checkpoint of earlier attempts but the newest that verifies; return what is wrong with newer ones."""
+    newest, problems = latest(run)
     kept = "" if newest is None else newest.folder.path
     for _, path in written(run):
         if run.child(path).path != kept:
@@ -112,3 +112,4 @@ def prune(run: Storage) -> None:
         inside = run.list(f"{FOLDER}/{attempt}")
         if not any(name.startswith("step-") for name in inside):
             run.delete(f"{FOLDER}/{attempt}")
+    return problems

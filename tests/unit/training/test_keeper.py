@@ -10,7 +10,7 @@ from shoal.cluster.errors import StorageError
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints import keeper as module
 from shoal.training.checkpoints.files import Part, latest, write_part, written
-from shoal.training.checkpoints.keeper import RunKeeper
+from shoal.training.checkpoints.keeper import RunKeeper, prune
 from shoal.training.strategies.base import Fragment
 
 
@@ -65,3 +65,15 @@ def test_an_error_in_the_background_is_not_lost(
         with pytest.raises(StorageError, match="no space left"):
             keeper.finish()
     keeper.finish()
+
+
+def test_damaged_checkpoints_that_go_are_named(tmp_path: Path) -> None:
+    keeper = RunKeeper(Storage.open(str(tmp_path)), 1.0, 3)
+    for position in (1, 2, 3):
+        keeper.save(part(position, torch.ones(2), []), f"step-{position:012d}-a", last=True)
+    (newest,) = tmp_path.glob("checkpoints/*/step-000000000003-a/*.safetensors")
+    newest.write_bytes(b"cut")
+    (problem,) = prune(keeper.run)
+    assert "step-000000000003-a" in problem
+    assert "is damaged" in problem
+    assert [position for position, _ in written(keeper.run)] == [2]
