@@ -83,6 +83,25 @@ def group_fit(
     return float(own.value.max()), float(history.seconds.max())
 
 
+def group_pair(given: argparse.Namespace, hidden: int) -> tuple[float, float, float, str]:
+    """Return seconds without and with checkpoints, those waited for them, and what else to say."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, plain = group_fit(folder, None, hidden, given.epochs, given.workers)
+        waited, kept = group_fit(folder, given.every, hidden, given.epochs, given.workers)
+    return plain, kept, waited, ""
+
+
+def inline_pair(given: argparse.Namespace, hidden: int) -> tuple[float, float, float, str]:
+    """The same in this process."""
+    _, plain = fit(Keeper(), hidden, given.epochs)
+    with tempfile.TemporaryDirectory() as folder:
+        loop, kept = fit(RunKeeper(Storage.open(folder), given.every, 2), hidden, given.epochs)
+        size = max(
+            (sum(f.stat().st_size for f in p.iterdir()) for p in Path(folder).glob("*/*/step-*")), default=0
+        )
+    return plain, kept, loop.account.seconds["checkpoint"], f"; each has {size / 2**20:,.0f} MiB"
+
+
 def main() -> None:
     """Measure both sides in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -94,26 +113,13 @@ def main() -> None:
     given = parser.parse_args()
     hidden = int((given.million_parameters * 1e6) ** 0.5)
     shares, ratios = [], []
-    for _ in range(given.repeats if given.workers else 0):
-        with tempfile.TemporaryDirectory() as folder:
-            _, plain = group_fit(folder, None, hidden, given.epochs, given.workers)
-            waited, kept = group_fit(folder, given.every, hidden, given.epochs, given.workers)
+    measure = group_pair if given.workers else inline_pair
+    for _ in range(given.repeats):
+        plain, kept, waited, note = measure(given, hidden)
         shares.append(waited / kept)
         ratios.append(plain / kept)
-        print(f"without {plain:.1f} s, with {kept:.1f} s; training waited {waited:.2f} s of it")
-    for _ in range(0 if given.workers else given.repeats):
-        _, plain = fit(Keeper(), hidden, given.epochs)
-        with tempfile.TemporaryDirectory() as folder:
-            loop, kept = fit(RunKeeper(Storage.open(folder), given.every, 2), hidden, given.epochs)
-            size = max(
-                (sum(f.stat().st_size for f in p.iterdir()) for p in Path(folder).glob("*/*/step-*")),
-                default=0,
-            )
-        shares.append(loop.account.seconds["checkpoint"] / kept)
-        ratios.append(plain / kept)
         print(
-            f"without {plain:.1f} s, with {kept:.1f} s ({loop.position / kept:.2f} steps/s); checkpoints of "
-            f"{size / 2**20:,.0f} MiB took {shares[-1]:.1%}"
+            f"without {plain:.1f} s, with {kept:.1f} s; training waited {waited:.2f} s of it, {shares[-1]:.1%}{note}"
         )
     print(f"median share of the time {np.median(shares):.1%}; throughput ratio {np.median(ratios):.3f}")
 

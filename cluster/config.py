@@ -122,7 +122,7 @@ class ClusterConfig(Config):
 
     @field_validator("num_workers", mode="before")
     @classmethod
-    def _least_first(cls, value: Any) -> Any:
+    def _is_a_pair(cls, value: Any) -> Any:
         if isinstance(value, list | tuple):
             numbers = [n for n in value if isinstance(n, int) and not isinstance(n, bool)]
             if len(value) != 2 or len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:

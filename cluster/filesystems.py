@@ -105,7 +105,7 @@ def explained(verb: str, where: str, *also: type[Exception]) -> Iterator[None]:
     except kinds as error:
         cause = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
         if isinstance(error, FileNotFoundError) and verb != "write":
-            cause = "nothing is there"  # Arrow says it at length, with the path again
+            cause = "nothing is there"  # Arrow says it at length, with the path again, which in writing is a temporary one
         message = f"cannot {verb} {redact(where)}: {cause}; {_fix(error, where)}"
     else:
         return

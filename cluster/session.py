@@ -201,7 +201,7 @@ def ray_quiet(debug: bool) -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def _log_raylets(data: dict[str, Any], ignore_prefix: bool = False) -> None:  # noqa: ARG001
+def _log_raylets(data: dict[str, Any], ignore_prefix: bool) -> None:  # noqa: ARG001  Ray passes it by name
     logging.getLogger("ray").warning("%s", "\n".join(data["lines"]))
 
 

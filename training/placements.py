@@ -106,10 +106,8 @@ class _Elastic(ElasticScalingPolicy):
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         now = time.monotonic()
         if isinstance(decision, ResizeDecision) and decision.num_workers != worker_group_state.num_workers:
-            self._wanted, self._before = (
-                decision,
-                [self.run.child(path).path for _, path in written(self.run)],
-            )
+            self._wanted = decision
+            self._before = [self.run.child(path).path for _, path in written(self.run)]
             ask_for_checkpoint(self.run_uri)
         if self._wanted is None or now - self._looked < _LOOK_SECONDS:
             return NoopDecision()
@@ -215,6 +213,7 @@ class _ReportedKeeper(RunKeeper):
 
     def save(self, part: Part, name: str, last: bool) -> None:
         """Have a copy of the part written into the run folder, once the one before is."""
+        # Ray skips a report when a worker was lost, and nothing is stored: then it is about to end this process too.
         self._stored.wait()
         self._stored.clear()
         copy, folder = part.copy(), self.run.child(f"{self._attempt}/{name}")
@@ -355,8 +354,8 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
             raise RunError(f"training ended early: {_last_line(error)}") from error
         except RayError as error:  # of the controller: it could not be started, or was lost
             raise RunError(
-                f"Ray could not run the group: {_first_line(error)}; look at the nodes' memory and at Ray's own logs there "
-                "(by default /tmp/ray/session_latest/logs), or run again with --debug"
+                f"Ray could not run the group: {_first_line(error)}; look at the nodes' memory and at Ray's own logs there, or "
+                "run again with --debug"
             ) from error
         finally:
             trainer.controller = None  # an error's traceback would keep it alive

@@ -3,7 +3,7 @@
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
 
 from shoal.cluster.config import Config, Duration
 
@@ -26,11 +26,9 @@ class TimeSplit(Config):
     validation: Fraction = Field(0.1, description="share of rows, the latest before the test rows")
     test_from: datetime | date | float | None = Field(None, description="first time stamp of the test rows")
     validation_from: datetime | date | float | None = None
-    gap: Annotated[Annotated[float, Field(ge=0)] | Duration, Field(union_mode="left_to_right")] | None = (
-        Field(
-            None,
-            description="left out between one part and the next: a duration, or a number in the unit of a numeric column",
-        )
+    gap: Annotated[NonNegativeFloat | Duration, Field(union_mode="left_to_right")] | None = Field(
+        None,
+        description="left out between one part and the next: a duration, or a number in the unit of a numeric column",
     )
 
     @model_validator(mode="after")

@@ -5,7 +5,6 @@ honest column does is looked for, so that it may be said aloud: every value, or 
 class; or the column is the target up to scale.
 """
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,6 @@ _LEAST_ROWS = 5
 _SURE = 1 - 1e-6  # a correlation with float32 columns
 
 
-@dataclass
 class Leakage:
     """Looks for columns that tell the target. Feed it every training shard; columns that do not are forgotten at once.
 
@@ -29,24 +27,18 @@ class Leakage:
         What the prepared rows are.
     """
 
-    schema: Schema
-    rows: int = 0
-    _of_class: npt.NDArray[np.int64] = field(init=False)
-    _codes: dict[int, npt.NDArray[np.int64]] = field(init=False)
-    _ranges: dict[int, npt.NDArray[np.float64]] = field(init=False)
-    _sums: npt.NDArray[np.float64] = field(init=False)
-
-    def __post_init__(self) -> None:
-        target, width = self.schema.target, self.schema.numeric_width
+    def __init__(self, schema: Schema) -> None:
+        self.schema, self.rows = schema, 0
+        target, width = schema.target, schema.numeric_width
         self._k = len(target.classes) if target.task in ("binary", "multiclass") else 0
         self._of_class = np.zeros(self._k, np.int64)
-        codes = [np.zeros((c.cardinality, self._k), np.int64) for c in self.schema.categorical]
+        codes = [np.zeros((c.cardinality, self._k), np.int64) for c in schema.categorical]
         self._codes = dict(enumerate(codes)) if self._k else {}
-        # Low, high and rows of each class; missing values have a row count of their own.
-        empty = np.array([[np.inf, -np.inf, 0.0, 0.0]] * self._k)
+        # By class: the lowest value, the highest, and the rows that miss it.
+        empty = np.array([[np.inf, -np.inf, 0.0]] * self._k)
         self._ranges = {i: empty.copy() for i in range(width)} if self._k else {}
-        # Of the values v and the label y, where both are known: n, v, v^2, y, y^2, v y; and rows that miss v.
-        self._sums = np.zeros((width, 7))
+        # Sums over the rows that have the value v, with the label y: 1, v, v^2, y, y^2, v y.
+        self._sums = np.zeros((width, 6))
 
     def add(self, rows: Prepared, label: npt.NDArray[Any]) -> None:
         """Add a training shard: prepared rows and labels ``[n]``, class indices or values."""
@@ -75,14 +67,13 @@ class Leakage:
             own = values[(label == k) & ~missing]
             if len(own):
                 ranges[k, :2] = min(ranges[k, 0], own.min()), max(ranges[k, 1], own.max())
-            ranges[k, 2] += len(own)
-            ranges[k, 3] += np.count_nonzero(missing & (label == k))
+            ranges[k, 2] += np.count_nonzero(missing & (label == k))
 
     def _correlate(self, numeric: npt.NDArray[np.float32], label: npt.NDArray[Any]) -> None:
         y = ((label - self.schema.target.center) / self.schema.target.scale)[:, None]
         known = ~np.isnan(numeric)
         v, y = np.where(known, numeric, 0.0).astype(np.float64), np.where(known, y, 0.0)
-        terms = (known, v, v * v, y, y * y, v * y, ~known)
+        terms = (known, v, v * v, y, y * y, v * y)
         self._sums += np.stack([term.sum(axis=0, dtype=np.float64) for term in terms], axis=1)
 
     def columns(self) -> list[str]:
@@ -99,10 +90,10 @@ class Leakage:
         return [c.name for c in self.schema.columns if c.name in found]
 
     def _correlated(self) -> npt.NDArray[np.intp]:
-        n, v, vv, y, yy, vy, missing = self._sums.T
+        n, v, vv, y, yy, vy = self._sums.T
         with np.errstate(divide="ignore", invalid="ignore"):
             correlation = (n * vy - v * y) / np.sqrt((n * vv - v * v) * (n * yy - y * y))
-        return np.flatnonzero((np.abs(correlation) > _SURE) & (missing == 0) & (n >= _LEAST_ROWS))
+        return np.flatnonzero((np.abs(correlation) > _SURE) & (n == self.rows) & (n >= _LEAST_ROWS))
 
     def notices(self) -> list[str]:
         """Return what to say aloud."""
@@ -115,9 +106,8 @@ class Leakage:
 
 def _apart(ranges: npt.NDArray[np.float64]) -> bool:
     """Whether the classes' ranges do not meet; missing values, if there are any, are all of one class's rows."""
-    there = ranges[ranges[:, 2] > 0]
-    there = there[np.argsort(there[:, 0])]
+    known, missing = np.isfinite(ranges[:, 0]), ranges[:, 2] > 0
+    there = ranges[known][np.argsort(ranges[known, 0])]
     if (there[1:, 0] <= there[:-1, 1]).any():
         return False
-    missing = ranges[:, 3] > 0
-    return not missing.any() or (missing.sum() == 1 and not (missing & (ranges[:, 2] > 0)).any())
+    return not missing.any() or (missing.sum() == 1 and not (missing & known).any())

@@ -53,21 +53,20 @@ def main(config: str, lost: str, whole: str, how: str) -> None:
         f"cluster.address={cluster.address}",
         f"cluster.wait={90 if spare else 15}s",
     ]
-
     if how == "notice":
         settings += ["training.checkpoint.every=1h"]
 
     def wait_for(file: str, text: str = "") -> None:
         """Nothing tells of an upload, or of an epoch, but its files."""
         while not any(text in found.read_text() for found in Path(lost).glob(file)):
-            time.sleep(0.05)
+            time.sleep(0.05)  # between two looks
 
     def kill() -> None:
         if how == "notice":
             wait_for("logs/rank-00000.txt", "epoch 1/")
         else:
             wait_for("checkpoints/*/step-*/rank-00001.json")
-            time.sleep(random.Random().random())
+            time.sleep(random.Random().random())  # so that it is killed at any step after it
         raylet = raylet_of_worker_one(Path(lost))
         (victim,) = (n for n in nodes if n.all_processes["raylet"][0].process.pid == raylet)
         if how == "notice":

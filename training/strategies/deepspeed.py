@@ -124,9 +124,8 @@ class DeepSpeed(DDP):
         self._torch_optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
         self.optimizer = _OwnPart(self._gradients, self._engine.step) if stage else torch_optimizer  # type: ignore[assignment]
         if stage == 3 and not self.zero.offload_optimizer:
-            self._zero._get_norm_groups = lambda: [
-                self.norm
-            ]  # it has been taken: `gradient_norm` comes before a step
+            # DeepSpeed would take the norm again in its step; `gradient_norm` has, and it costs a collective operation.
+            self._zero._get_norm_groups = lambda: [self.norm]
         self._share_masters()
         self._spans = list(self._own_spans())
         return self._engine  # type: ignore[no-any-return]

@@ -338,3 +338,10 @@ def test_how_often_a_run_saves_itself_is_not_part_of_its_name() -> None:
     longer = from_dict({"data": data, "training": {"epochs": 7}})
     assert run_name("a", "train", plain) == run_name("a", "train", often)
     assert run_name("a", "train", plain) != run_name("a", "train", longer)
+
+
+@pytest.mark.parametrize("gap", [-10, "-1d"])
+def test_a_negative_gap_is_refused(gap: object) -> None:
+    split = {"time": {"test": 0.2, "gap": gap}}
+    with pytest.raises(ConfigError, match=r"data\.split\.time\.gap: .*-1.* is not allowed; .*from 0 on"):
+        from_dict({"data": {"path": "a.parquet", "target": "y", "time": "t", "split": split}})

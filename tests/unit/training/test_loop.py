@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -49,13 +50,13 @@ def fit(
     dataset: ArrayDataset,
     model_config: MLPConfig | LinearConfig | None = None,
     listener: Silent | None = None,
-    monitor: object = None,
+    monitor: Any = None,
     device: str = "cpu",
     **training: object,
 ) -> tuple[Loop, Model]:
     model = build_model(model_config or MLPConfig(hidden=(8,)), dataset.schema, 3)
     config = TrainingConfig.model_validate({"epochs": 3, "batch_size": 50, "precision": "fp64", **training})
-    loop = Loop(model, dataset, config, Strategy(torch.device(device)), monitor, 3, listener or Silent())  # type: ignore[arg-type]
+    loop = Loop(model, dataset, config, Strategy(torch.device(device)), monitor, 3, listener or Silent())
     return loop, model
 
 
