@@ -38,16 +38,21 @@ def publish(key: str, event: str, *arguments: Any) -> None:
 
 
 @contextmanager
-def relay(key: str, reporter: Reporter, stopping: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def relay(
+    key: str,
+    reporter: Reporter,
+    stopping: Callable[[], bool] = lambda: False,
+    heard: threading.Event | None = None,
+) -> Iterator[None]:
     """Tell the driver's reporter of a run's events within the block, and its workers of a wish to stop.
 
-    Needs an initialised Ray.
+    Needs an initialised Ray. ``heard`` is set at the first event of a worker.
 
     Whatever was published is told when the block ends. What the reporter raises is raised there, too.
     """
     for name in [*_names(key), _stop(key), _checkpoint(key)]:
         internal_kv._internal_kv_del(name, namespace=_NAMESPACE)
-    poller = _Poller(key, reporter, stopping)
+    poller = _Poller(key, reporter, stopping, heard or threading.Event())
     poller.start()
     try:
         yield
@@ -113,9 +118,11 @@ class RelayReporter:
 
 
 class _Poller(threading.Thread):
-    def __init__(self, key: str, reporter: Reporter, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self, key: str, reporter: Reporter, stopping: Callable[[], bool], heard: threading.Event
+    ) -> None:
         super().__init__(name="shoal-relay", daemon=True)
-        self.key, self.reporter, self.stopping = key, reporter, stopping
+        self.key, self.reporter, self.stopping, self.heard = key, reporter, stopping, heard
         self.stop = threading.Event()
         self.error: Exception | None = None
 
@@ -136,6 +143,7 @@ class _Poller(threading.Thread):
             entry = internal_kv._internal_kv_get(name, namespace=_NAMESPACE)
             internal_kv._internal_kv_del(name, namespace=_NAMESPACE)
             if entry is not None:
+                self.heard.set()
                 _tell(self.reporter, *json.loads(entry))
 
 

@@ -12,9 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
+from ray._private import services as ray_services
 from ray._private import worker as ray_worker
 from ray.exceptions import AuthenticationError
 
@@ -212,7 +214,7 @@ def _start(config: ClusterConfig) -> None:
         # Ray listens on the network and then asks for a token by itself. Ours is this process's own; without
         # it Ray would write one to the home folder. Ray sets the mode, which is taken back afterwards.
         wanted |= {"RAY_AUTH_TOKEN": _TOKEN, "RAY_AUTH_MODE": None}
-    with _environment(wanted):
+    with _environment(wanted), _process_groups_of_their_own():
         _init(
             "the local Ray",
             config,
@@ -222,6 +224,21 @@ def _start(config: ClusterConfig) -> None:
             object_store_memory=int(min(_OBJECT_STORE, 0.3 * (totals.memory or math.inf))),
             include_dashboard=False,
         )
+
+
+@contextmanager
+def _process_groups_of_their_own() -> Iterator[None]:
+    """Keep signals to this process's group (`timeout`, a batch system, a shell) from the processes that Ray starts.
+
+    They would end before a fit has written its checkpoint. Where this process ends, the kernel ends them all the same.
+    """
+    before = ray_services.ConsolePopen
+    if sys.platform.startswith("linux"):  # elsewhere Ray's reaper ends them by their group
+        ray_services.ConsolePopen = partial(before, process_group=0)  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        ray_services.ConsolePopen = before  # type: ignore[misc]
 
 
 def _import_path() -> str:

@@ -230,6 +230,11 @@ class Loop:
                 "in evaluation.scoring"
             )
         skipped = len(self.stepper.skipped)
+        if skipped == self.position:
+            raise RunError(
+                f"nothing was trained: each of the {skipped} steps was left out, because its gradient was no finite number. "
+                "Look at the model, its loss and the data, or set training.non_finite: stop to see the first such rows"
+            )
         if skipped:
             shown = ", ".join(str(s + 1) for s in self.stepper.skipped[:10])
             self.notices.append(
@@ -262,6 +267,8 @@ class Loop:
         found, problems = self.keeper.latest() if self.strategy.rank == 0 else (None, [])
         for problem in problems:
             self.reporter.notice(f"a checkpoint is left out: {problem}")
+        if problems and found is None:
+            self.reporter.notice("no checkpoint is left that can be used: training begins anew")
         where = self.strategy.broadcast(found.folder if found else None)
         checkpoint = found if self.strategy.rank == 0 or where is None else Checkpoint.open(where)
         if checkpoint is not None:
@@ -271,6 +278,7 @@ class Loop:
         if checkpoint is not None:
             self._restore(checkpoint)
         self.lookout.start(self.position)
+        self._advance(self.position // self.plan.steps_per_epoch)  # from here on a stop is worth a checkpoint
 
     def _take_over(self, checkpoint: Checkpoint) -> None:
         """Read the plain state of a checkpoint: all but tensors."""
@@ -378,7 +386,7 @@ class Loop:
             self.train_seconds = before + now - started
             if now - told > ADVANCE_SECONDS:
                 told = now
-                self.reporter.advance(self.position, self.config.epochs * steps, f"epoch {epoch + 1}")
+                self._advance(epoch)
             if self.position < (epoch + 1) * steps:  # the epoch's end comes after its validation
                 self._look()
         self._settle()
@@ -389,6 +397,10 @@ class Loop:
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
         taken = np.isfinite(by_step)
         return float((by_step * sizes)[taken].sum() / sizes[taken].sum()) if taken.any() else math.nan
+
+    def _advance(self, epoch: int) -> None:
+        total = self.config.epochs * self.plan.steps_per_epoch
+        self.reporter.advance(self.position, total, f"epoch {epoch + 1}")
 
     def _settle(self) -> None:
         """Make the losses of the last steps those of all workers."""

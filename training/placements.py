@@ -4,7 +4,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from threading import Event
 from typing import Any, cast
 
@@ -59,7 +59,7 @@ _RAY_TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # also how late the end of a fit is noticed; 2 s by default
     "RAY_TRAIN_METRICS_ENABLED": "0",
 }
-_ABORT_SECONDS = 30.0
+_ABORT_SECONDS = 3.0  # in which a controller that listens has answered (measured: under 1 s)
 _RESIZE_SECONDS = 30.0  # between two looks whether a group could have another size
 _START_SECONDS = 30.0  # that a group of several sizes has to start
 _LOOK_SECONDS = 1.0  # between two looks for the checkpoint that a group changes its size from
@@ -154,10 +154,14 @@ class _Trainer(TorchTrainer):
 
     def abort(self) -> None:
         """End the controller with its workers."""
-        if self.controller is not None:
-            # It ends itself, and cannot answer; one that is stuck ends with its driver.
-            with suppress(RayActorError, GetTimeoutError):
-                ray.get(self.controller.abort.remote(), timeout=_ABORT_SECONDS)
+        if self.controller is None:
+            return
+        try:
+            ray.get(self.controller.abort.remote(), timeout=_ABORT_SECONDS)
+        except RayActorError:  # it ended itself, and cannot answer
+            return
+        except GetTimeoutError:  # it is busy with the start of its group, which ends with it
+            ray.kill(self.controller)
 
 
 class _LostWorkersOnly(DefaultFailurePolicy):
@@ -254,9 +258,10 @@ def fit_in_task(job: FitJob, reporter: Reporter) -> FitOutcome:
         The task's own error, or a RunError with what ended it.
     """
     task = ray.remote(num_cpus=job.cpus or 1, num_gpus=job.gpus, max_retries=0)(_task)
+    begun = Event()
     with (
-        stop_requests(job.training.checkpoint is not None) as stopping,
-        relay(job.run_uri, reporter, stopping),
+        stop_requests(job.training.checkpoint is not None, begun.is_set) as stopping,
+        relay(job.run_uri, reporter, stopping, begun),
     ):
         reference = task.remote(job)
         try:
@@ -305,9 +310,10 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
     for problem in prune(run):
         reporter.notice(f"a checkpoint is left out: {problem}")
     before = written(run)
+    begun = Event()
     with (
-        stop_requests(checkpoints is not None) as stopping,
-        relay(job.run_uri, reporter, stopping),
+        stop_requests(checkpoints is not None, begun.is_set) as stopping,
+        relay(job.run_uri, reporter, stopping, begun),
     ):
         trainer = _Trainer(
             _group_worker,

@@ -151,15 +151,17 @@ class Stepper:
         """Say which rows are wrong, and what to do about it."""
         name = Choice(OPTIMIZERS).name_of(self.config.optimizer)
         slower = f"lower training.optimizer.{name}.learning_rate or set training.clip_norm"
-        if len(ids) == rows:
-            return f"so is the loss of all {rows} rows of the batch: {slower}"
         if not ids:
             return f"the loss of each of its {rows} rows is finite: {slower}"
         schema = self.reader.dataset.schema
         if schema.id in schema.private:
-            return f"{len(ids)} of its {rows} rows have such a loss (their ids are private): mend them, or {slower}"
-        shown = ", ".join(str(i) for i in ids[:_SHOWN_ROWS]) + (" and more" if len(ids) > _SHOWN_ROWS else "")
-        return f"{len(ids)} of its {rows} rows have such a loss, with id {shown}: mend them, or {slower}"
+            shown = "their ids are private"
+        else:
+            first = ", ".join(str(i) for i in ids[:_SHOWN_ROWS])
+            shown = f"id {first}{' and more' if len(ids) > _SHOWN_ROWS else ''}"
+        if len(ids) == rows:  # the weights, rather than the rows
+            return f"so is the loss of all {rows} rows of the batch ({shown}): {slower}"
+        return f"{len(ids)} of its {rows} rows have such a loss ({shown}): mend them, or {slower}"
 
     def _wrong_rows(self, batch: Batch, position: int) -> np.ndarray:
         """Return this worker's positions whose loss is not finite."""

@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,35 @@ def test_a_killed_driver(
     assert_equal(run, tmp_path / "whole")
     assert leftovers() == {"actors": 0, "placement_groups": 0}
     capsys.readouterr()
+
+
+def test_sigterm_to_all_processes_of_a_group(ray_cluster: object, tmp_path: Path, capsys: Any) -> None:
+    """As `timeout` and batch systems send it: to the whole process group, Ray's processes too, twice to the driver."""
+    del ray_cluster
+    run = tmp_path / "run"
+    arguments = ["train", str(experiment(tmp_path, at=10**9, pause=0.05)), "--out", str(run), "--quiet"]
+    arguments += ["--set", "cluster.num_workers=2", "--set", "cluster.cpus_per_worker=0.5"]
+    environment = {k: v for k, v in ENVIRONMENT.items() if k != "RAY_ADDRESS"}
+    with subprocess.Popen(
+        [*COMMAND, *arguments], env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
+        while driver.poll() is None and "epoch 1" not in _said(run):
+            time.sleep(0.1)
+        driver.terminate()
+        os.killpg(driver.pid, signal.SIGTERM)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130, said
+    assert said.startswith("error: stopped after step "), said
+    assert "with a checkpoint" in said
+    assert not (run / "lease.json").exists()
+    assert main(arguments) == 0
+    assert resumed_from(run) == [int(said.split()[4])]
+    capsys.readouterr()
+
+
+def _said(run: Path) -> str:
+    log = run / "log.txt"
+    return log.read_text() if log.exists() else ""
 
 
 @pytest.mark.parametrize("how", ["kill", "notice"])

@@ -1,7 +1,7 @@
 """A checkpoint on disk: one folder, a pair of files from each worker, complete when every pair verifies.
 
-``rank-00000.safetensors`` holds a worker's tensors and ``rank-00000.json`` the plain values, the worker count, and
-the SHA-256 of the tensors. Uploads may end in any order and anywhere: a folder counts only where the pairs of all
+``rank-00000.safetensors`` holds a worker's tensors and ``rank-00000.json`` the plain values, the worker count, the
+SHA-256 of the tensors, and that of itself. Uploads may end in any order and anywhere: a folder counts only where the pairs of all
 workers are there and their hashes agree. Nothing in it is ever unpickled.
 """
 
@@ -21,8 +21,12 @@ from shoal.cluster.storage import Storage
 from shoal.training.strategies.base import Fragment
 
 FOLDER = "checkpoints"
-_FORMAT = 1
+_FORMAT = 2
 _DTYPES = {dtype: name for name, dtype in _TYPES.items()}
+
+
+class DamagedCheckpointError(StorageError):
+    """A checkpoint is not what was written; unlike one that cannot be read just now, it is of no use any more."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,6 @@ def write_part(part: Part, folder: Storage) -> None:
             digest.update(piece)
             sink.write(piece)
     facts = {
-        "format": _FORMAT,
         "position": part.position,
         "world_size": part.world_size,
         "sha256": digest.hexdigest(),
@@ -71,7 +74,9 @@ def write_part(part: Part, folder: Storage) -> None:
         "starts": {n: f.start for n, f in own.items() if f.start is not None},
         "facts": dict(part.facts),
     }
-    folder.write_text(f"{name}.json", json.dumps(facts))  # NaN stays NaN: only Shoal reads it
+    text = json.dumps(facts)  # NaN stays NaN: only Shoal reads it
+    whole = {"format": _FORMAT, "sha256": hashlib.sha256(text.encode()).hexdigest(), "part": text}
+    folder.write_text(f"{name}.json", json.dumps(whole))
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -113,13 +118,15 @@ class Checkpoint:
 
         Raises
         ------
+        DamagedCheckpointError
+            If one is missing, is not what was written, or was written by another version.
         StorageError
-            If one is missing, or was written by another version.
+            If one cannot be read.
         """
         first = _read_json(folder, 0)
         parts = [first] + [_read_json(folder, rank) for rank in range(1, first["world_size"])]
         if any((p["position"], p["world_size"]) != (first["position"], first["world_size"]) for p in parts):
-            raise StorageError(f"{folder.uri} holds parts of different checkpoints")
+            raise DamagedCheckpointError(f"{folder.uri} holds parts of different checkpoints")
         return cls(folder, parts)
 
     def verify(self) -> "Checkpoint":
@@ -127,8 +134,10 @@ class Checkpoint:
 
         Raises
         ------
+        DamagedCheckpointError
+            If some are missing or are not what was written.
         StorageError
-            If some are missing or damaged.
+            If some cannot be read.
         """
         for rank in range(self.world_size):
             self._bytes(rank)
@@ -176,11 +185,9 @@ class Checkpoint:
 
     def _bytes(self, rank: int) -> bytes:
         name = f"{_name(rank)}.safetensors"
-        data = self.folder.read_bytes(name)
+        data = _read(self.folder, name)
         if hashlib.sha256(data).hexdigest() != self._parts[rank]["sha256"]:
-            raise StorageError(
-                f"{self.folder.uri}/{name} is damaged: its bytes are not those that were written"
-            )
+            raise _damaged(self.folder, name)
         return data
 
 
@@ -196,12 +203,18 @@ def written(run: Storage) -> list[tuple[int, str]]:
 
 
 def latest(run: Storage) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint of a run that verifies, and what is wrong with newer ones."""
+    """Return the newest checkpoint of a run that verifies, and what is wrong with newer ones.
+
+    Raises
+    ------
+    StorageError
+        If one cannot be read: it may be whole, and must not be taken for lost.
+    """
     problems: list[str] = []
     for _, path in written(run):
         try:
             return Checkpoint.open(run.child(path)).verify(), problems
-        except StorageError as error:
+        except DamagedCheckpointError as error:
             problems.append(str(error))
     return None, problems
 
@@ -210,9 +223,28 @@ def _name(rank: int) -> str:
     return f"rank-{rank:05d}"
 
 
+def _read(folder: Storage, name: str) -> bytes:
+    if not folder.exists(name):
+        raise DamagedCheckpointError(f"{folder.uri} is not complete: {name} is missing")
+    return folder.read_bytes(name)
+
+
 def _read_json(folder: Storage, rank: int) -> dict[str, Any]:
     name = f"{_name(rank)}.json"
-    part = folder.read_json(name)
-    if not isinstance(part, dict) or part.get("format") != _FORMAT:
-        raise StorageError(f"{folder.uri}/{name} is no checkpoint of this version")
+    try:
+        whole = json.loads(_read(folder, name))
+    except ValueError:
+        raise _damaged(folder, name) from None
+    if not isinstance(whole, dict) or whole.get("format") != _FORMAT:
+        raise DamagedCheckpointError(f"{folder.uri}/{name} is no checkpoint of this version")
+    text = str(whole.get("part"))
+    if hashlib.sha256(text.encode()).hexdigest() != whole.get("sha256"):
+        raise _damaged(folder, name)
+    part: dict[str, Any] = json.loads(text)
     return part
+
+
+def _damaged(folder: Storage, name: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        f"{folder.uri}/{name} is damaged: its bytes are not those that were written"
+    )

@@ -60,10 +60,11 @@ def train(result: "TrainResult") -> list[Any]:
     """Return the test scores, how the fit went and where everything is."""
     fit = result.fit
     best = f", best epoch {fit['best_epoch']}" if fit["best_epoch"] else ""
+    left_out = f" ({fit['skipped']:,} of them left out)" if fit["skipped"] else ""
     parts = {"test": result.scores["test"]} if "test" in result.scores else result.scores
     return [
         *scores(parts, result.task),
-        f"fit:    {fit['epochs']} epochs, {fit['steps']:,} steps{best}; {fit['stopped']}",
+        f"fit:    {fit['epochs']} epochs, {fit['steps']:,} steps{left_out}{best}; {fit['stopped']}",
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
     ]

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
@@ -143,21 +143,38 @@ def claimed(
 def logged(run: Storage, reporter: Reporter) -> Iterator[Reporter]:
     """Send what is reported to `log.txt` too.
 
-    Object stores cannot append: there the log grows in a local file and is put when the block ends.
+    What ends the block goes there too. Object stores cannot append: there the log grows in a local file and is put when
+    the block ends.
     """
     if run.is_local:
-        yield Several([reporter, Log(run.local("log.txt"))])
+        with _ending_logged(Log(run.local("log.txt"))) as log:
+            yield Several([reporter, log])
         return
     import tempfile
     from pathlib import Path
 
     with tempfile.TemporaryDirectory(prefix="shoal-log-") as scratch:
-        log = Path(scratch) / "log.txt"
-        log.write_bytes(run.read_bytes("log.txt") if run.exists("log.txt") else b"")
+        file = Path(scratch) / "log.txt"
+        file.write_bytes(run.read_bytes("log.txt") if run.exists("log.txt") else b"")
         try:
-            yield Several([reporter, Log(log)])
+            with _ending_logged(Log(file)) as log:
+                yield Several([reporter, log])
         finally:
-            run.write_bytes("log.txt", log.read_bytes())
+            run.write_bytes("log.txt", file.read_bytes())
+
+
+@contextmanager
+def _ending_logged(log: Log) -> Iterator[Log]:
+    """Log the error or the interruption that ends the block; a wrong request leaves no trace in a finished run."""
+    try:
+        yield log
+    except RequestError:
+        raise
+    except BaseException as error:
+        if log.path.parent.exists():
+            with suppress(StorageError):  # a full disk, say; its own error is the one to hear of
+                log.write(f"error: {error}" if isinstance(error, Exception) else "interrupted")
+        raise
 
 
 def scores_of(run: Storage) -> dict[str, Any]:

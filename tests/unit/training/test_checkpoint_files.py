@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from shoal.cluster.errors import StorageError
 from shoal.cluster.storage import Storage
-from shoal.training.checkpoints.files import Checkpoint, Part, write_part
+from shoal.training.checkpoints.files import Checkpoint, Part, latest, write_part
+from shoal.training.checkpoints.keeper import prune
 from shoal.training.strategies.base import Fragment
 
 
@@ -91,3 +92,41 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
     for name, tensor in tensors.items():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor.detach()), name
+
+
+@pytest.mark.parametrize("name", ["rank-00001.json", "rank-00001.safetensors"])
+@pytest.mark.parametrize("how", ["deleted", "truncated", "edited"])
+def test_what_is_not_what_was_written_is_left_out(tmp_path: Path, name: str, how: str) -> None:
+    run, flat = Storage.open(str(tmp_path)), torch.arange(4.0)
+    write(run.child("checkpoints/a/step-000000000007-aa"), flat, [2])
+    write(run.child("checkpoints/a/step-000000000009-bb"), flat, [2])
+    file = tmp_path / "checkpoints/a/step-000000000009-bb" / name
+    content = file.read_bytes()
+    if how == "deleted":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        changed = content.replace(b"7", b"6", 1) if name.endswith("json") else content[:-1] + b"\x01"
+        assert changed != content
+        file.write_bytes(changed)
+    found, problems = latest(run)
+    assert found is not None
+    assert found.folder.path.endswith("step-000000000007-aa")
+    assert len(problems) == 1
+    assert name in problems[0]
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Storage.open(str(tmp_path))
+    write(run.child("checkpoints/a/step-000000000009-bb"), torch.zeros(4), [2])
+
+    def unreachable(self: Storage, name: str) -> bytes:
+        raise StorageError(f"cannot read {name}: the network is down")
+
+    monkeypatch.setattr(Storage, "read_bytes", unreachable)
+    with pytest.raises(StorageError, match="the network is down"):
+        prune(run)
+    assert list(tmp_path.glob("checkpoints/a/step-*"))

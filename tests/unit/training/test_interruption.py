@@ -1,6 +1,7 @@
 """What signals do while a fit runs."""
 
 import signal
+import time
 
 import pytest
 
@@ -9,13 +10,16 @@ from shoal.training.interruption import stop_requests
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def signalled(*numbers: signal.Signals, then: type[Exception] | None = None) -> list[bool]:
+def signalled(
+    *numbers: signal.Signals, then: type[Exception] | None = None, pause: float = 0.0
+) -> list[bool]:
     """Raise signals within a block; return what was asked after each, as far as it came."""
     with stop_requests(heeded=True) as asked:
         seen.append(asked())
         for number in numbers:
             signal.raise_signal(number)
             seen.append(asked())
+            time.sleep(pause)
         if then is not None:
             raise then
     return seen
@@ -33,9 +37,20 @@ def nothing_seen() -> None:
 def test_the_first_signal_asks_and_the_second_interrupts(number: signal.Signals) -> None:
     before = [signal.getsignal(n) for n in SIGNALS]
     with pytest.raises(KeyboardInterrupt):
-        signalled(number, number)
+        signalled(number, number, pause=0.6)
     assert seen == [False, True]
     assert [signal.getsignal(n) for n in SIGNALS] == before
+
+
+def test_two_signals_at_once_are_one_request() -> None:
+    with pytest.raises(ZeroDivisionError):
+        signalled(signal.SIGTERM, signal.SIGTERM, signal.SIGINT, then=ZeroDivisionError)
+    assert seen == [False, True, True, True]
+
+
+def test_before_the_work_has_begun_nothing_is_waited_for() -> None:
+    with pytest.raises(KeyboardInterrupt), stop_requests(heeded=True, begun=lambda: False):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_request_that_nobody_heeded_interrupts_at_the_end() -> None:

@@ -165,7 +165,8 @@ def test_keeps_the_best_epochs_weights_and_says_why_it_stopped() -> None:
 def test_a_loss_that_is_no_number_stops_the_run_with_its_step() -> None:
     loop, _ = fit(make_dataset("regression", rows=100), optimizer={"sgd": {"learning_rate": 1e200}})
     with pytest.raises(
-        RunError, match=r"no finite number at step \d+ .*so is the loss of all 50 rows.*learning_rate"
+        RunError,
+        match=r"finite number at step \d+ .*all 50 rows of the batch \(id \d+(, \d+){19} and more\).*learning_rate",
     ):
         loop.run()
 
@@ -181,7 +182,7 @@ def test_a_loss_that_is_no_number_with_a_finite_gradient_names_its_rows() -> Non
     model.register_forward_hook(overwrite)
     with pytest.raises(
         RunError,
-        match=r"became inf at step 1 though .*finite: 2 of its 50 rows have such a loss, with id \d+, \d+",
+        match=r"became inf at step 1 though .*finite: 2 of its 50 rows have such a loss \(id \d+, \d+\)",
     ):
         loop.run()
 
@@ -261,3 +262,11 @@ def test_an_epoch_without_a_step_has_no_loss() -> None:
     )
     assert loop.run().skipped == 14  # all but the first
     assert [math.isnan(record.train_loss) for record in listener.epochs] == [False, True, True]
+
+
+def test_a_fit_whose_every_step_was_left_out_has_failed() -> None:
+    dataset = make_dataset("regression", rows=100)
+    dataset.parts["train"].label[:] = np.nan
+    loop, _ = fit(dataset, non_finite="skip")
+    with pytest.raises(RunError, match=r"nothing was trained: each of the \d+ steps was left out"):
+        loop.run()

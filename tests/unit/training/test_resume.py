@@ -182,7 +182,7 @@ def test_workers_resume_bitwise_and_one_goes_on_where_they_were(tmp_path: Path, 
 def test_a_gradient_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
     with pytest.raises(
         RunError,
-        match=r"at step 1 \(epoch 1, batch 1\): its norm is nan.*1 of its 203 rows have such a loss, with id 17:",
+        match=r"at step 1 \(epoch 1, batch 1\): its norm is nan.*1 of its 203 rows have such a loss \(id 17\):",
     ):
         poisoned().run()
 
