@@ -48,7 +48,7 @@ class Imported(Config):
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # hashed by identity, so that a field may be a choice or None
 class Choice:
     """Annotation of a field whose value is one of a registry's components.
 

@@ -18,9 +18,11 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "strategy": tuple(STRATEGIES),
     "optimizer": tuple(OPTIMIZERS),
     "precision": ("fp32", "fp64", "bf16", "fp16"),
+    "l1": ("none", "subgradient", "proximal"),
     "placement": ("inline", "task", "group"),
     "device": ("cpu", "gpu"),
 }
+PROXIMAL = ("sgd", "adagrad", "rmsprop", "adam", "adamw")  # whose step along each coordinate is known
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ REFUSED: tuple[Refusal, ...] = (
         "training.strategy: deepspeed keeps its weights in fp32, so training.precision: fp64 would be fp32 in truth; use "
         "fp32, or training.strategy: ddp",
     ),
+    Refusal(
+        {"strategy": ("deepspeed",), "l1": ("proximal",)},
+        "training.l1.proximal shrinks each weight by the step that its optimiser takes there, and with training.strategy: "
+        "deepspeed no worker has both; use training.strategy: ddp, or training.l1: {subgradient: …}",
+    ),
+    Refusal(
+        {"optimizer": tuple(o for o in OPTIMIZERS if o not in PROXIMAL), "l1": ("proximal",)},
+        "training.l1.proximal needs an optimiser whose step along each coordinate is known: use training.optimizer: "
+        f"{', '.join(PROXIMAL[:-1])} or {PROXIMAL[-1]}, or training.l1: {{subgradient: …}}",
+    ),
 )
 
 
@@ -79,9 +91,16 @@ def cell_of(training: TrainingConfig, shape: Shape) -> dict[str, str]:
         "strategy": str(Choice(STRATEGIES).name_of(training.strategy)),
         "optimizer": str(Choice(OPTIMIZERS).name_of(training.optimizer)),
         "precision": "fp32" if training.precision == "auto" else training.precision,
+        "l1": _l1(training),
         "placement": shape.placement,
         "device": "gpu" if shape.gpus_per_worker else "cpu",
     }
+
+
+def _l1(training: TrainingConfig) -> str:
+    if training.l1 is None:
+        return "none"
+    return "proximal" if training.l1.subgradient is None else "subgradient"
 
 
 def needs_group(training: TrainingConfig) -> bool:
@@ -128,7 +147,7 @@ def page() -> str:
         lines += ["| optimiser | " + " | ".join(AXES["precision"]) + " |"]
         lines += ["|---" * (len(AXES["precision"]) + 1) + "|"]
         for optimizer in AXES["optimizer"]:
-            given = {"strategy": strategy, "optimizer": optimizer}
+            given = {"strategy": strategy, "optimizer": optimizer, "l1": "none"}
             row = [_cell(given | {"precision": precision}) for precision in AXES["precision"]]
             lines += [f"| `{optimizer}` | " + " | ".join(row) + " |"]
     lines += ["", "## Refused, and why", ""]

@@ -5,7 +5,7 @@ rows is gathered from the memory-mapped shards in a few large operations, and th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,6 +55,8 @@ class Batch:
         int64 ``[b]``, positions in the epoch: the identity of a row for draws.
     global_rows
         Rows of the step over all workers.
+    partner
+        As many rows to blend these with, for mixup; None where nothing is blended.
     """
 
     numeric: Tensor
@@ -62,6 +64,7 @@ class Batch:
     label: Tensor
     position: Tensor
     global_rows: int
+    partner: "Batch | None" = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -69,7 +72,14 @@ class Batch:
     def part(self, start: int, stop: int) -> "Batch":
         """Return rows ``start`` to ``stop - 1``."""
         s = slice(start, stop)
-        return Batch(self.numeric[s], self.categorical[s], self.label[s], self.position[s], self.global_rows)
+        return Batch(
+            self.numeric[s],
+            self.categorical[s],
+            self.label[s],
+            self.position[s],
+            self.global_rows,
+            self.partner and self.partner.part(start, stop),
+        )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
         """Move to a device, numbers in the loop's float type."""
@@ -79,6 +89,7 @@ class Batch:
             self.label.to(device, non_blocking=True),
             self.position,
             self.global_rows,
+            self.partner and self.partner.to(device, dtype),
         )
 
 
@@ -93,10 +104,16 @@ class BatchReader:
         Which rows make up which step.
     worker, workers
         This worker's number and how many there are.
+    partners
+        Whether each row comes with another one: that after it in its shard's order of the epoch, which is a draw without
+        regard to the class, and lies where the row itself does, whatever the number of workers.
     """
 
-    def __init__(self, dataset: Dataset, plan: EpochPlan, worker: int, workers: int) -> None:
+    def __init__(
+        self, dataset: Dataset, plan: EpochPlan, worker: int, workers: int, partners: bool = False
+    ) -> None:
         self.dataset, self.plan, self.worker, self.workers = dataset, plan, worker, workers
+        self.partners = partners
         self.shards = {v: dataset.shard("train", v) for v in plan.shards_of(worker, workers)}
         self.window = max(1, WINDOW_ROWS * workers // plan.batch_size)
 
@@ -112,9 +129,11 @@ class BatchReader:
                 low, high = plan.bounds(step)
                 first, last = np.searchsorted(position, (low, high))
                 batch = rows.part(int(first), int(last))
-                yield Batch(batch.numeric, batch.categorical, batch.label, batch.position, high - low)
+                yield replace(batch, global_rows=high - low)
 
-    def _gather(self, position: NDArray[np.int64], permutations: dict[int, NDArray[np.int64]]) -> Batch:
+    def _gather(
+        self, position: NDArray[np.int64], permutations: dict[int, NDArray[np.int64]], ahead: int = 0
+    ) -> Batch:
         shard_of, place_of = position % self.plan.n_shards, position // self.plan.n_shards
         example = next(iter(self.shards.values()))
         n = len(position)
@@ -123,7 +142,7 @@ class BatchReader:
         label = np.empty((n, *example.label.shape[1:]), example.label.dtype)
         for v, shard in self.shards.items():
             here = np.flatnonzero(shard_of == v)
-            rows = permutations[v][place_of[here]]
+            rows = permutations[v][(place_of[here] + ahead) % max(1, len(permutations[v]))]
             numeric[here], categorical[here], label[here] = (
                 shard.numeric[rows],
                 shard.categorical[rows],
@@ -135,6 +154,7 @@ class BatchReader:
             torch.from_numpy(label),
             torch.from_numpy(position),
             0,
+            self._gather(position, permutations, 1) if self.partners and not ahead else None,
         )
 
     def row_ids(self, epoch: int, positions: NDArray[np.int64]) -> list[Any]:
@@ -148,10 +168,11 @@ class BatchReader:
     def filler(self) -> Batch:
         """Return one row of this worker, to take part in a step with weight 0."""
         shard = next(s for s in self.shards.values() if len(s.label))
-        return Batch(
+        row = Batch(
             torch.from_numpy(shard.numeric[:1].copy()),
             torch.from_numpy(shard.categorical[:1].copy()),
             torch.from_numpy(shard.label[:1].copy()),
             torch.zeros(1, dtype=torch.int64),
             1,
         )
+        return replace(row, partner=row) if self.partners else row

@@ -56,13 +56,137 @@ class AdamWConfig(AdamConfig):
     weight_decay: NonNegative = 0.01
 
 
-OPTIMIZERS: dict[str, type[Config]] = {"sgd": SGDConfig, "adam": AdamConfig, "adamw": AdamWConfig}
+class AdagradConfig(Config):
+    """AdaGrad (`torch.optim.Adagrad`; Duchi, Hazan and Singer 2011)."""
+
+    learning_rate: Positive = 1e-2
+    lr_decay: NonNegative = 0.0
+    weight_decay: NonNegative = 0.0
+    initial_accumulator_value: NonNegative = 0.0
+    eps: Positive = 1e-10
+
+
+class RMSpropConfig(Config):
+    """RMSprop (`torch.optim.RMSprop`; Tieleman and Hinton 2012, lecture 6.5)."""
+
+    learning_rate: Positive = 1e-2
+    alpha: Probability = 0.99
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum: Probability = 0.0
+    centered: StrictBool = False
+
+
+class NAdamConfig(Config):
+    """Adam with Nesterov momentum (`torch.optim.NAdam`; Dozat 2016)."""
+
+    learning_rate: Positive = 2e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    momentum_decay: NonNegative = 4e-3
+    decoupled_weight_decay: StrictBool = False
+
+
+class RAdamConfig(Config):
+    """Rectified Adam (`torch.optim.RAdam`; Liu et al. 2020)."""
+
+    learning_rate: Positive = 1e-3
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.0
+    decoupled_weight_decay: StrictBool = False
+
+
+class AdadeltaConfig(Config):
+    """Adadelta (`torch.optim.Adadelta`; Zeiler 2012)."""
+
+    learning_rate: Positive = 1.0
+    rho: Probability = 0.9
+    eps: Positive = 1e-6
+    weight_decay: NonNegative = 0.0
+
+
+OPTIMIZERS: dict[str, type[Config]] = {
+    "sgd": SGDConfig,
+    "adagrad": AdagradConfig,
+    "rmsprop": RMSpropConfig,
+    "adam": AdamConfig,
+    "adamw": AdamWConfig,
+    "nadam": NAdamConfig,
+    "radam": RAdamConfig,
+    "adadelta": AdadeltaConfig,
+}
+
+
+class L1Config(Config):
+    """A penalty of strength x the sum of absolute weights (lasso; Tibshirani 1996)."""
+
+    subgradient: Positive | None = Field(
+        None,
+        description="strength; its sign goes into the gradient: small weights, seldom zeros; any first-order optimiser",
+    )
+    proximal: Positive | None = Field(
+        None, description="strength; weights are shrunk after each step, exactly to zero: features go"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "L1Config":
+        if (self.subgradient is None) == (self.proximal is None):
+            raise ValueError("give either subgradient or proximal, each the penalty's strength")
+        return self
+
+    @property
+    def strength(self) -> float:
+        """The penalty's strength."""
+        return self.subgradient or self.proximal or 0.0
+
+
+class ParameterGroupConfig(Config):
+    """Other values for the parameters whose name matches; the first entry that matches counts."""
+
+    match: Annotated[str, Field(min_length=1)] = Field(
+        description="a parameter's name, with * and ? as in file names"
+    )
+    learning_rate: Positive | None = None
+    weight_decay: NonNegative | None = None
+    l1: NonNegative | None = Field(None, description="strength, applied as training.l1 says")
+    l2: NonNegative | None = None
+
+
+class MixupConfig(Config):
+    """Train on blends of two rows (Zhang et al. 2018): lambda from Beta(alpha, alpha), one a step."""
+
+    alpha: Positive = 0.2
+
+
+class EMAConfig(Config):
+    """An exponential moving average of the weights, of every step (Polyak and Juditsky 1992)."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.999, description="of the average a step; (1 + n) / (10 + n) after n steps where that is less"
+    )
+
+
+class SWAConfig(Config):
+    """The mean of the weights at the ends of the last epochs (stochastic weight averaging; Izmailov et al. 2018)."""
+
+    start: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.75, description="share of the epochs before the first one"
+    )
+
+
+AVERAGES: dict[str, type[Config]] = {"ema": EMAConfig, "swa": SWAConfig}
 
 
 class EarlyStoppingConfig(Config):
-    """Stop when the validation score has not improved by more than `min_delta` for `patience` epochs."""
+    """Stop when the validation score has not improved by more than `min_delta` for `patience` epochs.
+
+    The score is the first metric of `evaluation.scoring`.
+    """
 
     patience: Annotated[int, Field(ge=1)] = 5
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="first epochs, in which patience does not run")
     min_delta: NonNegative = Field(
         1e-6, description="margin of an improvement; keeps float noise from deciding"
     )
@@ -107,6 +231,7 @@ STRATEGIES: dict[str, type[Config]] = {"ddp": DDPConfig, "deepspeed": DeepSpeedC
 ModelChoice = Annotated[Config, Choice(MODELS)]
 OptimizerChoice = Annotated[Config, Choice(OPTIMIZERS, importable=False)]
 StrategyChoice = Annotated[Config, Choice(STRATEGIES, importable=False)]
+AverageChoice = Annotated[Config, Choice(AVERAGES, importable=False)]
 
 
 class TrainingConfig(Config):
@@ -117,6 +242,21 @@ class TrainingConfig(Config):
         "auto", description="rows of a step over all workers; auto grows with the data, from 32 to 1024"
     )
     optimizer: OptimizerChoice = AdamWConfig()
+    l1: L1Config | None = Field(
+        None,
+        description="{subgradient: strength} or {proximal: strength}; not of biases, norms and embeddings",
+    )
+    l2: NonNegative = Field(
+        0.0,
+        description="strength / 2 x the sum of squared weights, added to the objective; not of biases, norms and embeddings",
+    )
+    parameter_groups: tuple[ParameterGroupConfig, ...] = Field(
+        (), description="learning rate, weight decay, l1 and l2 of parameters by name"
+    )
+    mixup: MixupConfig | None = None
+    averaging: AverageChoice | None = Field(
+        None, description="validate and keep an average of the weights in place of the last ones"
+    )
     precision: Literal["auto", "fp32", "fp64", "bf16", "fp16"] = Field(
         "auto",
         description="auto is fp32; bf16 and fp16 compute matrix products in it and keep weights, sums and losses in fp32",
@@ -137,8 +277,18 @@ class TrainingConfig(Config):
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
     checkpoint: CheckpointConfig | None = Field(CheckpointConfig(), description="null writes none")
 
+    @model_validator(mode="after")
+    def _l1_of_groups_is_applied(self) -> "TrainingConfig":
+        if self.l1 is None and any(group.l1 is not None for group in self.parameter_groups):
+            raise ValueError(
+                "parameter_groups have an l1, and training.l1 does not say how it is applied: give training.l1 a subgradient or "
+                "a proximal strength, or leave it out of the groups"
+            )
+        return self
+
 
 __all__ = [
+    "AVERAGES",
     "MODELS",
     "OPTIMIZERS",
     "STRATEGIES",
@@ -147,12 +297,17 @@ __all__ = [
     "CheckpointConfig",
     "DDPConfig",
     "DeepSpeedConfig",
+    "EMAConfig",
     "EarlyStoppingConfig",
     "Imported",
+    "L1Config",
     "LinearConfig",
     "MLPConfig",
+    "MixupConfig",
     "ModelChoice",
     "OptimizerChoice",
+    "ParameterGroupConfig",
     "SGDConfig",
+    "SWAConfig",
     "TrainingConfig",
 ]

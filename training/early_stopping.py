@@ -26,12 +26,14 @@ class EarlyStopping:
 
     def update(self, epoch: int, score: float) -> bool:
         """Take an epoch's score and return whether it is the best so far; NaN never is."""
-        margin = self.config.min_delta if self.config else 0.0
+        margin, warmup = (self.config.min_delta, self.config.warmup) if self.config else (0.0, 0)
         gain = (score - self.best) if self.greater_is_better else (self.best - score)
         improved = not math.isnan(score) and (math.isnan(self.best) or gain > margin)
         if improved:
             self.best, self.best_epoch, self.epochs_since = score, epoch, 0
-        elif self.best_epoch >= 0:  # a score that was never a number says nothing of when to stop
+        elif (
+            self.best_epoch >= 0 and epoch >= warmup
+        ):  # a score that was never a number says nothing of when to stop
             self.epochs_since += 1
         return improved
 

@@ -67,6 +67,10 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         batch_size: int | str = "auto",
         gradient_accumulation: int = 1,
         clip_norm: float | None = None,
+        l1: Mapping[str, float] | None = None,
+        l2: float = 0.0,
+        mixup: Mapping[str, float] | None = None,
+        averaging: str | Mapping[str, Any] | None = None,
         early_stopping: Mapping[str, Any] | None = None,
         validation_fraction: float = 0.1,
         precision: str = "auto",
@@ -79,6 +83,10 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.gradient_accumulation = gradient_accumulation
         self.clip_norm = clip_norm
+        self.l1 = l1
+        self.l2 = l2
+        self.mixup = mixup
+        self.averaging = averaging
         self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
         self.precision = precision
@@ -99,6 +107,10 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
                 "optimizer",
                 "gradient_accumulation",
                 "clip_norm",
+                "l1",
+                "l2",
+                "mixup",
+                "averaging",
                 "early_stopping",
                 "precision",
             )
@@ -155,7 +167,7 @@ class TorchClassifier(ClassifierMixin, _TorchEstimator):  # type: ignore[misc]
         A component: ``"mlp"``, ``"linear"``, ``{"mlp": {"hidden": [64], "dropout": 0.1}}``, or your own by import.
     optimizer
         A component: ``"adamw"``, ``{"sgd": {"learning_rate": 0.05}}``, …
-    epochs, batch_size, gradient_accumulation, clip_norm, precision
+    epochs, batch_size, gradient_accumulation, clip_norm, l1, l2, mixup, averaging, precision
         As in the `training` section of an experiment.
     early_stopping
         ``{"patience": 5}`` stops on the log loss of a stratified part of the training rows; None trains all epochs.

@@ -2,6 +2,7 @@
 
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.training.account import Account
+from shoal.training.averaging import WeightAverage
 from shoal.training.batches import BatchReader, Dataset
 from shoal.training.checkpoints.files import Checkpoint, Part
 from shoal.training.checkpoints.keeper import Keeper
@@ -132,13 +134,24 @@ class Loop:
     def __post_init__(self) -> None:
         rows = self.dataset.shard_rows("train")
         self.plan = EpochPlan(rows, resolve_batch_size(self.config.batch_size, sum(rows)), self.seed)
-        self.reader = BatchReader(self.dataset, self.plan, self.strategy.rank, self.strategy.world_size)
+        self.reader = BatchReader(
+            self.dataset,
+            self.plan,
+            self.strategy.rank,
+            self.strategy.world_size,
+            partners=self.config.mixup is not None,
+        )
         draws = DrawContext(seed=combine(self.seed, _DROPOUT_STREAM))
         outside = install_draws(self.model, draws)
         self.notices = [
             f"{name} draws its dropout by itself: results depend on the number of workers" for name in outside
         ]
         self._refuse_batch_norm()
+        if self.config.mixup is not None and self.model.by_type:
+            raise ConfigError(
+                "training.mixup blends encoded rows, and this model reads categories by itself: use a model that gets one "
+                "tensor, such as mlp, or leave mixup out"
+            )
         if self.config.activation_checkpointing and not recompute_activations(self.model):
             raise ConfigError(
                 "training.activation_checkpointing: this model has no torch.nn.Sequential of more than 2 layers and no "
@@ -154,6 +167,11 @@ class Loop:
         )
         self.restores = self.config.early_stopping is not None and self.config.early_stopping.restore_best
         self.best: dict[str, Tensor] | None = None
+        self.average: WeightAverage | None = None
+        if self.config.averaging is not None:
+            self.average = WeightAverage(
+                self.config.averaging, self.strategy, self.plan.steps_per_epoch, self.config.epochs
+            )
         self.lookout = Lookout(self.strategy, self.keeper)
         self.account = Account()
         self._waited = 0.0  # for other workers, before this start
@@ -206,10 +224,11 @@ class Loop:
             started = time.perf_counter()
             train_loss = self._train_epoch(epoch)
             prove_one_model(self.strategy, self.position)
-            value = self._validate(epoch) if self.validates else math.nan
-            improved = self.validates and self.stopping.update(epoch, value)
-            if improved and self.restores:
-                self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
+            with self.average.in_place() if self.average else nullcontext():
+                value = self._validate(epoch) if self.validates else math.nan
+                improved = self.validates and self.stopping.update(epoch, value)
+                if improved and self.restores:
+                    self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
             self._record_time(epoch)
             self._report_epoch(epoch, train_loss, value, improved, started)
             self._look()
@@ -217,6 +236,8 @@ class Loop:
             for name, fragment in self.strategy.weights().items():
                 fragment.tensor.copy_(self.best[name])
             self.strategy.weights_changed()
+        elif self.average is not None:
+            self.average.finish()
         self.strategy.unwrap()
         self.model.eval()
         return self._outcome()
@@ -317,6 +338,11 @@ class Loop:
                 n: checkpoint.read(f"best/{n}", *f.bounds).to(f.tensor.device, copy=True)
                 for n, f in weights.items()
             }
+        if self.average is not None:
+            self.average.values = {
+                n: checkpoint.read(f"average/{n}", *weights[n].bounds).to(weights[n].tensor.device, copy=True)
+                for n in checkpoint.names("average/")
+            }
         own = checkpoint.facts(self.strategy.rank)
         if own is not None:
             self.account.add(own["time"])
@@ -343,10 +369,11 @@ class Loop:
     def _save(self, last: bool) -> None:
         prove_one_model(self.strategy, self.position)
         self._settle()
-        tensors = {f"model/{n}": f for n, f in self.strategy.weights().items()}
-        if self.best is not None:
+        weights = self.strategy.weights()
+        tensors = {f"model/{n}": f for n, f in weights.items()}
+        for name, kept in (("best", self.best), ("average", self.average and self.average.values)):
             tensors |= {
-                f"best/{n}": Fragment(self.best[n], f.start) for n, f in self.strategy.weights().items()
+                f"{name}/{n}": Fragment(values, weights[n].start) for n, values in (kept or {}).items()
             }
         state, optimizer = self.strategy.optimizer_state()
         self._count_communication()
@@ -382,6 +409,8 @@ class Loop:
             with self.account.measure("step"):
                 self._own_losses.append(self.stepper.step(batch, self.position))
             self.position += 1
+            if self.average is not None:
+                self.average.update(self.position)
             now = time.perf_counter()
             self.train_seconds = before + now - started
             if now - told > ADVANCE_SECONDS:

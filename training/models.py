@@ -112,10 +112,23 @@ class Model(nn.Module):
         self.encoder, self.body, self.n_outputs = encoder, body, n_outputs
         self.by_type = takes_types(body)
 
-    def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Return logits ``[B, K]`` for prepared inputs ``[B, D]`` and ``[B, C]``."""
+    def forward(
+        self,
+        numeric: Tensor,
+        categorical: Tensor,
+        share: float = 1.0,
+        others: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Return logits ``[B, K]`` for prepared inputs ``[B, D]`` and ``[B, C]``.
+
+        With ``others``, as many prepared inputs, the body sees ``share`` of each encoded row and the rest of another.
+        """
         try:
-            logits = self._logits(numeric, categorical)
+            logits = (
+                self._logits(numeric, categorical)
+                if others is None
+                else self._blended(numeric, categorical, share, others)
+            )
         except (
             Exception
         ) as error:  # whatever a module of the user's own raises gets its place; the rest goes on
@@ -136,6 +149,14 @@ class Model(nn.Module):
             found: Tensor = self.body(numeric=self.encoder.fill(numeric), categorical=categorical)
         else:
             found = self.body(self.encoder(numeric, categorical))
+        return found
+
+    def _blended(
+        self, numeric: Tensor, categorical: Tensor, share: float, others: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        both = self.encoder(torch.cat([numeric, others[0]]), torch.cat([categorical, others[1]]))
+        own, other = both.chunk(2)
+        found: Tensor = self.body(share * own + (1.0 - share) * other)
         return found
 
 
@@ -161,13 +182,17 @@ def takes_types(body: nn.Module) -> bool:
     return {"numeric", "categorical"} <= set(inspect.signature(body.forward).parameters)
 
 
+class OneHotWeights(nn.Embedding):
+    """Weights of one-hot columns, looked up: unlike the embeddings of a deeper model, they are what a penalty is for."""
+
+
 class Linear(nn.Module):
     """A weight a number and a weight a category: the same as linear regression on one-hot columns."""
 
     def __init__(self, n_numeric: int, cardinalities: list[int], n_outputs: int) -> None:
         super().__init__()
         self.numbers = nn.Linear(n_numeric, n_outputs)
-        self.categories = nn.Embedding(sum(cardinalities), n_outputs) if cardinalities else None
+        self.categories = OneHotWeights(sum(cardinalities), n_outputs) if cardinalities else None
         first = torch.tensor([sum(cardinalities[:i]) for i in range(len(cardinalities))], dtype=torch.int64)
         self.register_buffer("first", first, persistent=False)
         nn.init.zeros_(self.numbers.weight)

@@ -1,26 +1,43 @@
 """Optimisers: torch's own classes, with Shoal's word for the learning rate."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from shoal.cluster.components import Choice
-from shoal.cluster.config import Config
-from shoal.training.config import OPTIMIZERS
+from shoal.training.config import OPTIMIZERS, TrainingConfig
+from shoal.training.parameters import parameter_groups
 
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adadelta": torch.optim.Adadelta,
 }
+_FUSED = (
+    "sgd",
+    "adagrad",
+    "adam",
+    "adamw",
+)  # on CPUs too; of the others torch takes its foreach version on GPUs
 
 
-def build_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Build the optimiser that a config names, in torch's fused form."""
-    name = str(Choice(OPTIMIZERS).name_of(config))
-    arguments = config.model_dump()
+def build_optimizer(training: TrainingConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimiser of a module's trainable parameters, fused where torch has that.
+
+    Raises
+    ------
+    ConfigError
+        If `training.parameter_groups` does not fit the module or the optimiser.
+    """
+    name = str(Choice(OPTIMIZERS).name_of(training.optimizer))
+    arguments = training.optimizer.model_dump()
     learning_rate = arguments.pop("learning_rate")
-    return _CLASSES[name](
-        [p for p in parameters if p.requires_grad], lr=learning_rate, fused=True, **arguments
-    )
+    if name in _FUSED:
+        arguments["fused"] = True
+    return _CLASSES[name](parameter_groups(module, training), lr=learning_rate, **arguments)

@@ -22,6 +22,7 @@ from shoal.training.proof import prove_gradient, prove_slots
 from shoal.training.strategies.base import Strategy
 
 _SHOWN_ROWS = 20  # row ids in a message
+_MIXUP = 1  # stream of its draws
 
 
 class Stepper:
@@ -217,9 +218,24 @@ class Stepper:
     def _row_losses(self, module: nn.Module, part: Batch, position: int) -> Tensor:
         self.draws.step, self.draws.rows = position, part.position
         lower = AUTOCAST.get(self.config.precision)
+        other, share = part.partner, self._share(position)
         with torch.autocast(self.strategy.device.type, lower, enabled=lower is not None):
-            logits = module(part.numeric, part.categorical)
-        return self.row_loss(logits.to(self.dtype), part.label)
+            if other is None:
+                logits = module(part.numeric, part.categorical)
+            else:
+                logits = module(part.numeric, part.categorical, share, (other.numeric, other.categorical))
+        logits = logits.to(self.dtype)
+        losses = self.row_loss(logits, part.label)
+        return (
+            losses if other is None else share * losses + (1.0 - share) * self.row_loss(logits, other.label)
+        )
+
+    def _share(self, position: int) -> float:
+        """Return how much of each row mixup leaves in a step: a draw of the seed and the step."""
+        if self.config.mixup is None:
+            return 1.0
+        draw = np.random.default_rng(np.random.SeedSequence(self.draws.seed, spawn_key=(_MIXUP, position)))
+        return float(draw.beta(self.config.mixup.alpha, self.config.mixup.alpha))
 
     def _parts(self, batch: Batch) -> Iterator[tuple[Batch, float]]:
         """Yield the parts of a step; a worker without rows takes part with a row of weight 0."""

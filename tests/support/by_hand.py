@@ -1,9 +1,20 @@
 """A training loop in plain torch, written by hand, that reads the same plan: what Shoal's must equal."""
 
+from typing import Any
+
 import torch
 from torch.nn import functional as F
 
-from shoal.training.config import AdamConfig, AdamWConfig, SGDConfig
+from shoal.training.config import (
+    AdadeltaConfig,
+    AdagradConfig,
+    AdamConfig,
+    AdamWConfig,
+    NAdamConfig,
+    RAdamConfig,
+    RMSpropConfig,
+    SGDConfig,
+)
 from shoal.training.memory import ArrayDataset
 from shoal.training.models import Model
 from shoal.training.plan import EpochPlan
@@ -54,11 +65,41 @@ def by_hand(
             scaler.update()
 
 
+def groups(model: Model) -> list[dict[str, Any]]:
+    """All but the weights of the body's layers go without decay."""
+    named = dict(model.named_parameters())
+    weights = {n for n, p in named.items() if n.startswith("body.") and p.ndim == 2}
+    return [
+        {"params": [named[n] for n in named if n in weights]},
+        {"params": [named[n] for n in named if n not in weights], "weight_decay": 0.0},
+    ]
+
+
 OPTIMIZERS = {
-    "sgd": (SGDConfig(learning_rate=0.05), lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9)),
+    "sgd": (SGDConfig(learning_rate=0.05), lambda m: torch.optim.SGD(groups(m), lr=0.05, momentum=0.9)),
     "adam": (
         AdamConfig(learning_rate=0.01, weight_decay=0.1),
-        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
+        lambda m: torch.optim.Adam(groups(m), lr=0.01, weight_decay=0.1),
     ),
-    "adamw": (AdamWConfig(learning_rate=0.01), lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.01)),
+    "adamw": (
+        AdamWConfig(learning_rate=0.01),
+        lambda m: torch.optim.AdamW(groups(m), lr=0.01, weight_decay=0.01),
+    ),
+    "adagrad": (
+        AdagradConfig(learning_rate=0.05, initial_accumulator_value=0.1),
+        lambda m: torch.optim.Adagrad(m.parameters(), lr=0.05, initial_accumulator_value=0.1),
+    ),
+    "rmsprop": (
+        RMSpropConfig(learning_rate=0.01, momentum=0.5),
+        lambda m: torch.optim.RMSprop(m.parameters(), lr=0.01, momentum=0.5),
+    ),
+    "nadam": (
+        NAdamConfig(learning_rate=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+        lambda m: torch.optim.NAdam(groups(m), lr=0.01, weight_decay=0.1, decoupled_weight_decay=True),
+    ),
+    "radam": (
+        RAdamConfig(learning_rate=0.1, weight_decay=0.1),
+        lambda m: torch.optim.RAdam(groups(m), lr=0.1, weight_decay=0.1),
+    ),
+    "adadelta": (AdadeltaConfig(eps=1e-4), lambda m: torch.optim.Adadelta(m.parameters(), eps=1e-4)),
 }

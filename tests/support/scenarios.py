@@ -4,6 +4,7 @@ import importlib.util
 import time
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,16 @@ from shoal.training.strategies.diagnosis import stuck_workers_named
 from support.prepared import make_dataset
 
 CPU = torch.device("cpu")
+
+
+REGULARISED: dict[str, Any] = {
+    "optimizer": {"adam": {"learning_rate": 0.01}},
+    "l1": {"proximal": 0.01},
+    "l2": 0.1,
+    "parameter_groups": [{"match": "body.0.*", "learning_rate": 0.02, "l2": 0.3}],
+    "mixup": {"alpha": 0.4},
+    "averaging": {"ema": {"decay": 0.9}},
+}
 
 
 class Unreduced(DDP):
@@ -84,6 +95,9 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         "fewer rows in a step than workers": make_loop(strategy, rows=40, batch_size=1, epochs=1),
         "regression": make_loop(strategy, task="regression"),
         "unused parameter": make_loop(strategy, factory=Sometimes, optimizer="sgd"),
+        "regularised": make_loop(strategy, **REGULARISED),
+        "blended with few rows": make_loop(strategy, rows=40, batch_size=1, epochs=1, mixup={"alpha": 1.0}),
+        "swa": make_loop(strategy, averaging={"swa": {"start": 0.0}}, mixup={}, gradient_accumulation=3),
     }
     results = {}
     for name, loop in made.items():

@@ -1,7 +1,7 @@
 """What the workers of one DeepSpeed group do in its tests; runs in processes of their own."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from shoal.training.checkpoints import lookout
-from shoal.training.config import DeepSpeedConfig
+from shoal.training.config import OPTIMIZERS, DeepSpeedConfig
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.deepspeed import DeepSpeed
 from shoal.training.strategies.diagnosis import stuck_workers_named
@@ -17,9 +17,24 @@ from support import resuming, scenarios
 
 CPU = torch.device("cpu")
 STAGES = (0, 1, 2, 3)
-OPTIMIZERS = ("sgd", "adam", "adamw")
+REGULARISED: dict[str, Any] = {
+    "optimizer": {"adamw": {"learning_rate": 0.01}},
+    "l1": {"subgradient": 0.01},
+    "l2": 0.1,
+    "parameter_groups": [{"match": "body.0.*", "learning_rate": 0.02, "l2": 0.3}],
+    "mixup": {"alpha": 0.4},
+    "averaging": {"ema": {"decay": 0.9}},
+}
+RESUMED: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in OPTIMIZERS}
+RESUMED |= {"regularised": REGULARISED, "swa": {"averaging": {"swa": {"start": 0.25}}}}
+FEW = (
+    "sgd",
+    "adagrad",
+    "regularised",
+    "swa",
+)  # resumed in every run of the tests; the others where slow ones run
 FITS: dict[str, dict[str, Any]] = {
-    **{name: {"optimizer": name} for name in OPTIMIZERS},
+    **RESUMED,
     "accumulated and clipped": {"gradient_accumulation": 3, "clip_norm": 0.1},
     "fewer rows in a step than workers": {"rows": 40, "batch_size": 1, "epochs": 1},
     "regression": {"task": "regression"},
@@ -43,10 +58,14 @@ def zero(stage: int, offload: bool = False) -> DeepSpeed:
     )
 
 
-def fits(strategy: Callable[[], Strategy]) -> dict[str, np.ndarray]:
+OFFLOADED = tuple(name for name in FITS if name not in OPTIMIZERS or name in ("sgd", "adagrad", "adamw"))
+
+
+def fits(strategy: Callable[[], Strategy], names: Iterable[str] = tuple(FITS)) -> dict[str, np.ndarray]:
     """Fits whose results must not depend on the stage nor on the number of workers."""
     results = {}
-    for name, values in FITS.items():
+    for name in names:
+        values = FITS[name]
         loop = scenarios.make_loop(strategy(), **{"precision": "fp32", **values})
         outcome = loop.run()
         results[name] = scenarios.weights(loop)
@@ -91,16 +110,23 @@ def stage(number: int, folder: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"fits": [fits(lambda: zero(number))]}
     if number:
-        found["fits"].append(fits(lambda: zero(number, offload=True)))
+        found["fits"].append(fits(lambda: zero(number, offload=True), OFFLOADED))
     deaf = Deaf(CPU, DeepSpeedConfig(zero_stage=number))
     found["reduction off"] = scenarios.failure(lambda: scenarios.make_loop(deaf, precision="fp32").run())
     unused = lambda: scenarios.make_loop(zero(number), factory=scenarios.Sometimes, precision="fp32").run()  # noqa: E731
     found["unused"] = scenarios.failure(unused)
+    found["resumed"] = resumed(number, folder, FEW)
+    return found
+
+
+def resumed(number: int, folder: str, names: Iterable[str]) -> dict[str, Any]:
+    """Fits of one stage: uninterrupted, stopped, gone on with."""
+    torch.set_num_threads(1)
     lookout.LOOK_SECONDS = 0.0
-    found["resumed"] = {}
-    for name in OPTIMIZERS:
-        own = {"optimizer": name, "precision": "fp32"}
-        found["resumed"][name] = [
+    found = {}
+    for name in names:
+        own = {**RESUMED[name], "precision": "fp32"}
+        found[name] = [
             resuming.fit(None, None, zero(number), **own),
             resuming.fit(f"{folder}/{name}", 7, zero(number), **own),
             resuming.fit(f"{folder}/{name}", None, zero(number), **own),
@@ -108,15 +134,15 @@ def stage(number: int, folder: str) -> dict[str, Any]:
     return found
 
 
-def all_stages(folder: str, stop: int | None) -> dict[str, Any]:
+def all_stages(folder: str, stop: int | None, names: Iterable[str]) -> dict[str, Any]:
     """Fits of every stage and optimiser that are stopped, or what another group stopped gone on with here."""
     torch.set_num_threads(1)
     lookout.LOOK_SECONDS = 0.0
     return {
         f"{number} {name}": resuming.fit(
-            f"{folder}/{number}/{name}", stop, zero(number), optimizer=name, precision="fp32"
+            f"{folder}/{number}/{name}", stop, zero(number), **RESUMED[name], precision="fp32"
         )
-        for number, name in itertools.product(STAGES, OPTIMIZERS)
+        for number, name in itertools.product(STAGES, names)
     }
 
 

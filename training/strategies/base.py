@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from shoal.training.config import TrainingConfig
 from shoal.training.optimizers import build_optimizer
+from shoal.training.penalties import add_to_gradients, shrink
 
 Read = Callable[[str, int, int | None], Tensor]
 """(name, start, stop) -> elements ``start`` to ``stop - 1`` of a tensor; all of it, in its shape, where stop is None."""
@@ -73,9 +74,11 @@ class Strategy:
             Whether a step may leave a parameter without a gradient.
         """
         self.module = module
-        self.optimizer = build_optimizer(config.optimizer, module.parameters())
+        self.optimizer = build_optimizer(config, module)
+        add_to_gradients(self.optimizer, config.l1)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.clip_norm = config.clip_norm
+        self.shrinks = config.l1 is not None and config.l1.proximal is not None
         return module
 
     def accumulate(self, module: nn.Module) -> AbstractContextManager[None]:  # noqa: ARG002
@@ -114,7 +117,10 @@ class Strategy:
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return self.scaler.get_scale() >= before
+        taken: bool = self.scaler.get_scale() >= before
+        if taken and self.shrinks:
+            shrink(self.optimizer)
+        return taken
 
     def _optimized(self) -> list[Tensor]:
         """Return the tensors whose gradients a step takes."""

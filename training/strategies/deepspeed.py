@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from shoal.cluster.errors import ConfigError
 from shoal.training.config import DeepSpeedConfig, TrainingConfig
 from shoal.training.optimizers import build_optimizer
+from shoal.training.penalties import add_to_gradients
 from shoal.training.strategies.base import Fragment, Read
 from shoal.training.strategies.ddp import DDP
 
@@ -110,18 +111,20 @@ class DeepSpeed(DDP):
                 "training.strategy: deepspeed cannot share parameters that a step leaves without a gradient, and this model has "
                 "some: use training.strategy: ddp or zero_stage: 0, or freeze what is unused (requires_grad_(False))"
             )
-        self.module, self.clip_norm = module, config.clip_norm
+        self.module, self.clip_norm, self.shrinks = module, config.clip_norm, False
         self.wrapped, self._steps, self._spent = module, 0, [0.0]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._parameters = [p for p in module.parameters() if p.requires_grad]
-        torch_optimizer = build_optimizer(config.optimizer, module.parameters())
+        torch_optimizer = build_optimizer(config, module)
         if not self._parameters:
             self.optimizer, self._engine = torch_optimizer, None
             return module
         self._engine = _initialize(module, torch_optimizer, self._sections(), self.device)
         self._spent = _count_waiting()
         self._zero: Any = self._engine.optimizer
-        self._torch_optimizer: torch.optim.Optimizer = self._engine.basic_optimizer
+        if stage and isinstance(torch_optimizer, torch.optim.Adagrad):
+            self._zero.optimizer = self._adagrad(torch_optimizer)
+        add_to_gradients(self._zero.optimizer if stage else torch_optimizer, config.l1)
         self.optimizer = _OwnPart(self._gradients, self._engine.step) if stage else torch_optimizer  # type: ignore[assignment]
         if stage == 3 and not self.zero.offload_optimizer:
             # DeepSpeed would take the norm again in its step; `gradient_norm` has, and it costs a collective operation.
@@ -129,6 +132,18 @@ class DeepSpeed(DDP):
         self._share_masters()
         self._spans = list(self._own_spans())
         return self._engine  # type: ignore[no-any-return]
+
+    def _adagrad(self, given: torch.optim.Adagrad) -> torch.optim.Adagrad:
+        """Build AdaGrad over this worker's parts, as DeepSpeed does too, whose own forgets the parameter groups."""
+        groups: list[dict[str, Any]] = [{**group, "params": []} for group in given.param_groups]
+        for i, flat in enumerate(self._flats()):
+            group = self._zero.sub_group_to_group_id[i] if self.zero.zero_stage == 3 else i
+            groups[group]["params"].append(flat)
+        own = torch.optim.Adagrad(groups, **given.defaults)
+        if self.zero.zero_stage == 3:  # it puts each part into its group for that part's step
+            for filled in own.param_groups:
+                filled["params"] = []
+        return own
 
     def _sections(self) -> dict[str, Any]:
         """Return DeepSpeed's own configuration."""

@@ -36,9 +36,12 @@ def test_a_fit_knows_its_cell() -> None:
         "strategy": "ddp",
         "optimizer": "sgd",
         "precision": "bf16",
+        "l1": "none",
         "placement": "group",
         "device": "cpu",
     }
+    shrinking = TrainingConfig.model_validate({"l1": {"proximal": 1.0}})
+    assert cell_of(shrinking, Shape(1, 1.0, 0.0, "inline"))["l1"] == "proximal"
     assert cell_of(TrainingConfig(), Shape(1, 1.0, 0.0, "inline"))["precision"] == "fp32"
 
 
@@ -72,6 +75,20 @@ def test_deepspeed_in_fp64_is_refused() -> None:
     training = TrainingConfig.model_validate({"strategy": "deepspeed", "precision": "fp64"})
     with pytest.raises(ConfigError, match="keeps its weights in fp32"):
         refuse(training, Shape(2, 1.0, 0.0, "group"))
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"strategy": "deepspeed"}, "no worker has both; use training.strategy: ddp"),
+        ({"optimizer": "nadam"}, "use training.optimizer: sgd, adagrad, rmsprop, adam or adamw, or"),
+    ],
+)
+def test_proximal_l1_is_refused_where_a_step_is_not_known(training: dict[str, object], said: str) -> None:
+    shape = Shape(2, 1.0, 0.0, "group")
+    refuse(TrainingConfig.model_validate(training | {"l1": {"subgradient": 1.0}}), shape)
+    with pytest.raises(ConfigError, match=said):
+        refuse(TrainingConfig.model_validate(training | {"l1": {"proximal": 1.0}}), shape)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_equals_a_plain_torch_loop(task: str, name: str) -> None:
     loop, model = fit(dataset, optimizer={name: config.model_dump()}, clip_norm=0.5)
     oracle = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3).double()
     loop.run()
-    by_hand(dataset, build(oracle.parameters()), oracle, 3, clip=0.5)
+    by_hand(dataset, build(oracle), oracle, 3, clip=0.5)
     for ours, theirs in zip(model.parameters(), oracle.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
@@ -85,7 +85,7 @@ def test_low_precision_equals_a_plain_torch_loop_under_autocast(
     loop, model = fit(dataset, device=device, optimizer={name: config.model_dump()}, precision=precision)
     oracle = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3).to(device)
     loop.run()
-    by_hand(dataset, build(oracle.parameters()), oracle, 3, precision=precision, device=device)
+    by_hand(dataset, build(oracle), oracle, 3, precision=precision, device=device)
     exact, _ = fit(dataset, device=device, optimizer={name: config.model_dump()}, precision="fp32")
     exact.run()
     difference = 0.0
@@ -110,7 +110,7 @@ def test_steps_that_overflow_fp16_are_left_out_until_the_scale_fits(
     )
     oracle = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3).to(device)
     outcome = loop.run()
-    by_hand(dataset, build(oracle.parameters()), oracle, 3, clip=0.5, precision="fp16", device=device)
+    by_hand(dataset, build(oracle), oracle, 3, clip=0.5, precision="fp16", device=device)
     assert 0 < outcome.skipped < outcome.steps
     assert loop.stepper.skipped == list(range(outcome.skipped))
     for ours, theirs in zip(model.parameters(), oracle.parameters(), strict=True):

@@ -9,7 +9,7 @@ import torch
 from support.modules import DrawsByItself, Tied
 from support.prepared import make_dataset
 from support.resuming import whole_stopped_and_resumed
-from support.scenarios import Error
+from support.scenarios import REGULARISED, Error
 from support.together import run_together
 
 from shoal.cluster.components import Imported
@@ -75,6 +75,9 @@ CASES = [
     ({"optimizer": {"sgd": {"momentum": 0.0}}, "precision": "bf16"}, None),
     ({"optimizer": "adam"}, DrawsByItself),
     ({"optimizer": {"sgd": {"learning_rate": 0.01}}}, Tied),
+    *(({"optimizer": name}, None) for name in ("adagrad", "rmsprop", "nadam", "radam", "adadelta")),
+    (REGULARISED, None),
+    ({"averaging": {"swa": {"start": 0.25}}}, None),
 ]
 
 
