@@ -12,7 +12,14 @@ from itertools import product
 from shoal.cluster.components import Choice
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.resources import Shape
-from shoal.training.config import OPTIMIZERS, STRATEGIES, DeepSpeedConfig, TrainingConfig
+from shoal.training.config import (
+    OPTIMIZERS,
+    SEARCHING,
+    STRATEGIES,
+    DeepSpeedConfig,
+    SearchConfig,
+    TrainingConfig,
+)
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "strategy": tuple(STRATEGIES),
@@ -62,12 +69,27 @@ REFUSED: tuple[Refusal, ...] = (
         "fp32, or training.strategy: ddp",
     ),
     Refusal(
+        {"optimizer": SEARCHING, "strategy": ("deepspeed",)},
+        "training.optimizer: lbfgs and nonlinear_cg look at the whole objective and gradient, which training.strategy: "
+        "deepspeed shares among workers; use training.strategy: ddp",
+    ),
+    Refusal(
+        {"optimizer": SEARCHING, "precision": ("bf16", "fp16")},
+        "training.optimizer: lbfgs and nonlinear_cg compare objectives more closely than 16 bits tell; use "
+        "training.precision: fp32 or fp64",
+    ),
+    Refusal(
+        {"optimizer": SEARCHING, "l1": ("subgradient", "proximal")},
+        "training.l1 has no slope at zero, and training.optimizer: lbfgs and nonlinear_cg need one everywhere; use "
+        "training.l2, or another optimiser",
+    ),
+    Refusal(
         {"strategy": ("deepspeed",), "l1": ("proximal",)},
         "training.l1.proximal shrinks each weight by the step that its optimiser takes there, and with training.strategy: "
         "deepspeed no worker has both; use training.strategy: ddp, or training.l1: {subgradient: …}",
     ),
     Refusal(
-        {"optimizer": tuple(o for o in OPTIMIZERS if o not in PROXIMAL), "l1": ("proximal",)},
+        {"optimizer": tuple(o for o in OPTIMIZERS if o not in (*PROXIMAL, *SEARCHING)), "l1": ("proximal",)},
         "training.l1.proximal needs an optimiser whose step along each coordinate is known: use training.optimizer: "
         f"{', '.join(PROXIMAL[:-1])} or {PROXIMAL[-1]}, or training.l1: {{subgradient: …}}",
     ),
@@ -120,6 +142,11 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
     found = refusal(cell_of(training, shape))
     if found is not None:
         raise ConfigError(found.why)
+    if isinstance(training.optimizer, SearchConfig) and training.clip_norm is not None:
+        raise ConfigError(
+            "training.clip_norm: a clipped gradient is not that of the objective along which training.optimizer: "
+            f"{Choice(OPTIMIZERS).name_of(training.optimizer)} searches; leave it out"
+        )
     if shape.is_elastic and training.checkpoint is None:
         raise ConfigError(
             "cluster.num_workers: [least, most] needs training.checkpoint, from which a group of another size goes on; set "

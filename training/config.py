@@ -107,6 +107,37 @@ class AdadeltaConfig(Config):
     weight_decay: NonNegative = 0.0
 
 
+class SearchConfig(Config):
+    """What optimisers that search along a line share; each step runs several iterations over its rows."""
+
+    learning_rate: Positive = Field(1.0, description="length of the first trial of a search")
+    max_iter: Annotated[int, Field(ge=1)] = Field(20, description="iterations a step")
+    max_eval: Annotated[int, Field(ge=2)] | None = Field(
+        None, description="evaluations a step; null for 1.25 (lbfgs) or 2.5 (nonlinear_cg) times max_iter"
+    )
+    tolerance_grad: NonNegative = Field(
+        1e-7, description="converged where no element of the gradient is above it"
+    )
+    tolerance_change: NonNegative = Field(
+        1e-9, description="converged where weights and objective change by less"
+    )
+
+
+class LBFGSConfig(SearchConfig):
+    """L-BFGS with a strong-Wolfe line search (`torch.optim.LBFGS`; Liu and Nocedal 1989); wants batch_size: full."""
+
+    history_size: Annotated[int, Field(ge=1)] = Field(10, description="pairs of steps and gradients kept")
+
+
+class NonlinearCGConfig(SearchConfig):
+    """Nonlinear conjugate gradient with a strong-Wolfe line search (Nocedal and Wright 2006); wants batch_size: full."""
+
+    method: Literal["polak_ribiere_plus", "hager_zhang", "fletcher_reeves"] = "polak_ribiere_plus"
+    restart: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="iterations after which it begins anew; null for the number of parameters"
+    )
+
+
 OPTIMIZERS: dict[str, type[Config]] = {
     "sgd": SGDConfig,
     "adagrad": AdagradConfig,
@@ -116,7 +147,10 @@ OPTIMIZERS: dict[str, type[Config]] = {
     "nadam": NAdamConfig,
     "radam": RAdamConfig,
     "adadelta": AdadeltaConfig,
+    "lbfgs": LBFGSConfig,
+    "nonlinear_cg": NonlinearCGConfig,
 }
+SEARCHING = ("lbfgs", "nonlinear_cg")  # along a line, with several evaluations a step
 
 
 class L1Config(Config):
@@ -291,7 +325,10 @@ __all__ = [
     "AVERAGES",
     "MODELS",
     "OPTIMIZERS",
+    "SEARCHING",
     "STRATEGIES",
+    "AdadeltaConfig",
+    "AdagradConfig",
     "AdamConfig",
     "AdamWConfig",
     "CheckpointConfig",
@@ -301,13 +338,19 @@ __all__ = [
     "EarlyStoppingConfig",
     "Imported",
     "L1Config",
+    "LBFGSConfig",
     "LinearConfig",
     "MLPConfig",
     "MixupConfig",
     "ModelChoice",
+    "NAdamConfig",
+    "NonlinearCGConfig",
     "OptimizerChoice",
     "ParameterGroupConfig",
+    "RAdamConfig",
+    "RMSpropConfig",
     "SGDConfig",
     "SWAConfig",
+    "SearchConfig",
     "TrainingConfig",
 ]

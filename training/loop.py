@@ -25,6 +25,7 @@ from shoal.training.early_stopping import EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses import row_loss
 from shoal.training.models import Model, recompute_activations
+from shoal.training.optimizers.searching import REASONS
 from shoal.training.plan import EpochPlan, resolve_batch_size
 from shoal.training.proof import prove_one_model
 from shoal.training.scores import Judge, Scores
@@ -231,6 +232,8 @@ class Loop:
                     self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
             self._record_time(epoch)
             self._report_epoch(epoch, train_loss, value, improved, started)
+            if self._converged:  # no checkpoint comes after it, so that a resumed fit ends here too
+                break
             self._look()
         if self.best is not None:
             for name, fragment in self.strategy.weights().items():
@@ -279,6 +282,8 @@ class Loop:
         )
 
     def _why(self, done: int) -> str:
+        if self._converged and self.stepper.searched is not None:
+            return f"converged: {REASONS[self.stepper.searched.reason]}"
         if self.validates and self.stopping.should_stop and self.monitor is not None:
             return f"{self.monitor.name} had not improved for {self.stopping.epochs_since} epochs"
         return f"all {done} epochs done"
@@ -413,6 +418,7 @@ class Loop:
                 self.average.update(self.position)
             now = time.perf_counter()
             self.train_seconds = before + now - started
+            self._record_search(epoch)
             if now - told > ADVANCE_SECONDS:
                 told = now
                 self._advance(epoch)
@@ -446,6 +452,24 @@ class Loop:
                 f"the loss became {self._losses[wrong[0]]} at step {at + 1} though its gradient is finite: "
                 f"{self.stepper.rows_without_loss(at)}. Look at the model and its loss, or set training.non_finite: skip"
             )
+
+    @property
+    def _converged(self) -> bool:
+        """Whether the optimiser would do nothing more, on the same rows in every step."""
+        searched = self.stepper.searched
+        return searched is not None and searched.has_converged and self.plan.steps_per_epoch == 1
+
+    def _record_search(self, epoch: int) -> None:
+        """Write what a step did whose optimiser searches along lines."""
+        searched = self.stepper.searched
+        if searched is None:
+            return
+        for metric, value in (
+            ("iterations", searched.iterations),
+            ("evaluations", searched.evaluations),
+            (f"stopped_by_{searched.reason}", 1),
+        ):
+            self.history.add(self.position, epoch + 1, "train", metric, float(value), self.train_seconds)
 
     def _record_losses(self, epoch: int, by_step: np.ndarray) -> None:
         first = epoch * len(by_step)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from shoal.cluster.components import Choice
 from shoal.cluster.errors import RunError
 from shoal.training.batches import Batch, BatchReader
-from shoal.training.config import OPTIMIZERS, TrainingConfig
+from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
 from shoal.training.device import AUTOCAST, DTYPES
 from shoal.training.draws import DrawContext
 from shoal.training.losses import RowLoss
+from shoal.training.optimizers.searching import Searched
 from shoal.training.plan import EpochPlan
 from shoal.training.proof import prove_gradient, prove_slots
 from shoal.training.strategies.base import Strategy
@@ -59,6 +60,7 @@ class Stepper:
         self.dtype = DTYPES[config.precision]
         self.gradient_error = 0.0
         self.skipped: list[int] = []
+        self.searched: Searched | None = None  # of the last step, where the optimiser searches along lines
         self.wrapped = model
 
     def prepare(self, position: int) -> None:
@@ -100,6 +102,8 @@ class Stepper:
         RunError
             If the gradient is not finite and `non_finite` is ``stop``.
         """
+        if isinstance(self.config.optimizer, SearchConfig):
+            return self._search(batch, position)
         self.strategy.zero_grad()
         loss = self._backward(self.wrapped, batch, position, reduce=True)
         norm = self.strategy.gradient_norm()
@@ -109,6 +113,21 @@ class Stepper:
         elif not self.strategy.step():
             self.skipped.append(position)
         return loss
+
+    def _search(self, batch: Batch, position: int) -> Tensor:
+        """Take a step of an optimiser that looks at the objective several times; return the loss at its start."""
+        shares: list[Tensor] = []
+
+        def closure() -> Tensor:
+            self.strategy.zero_grad()
+            shares.append(self._backward(self.wrapped, batch, position, reduce=True))
+            return self.strategy.sum(shares[-1])
+
+        self.searched = self.strategy.search(closure)
+        if self.searched.reason == "non_finite":
+            self.non_finite(batch, position, math.nan)
+            self.skipped.append(position)
+        return shares[0]
 
     def non_finite(self, batch: Batch, position: int, norm: float) -> None:
         """Say which rows have a loss that is no finite number, unless such steps are to be skipped; on every worker.
@@ -197,22 +216,23 @@ class Stepper:
 
     def _backward(self, module: nn.Module, batch: Batch, position: int, reduce: bool) -> Tensor:
         """Add the gradient of the global batch's mean loss, or without ``reduce`` this worker's share of it."""
-        total = torch.zeros((), device=self.strategy.device, dtype=self.dtype)
+        # In fp64 the rounding of a sum over rows is not what a line search, or the order of workers, is decided by.
+        total = torch.zeros((), device=self.strategy.device, dtype=torch.float64)
         parts = list(self._parts(batch))
         for i, (part, weight) in enumerate(parts):
             part = part.to(self.strategy.device, self.dtype)
             share = weight / batch.global_rows
             if not reduce:
-                loss = self._row_losses(module, part, position).sum() * share
-                loss.backward()  # type: ignore[no-untyped-call]
+                losses = self._row_losses(module, part, position)
+                (losses.sum() * share).backward()  # type: ignore[no-untyped-call]
             elif i < len(parts) - 1:
                 with self.strategy.accumulate(module):
-                    loss = self._row_losses(module, part, position).sum() * share
-                    self.strategy.backward(loss)
+                    losses = self._row_losses(module, part, position)
+                    self.strategy.backward(losses.sum() * share)
             else:
-                loss = self._row_losses(module, part, position).sum() * share
-                self.strategy.backward(loss)
-            total += loss.detach()
+                losses = self._row_losses(module, part, position)
+                self.strategy.backward(losses.sum() * share)
+            total += losses.detach().sum(dtype=torch.float64) * share
         return total
 
     def _row_losses(self, module: nn.Module, part: Batch, position: int) -> Tensor:

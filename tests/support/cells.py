@@ -7,7 +7,7 @@ import torch
 
 from shoal.cluster.progress import Silent
 from shoal.training.allowed import cells, refusal
-from shoal.training.config import DeepSpeedConfig, MLPConfig, TrainingConfig
+from shoal.training.config import SEARCHING, DeepSpeedConfig, MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
 from shoal.training.models import Model, build_model
 from shoal.training.strategies.base import Strategy
@@ -57,7 +57,7 @@ def fit(strategy: Strategy, optimizer: str, precision: str) -> np.ndarray:
     config = TrainingConfig.model_validate(
         {
             "epochs": EPOCHS,
-            "batch_size": 50,
+            "batch_size": "full" if optimizer in SEARCHING else 50,
             "precision": precision,
             "optimizer": {optimizer: OPTIMIZERS[optimizer][0].model_dump()},
         }

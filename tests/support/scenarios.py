@@ -97,6 +97,8 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         "unused parameter": make_loop(strategy, factory=Sometimes, optimizer="sgd"),
         "regularised": make_loop(strategy, **REGULARISED),
         "blended with few rows": make_loop(strategy, rows=40, batch_size=1, epochs=1, mixup={"alpha": 1.0}),
+        "lbfgs": make_loop(strategy, optimizer={"lbfgs": {"max_iter": 5}}, batch_size="full", l2=0.1),
+        "nonlinear_cg": make_loop(strategy, optimizer={"nonlinear_cg": {"max_iter": 3}}, batch_size=100),
         "swa": make_loop(strategy, averaging={"swa": {"start": 0.0}}, mixup={}, gradient_accumulation=3),
     }
     results = {}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from shoal.training.checkpoints import lookout
-from shoal.training.config import OPTIMIZERS, DeepSpeedConfig
+from shoal.training.config import OPTIMIZERS as REGISTRY
+from shoal.training.config import SEARCHING, DeepSpeedConfig
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.deepspeed import DeepSpeed
 from shoal.training.strategies.diagnosis import stuck_workers_named
@@ -17,6 +18,7 @@ from support import resuming, scenarios
 
 CPU = torch.device("cpu")
 STAGES = (0, 1, 2, 3)
+OPTIMIZERS = tuple(name for name in REGISTRY if name not in SEARCHING)
 REGULARISED: dict[str, Any] = {
     "optimizer": {"adamw": {"learning_rate": 0.01}},
     "l1": {"subgradient": 0.01},

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from shoal.training.config import TrainingConfig
-from shoal.training.optimizers import build_optimizer
-from shoal.training.penalties import add_to_gradients, shrink
+from shoal.training.config import SearchConfig, TrainingConfig
+from shoal.training.optimizers.build import build_optimizer
+from shoal.training.optimizers.parameters import parameter_groups
+from shoal.training.optimizers.penalties import add_l2, add_to_gradients, shrink
+from shoal.training.optimizers.searching import Closure, Searched, Searching
+
+_LIST = "[]"  # ends the name of an optimiser's state that is a list of tensors
 
 Read = Callable[[str, int, int | None], Tensor]
 """(name, start, stop) -> elements ``start`` to ``stop - 1`` of a tensor; all of it, in its shape, where stop is None."""
@@ -75,7 +79,10 @@ class Strategy:
         """
         self.module = module
         self.optimizer = build_optimizer(config, module)
-        add_to_gradients(self.optimizer, config.l1)
+        if isinstance(config.optimizer, SearchConfig):
+            self._groups = parameter_groups(module, config)
+        else:
+            add_to_gradients(self.optimizer, config.l1)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.clip_norm = config.clip_norm
         self.shrinks = config.l1 is not None and config.l1.proximal is not None
@@ -122,6 +129,18 @@ class Strategy:
             shrink(self.optimizer)
         return taken
 
+    def search(self, closure: Closure) -> Searched:
+        """Take a step of an optimiser that searches along lines.
+
+        Parameters
+        ----------
+        closure
+            Forgets gradients, adds that of the global batch by `backward`, and returns its loss, the same on every worker.
+        """
+        found = cast(Searching, self.optimizer)
+        found.step(lambda: closure() + add_l2(self._groups))
+        return found.searched
+
     def _optimized(self) -> list[Tensor]:
         """Return the tensors whose gradients a step takes."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -139,14 +158,16 @@ class Strategy:
 
     def optimizer_state(self) -> tuple[dict[str, Fragment], dict[str, Any]]:
         """Return what this worker holds of the optimiser's state: tensors, and plain values."""
-        state = self.optimizer.state_dict()
-        tensors = {
-            f"{i}/{key}": Fragment(v)
-            for i, s in state["state"].items()
-            for key, v in s.items()
-            if v is not None
-        }
-        return tensors, {"groups": state["param_groups"], "scaler": self.scaler.state_dict()}
+        state, tensors, plain = self.optimizer.state_dict(), {}, {}
+        for i, own in state["state"].items():
+            for key, value in own.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{i}/{key}"] = Fragment(value)
+                elif isinstance(value, list) and value and all(isinstance(v, Tensor) for v in value):
+                    tensors[f"{i}/{key}{_LIST}"] = Fragment(torch.stack(value))
+                elif isinstance(value, int | float):
+                    plain[f"{i}/{key}"] = value
+        return tensors, {"groups": state["param_groups"], "scaler": self.scaler.state_dict(), "plain": plain}
 
     def load_optimizer_state(self, names: list[str], read: Read, facts: dict[str, Any]) -> None:
         """Take the optimiser's state from a checkpoint.
@@ -160,10 +181,16 @@ class Strategy:
         facts
             The plain values.
         """
-        state: dict[int, dict[str, Tensor]] = {}
+        state: dict[int, dict[str, Any]] = {}
         for name in names:
             index, _, key = name.partition("/")
-            state.setdefault(int(index), {})[key] = read(name, 0, None)
+            value = read(name, 0, None)
+            state.setdefault(int(index), {})[key.removesuffix(_LIST)] = (
+                [v.clone() for v in value] if key.endswith(_LIST) else value
+            )
+        for name, number in facts["plain"].items():
+            index, _, key = name.partition("/")
+            state.setdefault(int(index), {})[key] = number
         self.optimizer.load_state_dict({"state": state, "param_groups": facts["groups"]})
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])

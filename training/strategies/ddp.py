@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shoal.training.config import TrainingConfig
+from shoal.training.optimizers.searching import Closure, Searched
 from shoal.training.strategies.base import Strategy
 
 
@@ -54,6 +55,12 @@ class DDP(Strategy):
         """Clip where asked and take an optimiser step; return whether loss scaling let it be taken."""
         self._steps += 1
         return super().step()
+
+    def search(self, closure: Closure) -> Searched:
+        """Take a step of an optimiser that searches along lines."""
+        found = super().search(closure)
+        self._steps += found.evaluations
+        return found
 
     def communication_seconds(self) -> float:
         """Return the time that this worker's backward passes waited for gradients: DDP's mean over sampled steps."""

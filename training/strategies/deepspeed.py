@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from shoal.cluster.errors import ConfigError
 from shoal.training.config import DeepSpeedConfig, TrainingConfig
-from shoal.training.optimizers import build_optimizer
-from shoal.training.penalties import add_to_gradients
+from shoal.training.optimizers.build import build_optimizer
+from shoal.training.optimizers.penalties import add_to_gradients
 from shoal.training.strategies.base import Fragment, Read
 from shoal.training.strategies.ddp import DDP
 

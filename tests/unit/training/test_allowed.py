@@ -77,6 +77,24 @@ def test_deepspeed_in_fp64_is_refused() -> None:
         refuse(training, Shape(2, 1.0, 0.0, "group"))
 
 
+@pytest.mark.parametrize("name", ["lbfgs", "nonlinear_cg"])
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"strategy": "deepspeed"}, "shares among workers; use training.strategy: ddp"),
+        ({"precision": "bf16"}, "use training.precision: fp32 or fp64"),
+        ({"l1": {"subgradient": 1.0}}, "use training.l2, or another optimiser"),
+        ({"l1": {"proximal": 1.0}}, "use training.l2, or another optimiser"),
+        ({"clip_norm": 1.0}, "training.clip_norm: a clipped gradient"),
+    ],
+)
+def test_what_spoils_a_line_search_is_refused(name: str, training: dict[str, object], said: str) -> None:
+    shape = Shape(2, 1.0, 0.0, "group")
+    refuse(TrainingConfig.model_validate({"optimizer": name}), shape)
+    with pytest.raises(ConfigError, match=said):
+        refuse(TrainingConfig.model_validate({"optimizer": name, **training}), shape)
+
+
 @pytest.mark.parametrize(
     ("training", "said"),
     [

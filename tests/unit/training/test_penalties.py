@@ -19,8 +19,8 @@ from shoal.training.allowed import PROXIMAL
 from shoal.training.config import L1Config, LinearConfig, MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
 from shoal.training.models import build_model
-from shoal.training.parameters import parameter_groups, unpenalised
-from shoal.training.penalties import add_to_gradients, shrink
+from shoal.training.optimizers.parameters import parameter_groups, unpenalised
+from shoal.training.optimizers.penalties import add_to_gradients, shrink
 from shoal.training.strategies.base import Strategy
 
 X, Y = load_breast_cancer(return_X_y=True)

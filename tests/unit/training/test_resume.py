@@ -77,6 +77,8 @@ CASES = [
     ({"optimizer": {"sgd": {"learning_rate": 0.01}}}, Tied),
     *(({"optimizer": name}, None) for name in ("adagrad", "rmsprop", "nadam", "radam", "adadelta")),
     (REGULARISED, None),
+    ({"optimizer": {"lbfgs": {"max_iter": 3, "history_size": 2}}, "l2": 0.1}, None),
+    ({"optimizer": {"nonlinear_cg": {"max_iter": 3}}, "l2": 0.1}, None),
     ({"averaging": {"swa": {"start": 0.25}}}, None),
 ]
 

@@ -1,4 +1,4 @@
-"""Optimisers: torch's own classes, with Shoal's word for the learning rate."""
+"""Optimisers by name: torch's own classes, with Shoal's word for the learning rate."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,9 @@ from torch import nn
 
 from shoal.cluster.components import Choice
 from shoal.training.config import OPTIMIZERS, TrainingConfig
-from shoal.training.parameters import parameter_groups
+from shoal.training.optimizers.lbfgs import LBFGS
+from shoal.training.optimizers.nonlinear_cg import NonlinearCG
+from shoal.training.optimizers.parameters import parameter_groups
 
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -18,6 +20,7 @@ _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "nadam": torch.optim.NAdam,
     "radam": torch.optim.RAdam,
     "adadelta": torch.optim.Adadelta,
+    "nonlinear_cg": NonlinearCG,
 }
 _FUSED = (
     "sgd",
@@ -38,6 +41,10 @@ def build_optimizer(training: TrainingConfig, module: nn.Module) -> torch.optim.
     name = str(Choice(OPTIMIZERS).name_of(training.optimizer))
     arguments = training.optimizer.model_dump()
     learning_rate = arguments.pop("learning_rate")
+    groups = parameter_groups(module, training)
+    if name == "lbfgs":  # takes no groups; what differs between them is in the objective
+        parameters = [p for group in groups for p in group["params"]]
+        return LBFGS(parameters, lr=learning_rate, line_search_fn="strong_wolfe", **arguments)
     if name in _FUSED:
         arguments["fused"] = True
-    return _CLASSES[name](parameter_groups(module, training), lr=learning_rate, **arguments)
+    return _CLASSES[name](groups, lr=learning_rate, **arguments)

@@ -14,7 +14,7 @@ from torch import nn
 
 from shoal.cluster.components import Choice
 from shoal.cluster.errors import ConfigError
-from shoal.training.config import OPTIMIZERS, ParameterGroupConfig, TrainingConfig
+from shoal.training.config import OPTIMIZERS, SEARCHING, ParameterGroupConfig, TrainingConfig
 from shoal.training.models import OneHotWeights
 
 _NORMS = (
@@ -84,6 +84,10 @@ def _refuse_idle(training: TrainingConfig, names: list[str], has_decay: bool) ->
             optimizer = Choice(OPTIMIZERS).name_of(training.optimizer)
             raise ConfigError(
                 f"{where}.weight_decay: {optimizer} has no weight decay; use l2 in its place, or leave it out"
+            )
+        if group.learning_rate is not None and Choice(OPTIMIZERS).name_of(training.optimizer) in SEARCHING:
+            raise ConfigError(
+                f"{where}.learning_rate: the optimiser searches for one length of its step over all parameters; leave it out"
             )
         if not _reached(training.parameter_groups, i, names):
             near = difflib.get_close_matches(group.match, names, n=1, cutoff=0.0)

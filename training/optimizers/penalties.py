@@ -6,6 +6,7 @@ added after gradients became one, and after clipping, as torch's optimisers add 
 shrinks all weights by the same share a step, whatever their gradients (Loshchilov and Hutter 2019, section 2).
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,17 @@ def add_to_gradients(optimizer: torch.optim.Optimizer, config: L1Config | None) 
                         p.grad.add_(p.sign(), alpha=group["l1"])
 
     optimizer.register_step_pre_hook(add)
+
+
+@torch.no_grad()
+def add_l2(groups: Sequence[dict[str, Any]]) -> float:
+    """Add the gradient of the groups' L2 penalty and return its value, for optimisers that look at the objective."""
+    value = 0.0
+    for group in groups:
+        for p in group["params"] if group.get("l2") else ():
+            value += float(group["l2"]) / 2 * float(p.double().square().sum())
+            p.grad = p * group["l2"] if p.grad is None else p.grad.add_(p, alpha=group["l2"])
+    return value
 
 
 @torch.no_grad()
