@@ -20,6 +20,7 @@ from shoal.training.config import (
     SearchConfig,
     TrainingConfig,
 )
+from shoal.training.schedules.config import ConstantConfig
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "strategy": tuple(STRATEGIES),
@@ -142,6 +143,11 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
     found = refusal(cell_of(training, shape))
     if found is not None:
         raise ConfigError(found.why)
+    if isinstance(training.optimizer, SearchConfig) and not isinstance(training.schedule, ConstantConfig):
+        raise ConfigError(
+            f"training.schedule: training.optimizer: {Choice(OPTIMIZERS).name_of(training.optimizer)} searches for the length of "
+            "each step, so there is nothing to schedule; leave it out"
+        )
     if isinstance(training.optimizer, SearchConfig) and training.clip_norm is not None:
         raise ConfigError(
             "training.clip_norm: a clipped gradient is not that of the objective along which training.optimizer: "

@@ -7,6 +7,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config, Duration
+from shoal.training.schedules.config import ConstantConfig, ScheduleChoice
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -276,6 +277,9 @@ class TrainingConfig(Config):
         "auto", description="rows of a step over all workers; auto grows with the data, from 32 to 1024"
     )
     optimizer: OptimizerChoice = AdamWConfig()
+    schedule: ScheduleChoice = Field(
+        ConstantConfig(), description="how the learning rate changes over the fit"
+    )
     l1: L1Config | None = Field(
         None,
         description="{subgradient: strength} or {proximal: strength}; not of biases, norms and embeddings",

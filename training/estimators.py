@@ -62,6 +62,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         self,
         model: str | Mapping[str, Any] = "mlp",
         optimizer: str | Mapping[str, Any] = "adamw",
+        schedule: str | Mapping[str, Any] = "constant",
         *,
         epochs: int = 50,
         batch_size: int | str = "auto",
@@ -79,6 +80,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.schedule = schedule
         self.epochs = epochs
         self.batch_size = batch_size
         self.gradient_accumulation = gradient_accumulation
@@ -105,6 +107,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
                 "epochs",
                 "batch_size",
                 "optimizer",
+                "schedule",
                 "gradient_accumulation",
                 "clip_norm",
                 "l1",
@@ -167,6 +170,8 @@ class TorchClassifier(ClassifierMixin, _TorchEstimator):  # type: ignore[misc]
         A component: ``"mlp"``, ``"linear"``, ``{"mlp": {"hidden": [64], "dropout": 0.1}}``, or your own by import.
     optimizer
         A component: ``"adamw"``, ``{"sgd": {"learning_rate": 0.05}}``, …
+    schedule
+        A component: ``"constant"``, ``"one_cycle"``, ``{"cosine": {"warmup": 100}}``, …
     epochs, batch_size, gradient_accumulation, clip_norm, l1, l2, mixup, averaging, precision
         As in the `training` section of an experiment.
     early_stopping

@@ -18,7 +18,7 @@ from shoal.training.batches import BatchReader, Dataset
 from shoal.training.checkpoints.files import Checkpoint, Part
 from shoal.training.checkpoints.keeper import Keeper
 from shoal.training.checkpoints.lookout import Lookout
-from shoal.training.config import TrainingConfig
+from shoal.training.config import SearchConfig, TrainingConfig
 from shoal.training.device import DTYPES
 from shoal.training.draws import DrawContext, combine, install_draws
 from shoal.training.early_stopping import EarlyStopping
@@ -28,6 +28,7 @@ from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
 from shoal.training.plan import EpochPlan, resolve_batch_size
 from shoal.training.proof import prove_one_model
+from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge, Scores
 from shoal.training.stepping import Stepper
 from shoal.training.strategies.base import Fragment, Strategy
@@ -173,6 +174,17 @@ class Loop:
             self.average = WeightAverage(
                 self.config.averaging, self.strategy, self.plan.steps_per_epoch, self.config.epochs
             )
+        optimizer = self.config.optimizer
+        self.schedule = Schedule(
+            self.config.schedule,
+            self.plan.steps_per_epoch,
+            self.config.epochs,
+            momentum=bool(getattr(optimizer, "momentum", 0.0)) or hasattr(optimizer, "betas"),
+            greater_is_better=self.stopping.greater_is_better,
+            learning_rate=getattr(optimizer, "learning_rate", 1.0),
+        )
+        self._factors: list[float] = []  # of the epoch's steps so far, where they differ
+        self._scores: list[float] = []  # of all epochs, on the validation rows
         self.lookout = Lookout(self.strategy, self.keeper)
         self.account = Account()
         self._waited = 0.0  # for other workers, before this start
@@ -321,6 +333,8 @@ class Loop:
         self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since = facts["stopping"]
         self.stepper.skipped = facts["skipped"]
         self._losses = np.array(facts["losses"], dtype=np.float64)
+        self._factors, self._scores = facts["factors"], facts["scores"]
+        self.schedule.hear(self._scores)
         total = self.config.epochs * self.plan.steps_per_epoch
         self.reporter.notice(
             f"resuming from step {self.position:,} of {total:,} (epoch {self.position // self.plan.steps_per_epoch + 1})"
@@ -396,6 +410,8 @@ class Loop:
                 "stopping": [self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since],
                 "skipped": self.stepper.skipped,
                 "losses": self._losses.tolist(),
+                "factors": self._factors,
+                "scores": self._scores,
             }
         tensors |= {f"optimizer/{n}": f for n, f in state.items()}
         part = Part(self.position, self.strategy.rank, self.strategy.world_size, tensors, facts)
@@ -411,6 +427,7 @@ class Loop:
         while self.position < (epoch + 1) * steps:
             with self.account.measure("data"):
                 batch = next(batches)
+            self._set_rate()
             with self.account.measure("step"):
                 self._own_losses.append(self.stepper.step(batch, self.position))
             self.position += 1
@@ -428,7 +445,8 @@ class Loop:
         self.epoch_seconds = time.perf_counter() - started
         self.train_seconds = before + self.epoch_seconds
         by_step, self._losses = self._losses, np.empty(0)
-        self._record_losses(epoch, by_step)
+        factors, self._factors = self._factors or [1.0] * steps, []
+        self._record_losses(epoch, by_step, factors)
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
         taken = np.isfinite(by_step)
         return float((by_step * sizes)[taken].sum() / sizes[taken].sum()) if taken.any() else math.nan
@@ -453,6 +471,14 @@ class Loop:
                 f"{self.stepper.rows_without_loss(at)}. Look at the model and its loss, or set training.non_finite: skip"
             )
 
+    def _set_rate(self) -> None:
+        """Give the optimiser the learning rate of the next step."""
+        if self.schedule.is_constant:
+            return
+        factor = self.schedule.factor(self.position)
+        self._factors.append(factor)
+        self.strategy.set_rate(factor, self.schedule.momentum if self.schedule.cycles_momentum else None)
+
     @property
     def _converged(self) -> bool:
         """Whether the optimiser would do nothing more, on the same rows in every step."""
@@ -471,7 +497,8 @@ class Loop:
         ):
             self.history.add(self.position, epoch + 1, "train", metric, float(value), self.train_seconds)
 
-    def _record_losses(self, epoch: int, by_step: np.ndarray) -> None:
+    def _record_losses(self, epoch: int, by_step: np.ndarray, factors: list[float]) -> None:
+        searches = isinstance(self.config.optimizer, SearchConfig)  # which finds its own step
         first = epoch * len(by_step)
         for block in np.array_split(np.arange(len(by_step)), min(LOSS_POINTS, len(by_step))):
             step = first + int(block[-1]) + 1
@@ -479,6 +506,9 @@ class Loop:
             known = by_step[block][np.isfinite(by_step[block])]
             if len(known):
                 self.history.add(step, epoch + 1, "train", "loss", float(known.mean()), seconds)
+            if not searches:
+                rate = self.strategy.rates[0] * factors[block[-1]]
+                self.history.add(step, epoch + 1, "train", "learning_rate", rate, seconds)
 
     def _record_time(self, epoch: int) -> None:
         """Write each worker's seconds so far, by what they went to."""
@@ -504,7 +534,9 @@ class Loop:
                 self.history.add(
                     self.position, epoch + 1, "validation", self.monitor.name, value, self.train_seconds
                 )
-            return float(self.strategy.broadcast(value))
+            self._scores.append(float(self.strategy.broadcast(value)))
+            self.schedule.hear(self._scores)
+            return self._scores[-1]
 
     def _report_epoch(
         self, epoch: int, train_loss: float, value: float, improved: bool, started: float

@@ -43,6 +43,23 @@ def loss_curve(epochs: Floats, values: Floats, best: Best | None) -> str:
         return svg(figure, "loss", text)
 
 
+def rate_curve(epochs: Floats, rates: Floats) -> str:
+    """Draw the learning rate over (fractional) epochs; logarithmic where it spans more than a hundredfold."""
+    from matplotlib.ticker import MaxNLocator
+
+    with canvas() as figure:
+        axes = figure.subplots()
+        axes.plot(epochs, rates, color=MAIN, drawstyle="steps-pre")
+        positive = rates[rates > 0]
+        if len(positive) and positive.max() > 100 * positive.min():
+            axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlim(0, float(epochs[-1]) * 1.03)
+        label_axes(axes, "epoch", "learning rate")
+        text = f"Learning rate over {np.ceil(epochs[-1]):.0f} epochs, from {rates[0]:.3g} to {rates[-1]:.3g}"
+        return svg(figure, "rate", f"{text}, at most {rates.max():.3g}.")
+
+
 def validation_curve(epochs: Floats, values: Floats, metric: Metric, best: Best | None) -> str:
     """Draw the validation score after each epoch, the best one marked."""
     from matplotlib.ticker import MaxNLocator

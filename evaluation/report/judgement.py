@@ -42,6 +42,11 @@ def learning(facts: ReportFacts) -> Html:
         epochs = np.array([row["step"] / steps for row in train])
         values = np.array([row["value"] for row in train])
         shown.append(figure(Html(figures.loss_curve(epochs, values, best)), "Training loss"))
+    rates = [row for row in rows if row["split"] == "train" and row["metric"] == "learning_rate"]
+    if len({row["value"] for row in rates}) > 1:
+        epochs = np.array([row["step"] / steps for row in rates])
+        drawn = figures.rate_curve(epochs, np.array([row["value"] for row in rates]))
+        shown.append(figure(Html(drawn), "Learning rate"))
     if held:
         epochs = np.array([float(row["epoch"]) for row in held])
         values = np.array([row["value"] for row in held])

@@ -97,6 +97,10 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         "unused parameter": make_loop(strategy, factory=Sometimes, optimizer="sgd"),
         "regularised": make_loop(strategy, **REGULARISED),
         "blended with few rows": make_loop(strategy, rows=40, batch_size=1, epochs=1, mixup={"alpha": 1.0}),
+        "scheduled": make_loop(strategy, schedule="one_cycle", optimizer={"sgd": {"learning_rate": 0.1}}),
+        "plateau": make_loop(
+            strategy, schedule={"reduce_on_plateau": {"patience": 0, "min_delta": 0.05}}, epochs=4
+        ),
         "lbfgs": make_loop(strategy, optimizer={"lbfgs": {"max_iter": 5}}, batch_size="full", l2=0.1),
         "nonlinear_cg": make_loop(strategy, optimizer={"nonlinear_cg": {"max_iter": 3}}, batch_size=100),
         "swa": make_loop(strategy, averaging={"swa": {"start": 0.0}}, mixup={}, gradient_accumulation=3),

@@ -28,6 +28,7 @@ REGULARISED: dict[str, Any] = {
     "averaging": {"ema": {"decay": 0.9}},
 }
 RESUMED: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in OPTIMIZERS}
+RESUMED["scheduled"] = {"optimizer": "nadam", "schedule": {"one_cycle": {"div_factor": 2}}}
 RESUMED |= {"regularised": REGULARISED, "swa": {"averaging": {"swa": {"start": 0.25}}}}
 FEW = (
     "sgd",

@@ -83,6 +83,7 @@ class Strategy:
             self._groups = parameter_groups(module, config)
         else:
             add_to_gradients(self.optimizer, config.l1)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.clip_norm = config.clip_norm
         self.shrinks = config.l1 is not None and config.l1.proximal is not None
@@ -128,6 +129,19 @@ class Strategy:
         if taken and self.shrinks:
             shrink(self.optimizer)
         return taken
+
+    def set_rate(self, factor: float, momentum: float | None = None) -> None:
+        """Multiply each group's learning rate for the next step; set the momentum, or the first of the betas, where given."""
+        for group, rate in zip(self._groups_of_optimizer(), self.rates, strict=True):
+            group["lr"] = rate * factor
+            if momentum is not None and "betas" in group:
+                group["betas"] = (momentum, *group["betas"][1:])
+            elif momentum is not None:
+                group["momentum"] = momentum
+
+    def _groups_of_optimizer(self) -> list[dict[str, Any]]:
+        """Return the groups of the torch optimiser that takes the steps."""
+        return self.optimizer.param_groups
 
     def search(self, closure: Closure) -> Searched:
         """Take a step of an optimiser that searches along lines.

@@ -116,6 +116,7 @@ class DeepSpeed(DDP):
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self._parameters = [p for p in module.parameters() if p.requires_grad]
         torch_optimizer = build_optimizer(config, module)
+        self.rates = [group["lr"] for group in torch_optimizer.param_groups]
         if not self._parameters:
             self.optimizer, self._engine = torch_optimizer, None
             return module
@@ -187,6 +188,13 @@ class DeepSpeed(DDP):
             yield
         finally:
             self._engine.set_gradient_accumulation_boundary(True)
+
+    def _groups_of_optimizer(self) -> list[dict[str, Any]]:
+        """Return the groups of the torch optimiser that takes the steps."""
+        if self._engine is None or not self.zero.zero_stage:
+            return super()._groups_of_optimizer()
+        groups: list[dict[str, Any]] = self._zero.optimizer.param_groups
+        return groups
 
     def zero_grad(self) -> None:
         """Forget all gradients, also those that no step has used."""

@@ -100,11 +100,12 @@ def _manifest(task: str, rows: dict[str, int], **more: Any) -> Manifest:
     )  # fmt: skip
 
 
-def _history(metric: str) -> pa.Table:
+def _history(metric: str, rates: tuple[float, ...] = (0.1, 0.1, 0.1)) -> pa.Table:
     rows: dict[str, list[Any]] = {k: [] for k in ("step", "epoch", "split", "metric", "value", "seconds")}
     for epoch in (1, 2, 3):
         for split, name, value in (
             ("train", "loss", 1 / epoch),
+            ("train", "learning_rate", rates[epoch - 1]),
             ("validation", metric, [0.5, 0.9, 0.7][epoch - 1]),
         ):
             for key, item in zip(rows, (epoch * 10, epoch, split, name, value, float(epoch)), strict=True):
@@ -303,3 +304,12 @@ def test_predictions_of_another_target_are_refused(tmp_path: Path) -> None:
 )
 def test_numbers_read_well(value: float | None, limits: tuple[float, float], expected: str) -> None:
     assert number(value, limits) == expected
+
+
+@pytest.mark.parametrize(("rates", "drawn"), [((0.1, 0.1, 0.1), False), ((0.1, 0.01, 0.0001), True)])
+def test_a_learning_rate_that_changed_is_drawn(tmp_path: Path, rates: tuple[float, ...], drawn: bool) -> None:
+    run = _run(tmp_path, "binary")
+    run.write_table("history.parquet", _history(resolve_scoring("auto", "binary")[0].name, rates))
+    write_report(run, _manifest("binary"), _scores(run, "binary"))
+    page = run.read_bytes("report.html").decode()
+    assert ("Learning rate over 3 epochs, from 0.1 to 0.0001, at most 0.1." in page) == drawn

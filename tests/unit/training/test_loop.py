@@ -194,7 +194,7 @@ def test_history_holds_the_losses_and_the_validation_scores() -> None:
     loop, _ = fit(make_dataset(rows=203), monitor=SquaredDistance())
     outcome = loop.run()
     table = loop.history.table()
-    train = table.filter(pc.equal(table["split"], "train"))
+    train = table.filter(pc.equal(table["metric"], "loss"))
     assert train["step"].to_pylist() == list(range(1, outcome.steps + 1))
     assert train["value"][0].as_py() > train["value"][-1].as_py()
     validation = table.filter(pc.equal(table["split"], "validation"))

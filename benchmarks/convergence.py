@@ -1,0 +1,224 @@
+"""Loss against passes over the data and against seconds, of optimisers on two convex problems.
+
+    python benchmarks/convergence.py DATA.parquet TARGET [--split-column NAME] [--plot FILE.png]
+
+The first is logistic regression with an L2 penalty on the training rows of a Parquet file, by Shoal's loop in fp64 with one
+thread; the second a quadratic of 200 unknowns with condition number 1e4. A pass is an epoch, or one evaluation of loss and
+gradient inside a line search. Each first-order optimiser runs at several learning rates, and its best one counts.
+"""
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from shoal.cluster.progress import EpochRecord, Silent
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.dataset import ShardedDataset
+from shoal.cluster.sharding.service import shard
+from shoal.cluster.storage import Storage
+from shoal.training.config import LinearConfig, TrainingConfig
+from shoal.training.loop import Loop
+from shoal.training.losses import row_loss
+from shoal.training.models import build_model
+from shoal.training.optimizers.lbfgs import LBFGS
+from shoal.training.optimizers.nonlinear_cg import NonlinearCG
+from shoal.training.strategies.base import Strategy
+
+L2 = 1e-4
+GAP = 1e-4  # of the objective above its optimum, relative: where a fit counts as there
+PASSES = 100
+
+
+@dataclass
+class Curve:
+    """Objective after so many passes and seconds."""
+
+    passes: list[float]
+    seconds: list[float]
+    values: list[float]
+
+    def passes_to(self, target: float) -> float:
+        """Return the passes after which the objective stays below a target."""
+        above = [i for i, value in enumerate(self.values) if value > target]
+        first = above[-1] + 1 if above else 0
+        return self.passes[first] if first < len(self.passes) else float("inf")
+
+
+class Watch(Silent):
+    """Computes the objective over all training rows after each epoch; its time is not the fit's."""
+
+    def __init__(self) -> None:
+        self.curve = Curve([], [], [])
+        self.loop: Loop | None = None
+
+    def epoch(self, record: EpochRecord) -> None:
+        """Note where the fit is."""
+        assert self.loop is not None
+        evaluations = sum(row[4] for row in self.loop.history.rows if row[3] == "evaluations")
+        self.curve.passes.append(evaluations or float(record.epoch))
+        self.curve.seconds.append(self.loop.train_seconds)
+        self.curve.values.append(objective(self.loop))
+
+
+@torch.no_grad()
+def objective(loop: Loop) -> float:
+    """Return the mean loss of the training rows and the penalty."""
+    total, rows, loss = 0.0, 0, row_loss(loop.dataset.schema.target)
+    for v in range(loop.dataset.n_shards):
+        part = loop.dataset.shard("train", v)
+        numeric, codes = torch.tensor(part.numeric).double(), torch.tensor(part.categorical)
+        total += float(loss(loop.model(numeric, codes), torch.tensor(part.label)).sum())
+        rows += len(part.label)
+    weights = [p for n, p in loop.model.named_parameters() if not n.endswith("bias")]
+    return total / rows + L2 / 2 * sum(float(p.square().sum()) for p in weights)
+
+
+def fit(
+    dataset: ShardedDataset, optimizer: dict[str, Any], batch_size: int | str, epochs: int = PASSES
+) -> Curve:
+    """Fit logistic regression and return how its objective fell."""
+    watch = Watch()
+    config = {
+        "optimizer": optimizer,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "l2": L2,
+        "precision": "fp64",
+    }
+    model = build_model(LinearConfig(), dataset.schema, 0)
+    strategy = Strategy(torch.device("cpu"))
+    watch.loop = Loop(model, dataset, TrainingConfig.model_validate(config), strategy, None, 0, watch)
+    watch.loop.run()
+    return watch.curve
+
+
+def best(curves: Sequence[tuple[str, Curve]], target: float) -> tuple[str, Curve]:
+    """Return the setting that is there first, or comes nearest."""
+    return min(curves, key=lambda named: (named[1].passes_to(target), named[1].values[-1]))
+
+
+def regressions(dataset: ShardedDataset) -> tuple[dict[str, Curve], float]:
+    """Fit with each optimiser; return the curves and the optimum."""
+    search = {"max_iter": 5, "tolerance_grad": 1e-9, "tolerance_change": 1e-14}
+    optimum = min(fit(dataset, {"lbfgs": {**search, "max_iter": 500, "history_size": 50}}, "full", 5).values)
+    target, curves = optimum * (1 + GAP), {}
+    for name, rates in (("adamw", (1e-3, 1e-2)), ("sgd", (1e-2, 1e-1))):
+        found = []
+        for rate, size in itertools.product(rates, (1024, "full")):
+            values = {"learning_rate": rate} | ({"weight_decay": 0.0} if name == "adamw" else {})
+            found.append((f"{name} {rate:g}, batch {size}", fit(dataset, {name: values}, size)))
+        curves |= [best(found, target)]
+    curves["lbfgs"] = fit(dataset, {"lbfgs": search}, "full", 30)
+    curves["nonlinear_cg"] = fit(dataset, {"nonlinear_cg": search}, "full", 30)
+    return curves, optimum
+
+
+def descend(build: Callable[[list[torch.Tensor]], Any], passes: int) -> Curve:
+    """Minimise the quadratic by a torch optimiser."""
+    generator = torch.Generator().manual_seed(0)
+    basis, _ = torch.linalg.qr(torch.randn(200, 200, dtype=torch.float64, generator=generator))
+    matrix = basis @ torch.diag(torch.logspace(0, 4, 200, dtype=torch.float64)) @ basis.T
+    solution = torch.randn(200, dtype=torch.float64, generator=generator)
+    w = torch.zeros(200, dtype=torch.float64, requires_grad=True)
+    optimizer, curve, started = build([w]), Curve([], [], []), time.perf_counter()
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        away = w - solution
+        loss = away @ matrix @ away / 2
+        loss.backward()
+        curve.passes.append(len(curve.passes) + 1.0)
+        curve.seconds.append(time.perf_counter() - started)
+        curve.values.append(float(loss.detach()))
+        return loss
+
+    while len(curve.passes) < passes:
+        before = len(curve.passes)
+        optimizer.step(closure)
+        if len(curve.passes) == before + 1 and hasattr(optimizer, "searched"):
+            break  # converged
+    return curve
+
+
+def quadratics(passes: int = 20_000) -> dict[str, Curve]:
+    """Minimise the quadratic with each optimiser."""
+    target = descend(lambda p: torch.optim.SGD(p, lr=0.0), 1).values[0] * 1e-8
+    curves: dict[str, Curve] = {}
+    firsts: dict[str, tuple[Callable[..., Any], tuple[float, ...]]] = {
+        "adamw": (partial(torch.optim.AdamW, weight_decay=0.0), (1e-3, 1e-2, 1e-1)),
+        "sgd, momentum .9": (partial(torch.optim.SGD, momentum=0.9), (3e-5, 1e-4, 3e-4)),
+    }
+    for name, (build, rates) in firsts.items():
+        found = [(f"{name}, {rate:g}", descend(partial(build, lr=rate), passes)) for rate in rates]
+        curves |= [best(found, target)]
+    curves["lbfgs"] = descend(partial(LBFGS, history_size=10, line_search_fn="strong_wolfe"), passes)
+    for method in ("polak_ribiere_plus", "hager_zhang", "fletcher_reeves"):
+        curves[f"nonlinear_cg {method}"] = descend(partial(NonlinearCG, method=method), passes)
+    return curves
+
+
+def show(title: str, curves: dict[str, Curve], optimum: float, target: float) -> None:
+    """Print the passes and seconds that each needs, and what it ends at."""
+    print(title)
+    for name, curve in curves.items():
+        needed = curve.passes_to(target)
+        seconds = dict(zip(curve.passes, curve.seconds, strict=True)).get(needed, float("nan"))
+        gap = (curve.values[-1] - optimum) / max(abs(optimum), 1e-300) if optimum else curve.values[-1]
+        print(f"  {name:36} passes {needed:8,.0f}  seconds {seconds:8.2f}  ends {gap:.1e} above")
+
+
+def plot(file: str, problems: Sequence[tuple[str, dict[str, Curve], float]]) -> None:
+    """Draw the gap against passes and seconds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    axes = figure.subplots(len(problems), 2)
+    for row, (title, curves, optimum) in zip(axes, problems, strict=True):
+        for name, curve in curves.items():
+            gap = np.maximum(np.array(curve.values) - optimum, 1e-14)
+            for axis, x in zip(row, (curve.passes, curve.seconds), strict=True):
+                axis.loglog(x, gap, label=name)
+        for axis, label in zip(row, ("passes over the data", "seconds"), strict=True):
+            axis.set(xlabel=label, ylabel="objective above its optimum", title=title)
+        row[0].legend(fontsize=8, frameon=False)
+    figure.savefig(file, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path")
+    parser.add_argument("target")
+    parser.add_argument("--split-column")
+    parser.add_argument("--plot")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    split = {"column": given.split_column} if given.split_column else {}
+    data = DataConfig.model_validate({"path": given.path, "target": given.target, "split": split})
+    with tempfile.TemporaryDirectory() as folder:
+        shard(data, 0, Storage.open(folder))
+        regression, optimum = regressions(ShardedDataset.open(Storage.open(folder)))
+    quadratic = quadratics()
+    show(
+        f"logistic regression, to {GAP:g} above the optimum {optimum:.6f}",
+        regression,
+        optimum,
+        optimum * (1 + GAP),
+    )
+    level = max(curve.values[0] for curve in quadratic.values())
+    show("quadratic, to 1e-8 of its start", quadratic, 0.0, level * 1e-8)
+    if given.plot:
+        plot(given.plot, [("logistic regression", regression, optimum), ("quadratic, 1e4", quadratic, 0.0)])
+
+
+if __name__ == "__main__":
+    main()
