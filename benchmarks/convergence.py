@@ -26,7 +26,6 @@ from shoal.cluster.sharding.service import shard
 from shoal.cluster.storage import Storage
 from shoal.training.config import LinearConfig, TrainingConfig
 from shoal.training.loop import Loop
-from shoal.training.losses import row_loss
 from shoal.training.models import build_model
 from shoal.training.optimizers.lbfgs import LBFGS
 from shoal.training.optimizers.nonlinear_cg import NonlinearCG
@@ -71,7 +70,7 @@ class Watch(Silent):
 @torch.no_grad()
 def objective(loop: Loop) -> float:
     """Return the mean loss of the training rows and the penalty."""
-    total, rows, loss = 0.0, 0, row_loss(loop.dataset.schema.target)
+    total, rows, loss = 0.0, 0, loop.stepper.loss.values
     for v in range(loop.dataset.n_shards):
         part = loop.dataset.shard("train", v)
         numeric, codes = torch.tensor(part.numeric).double(), torch.tensor(part.categorical)

@@ -35,6 +35,9 @@ class Dataset(Protocol):
     def shard_rows(self, split: str) -> tuple[int, ...]:
         """Return the rows of each shard of a part, empty where there is no such part."""
 
+    def class_rows(self, split: str) -> tuple[int, ...]:
+        """Return the rows of each class of a part, or with each of several labels; empty for numbers."""
+
     def shard(self, split: str, v: int) -> ShardRows:
         """Return one shard's rows, memory-mapped where they lie on disk."""
 

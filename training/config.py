@@ -7,6 +7,7 @@ from pydantic import Field, StrictBool, model_validator
 
 from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config, Duration
+from shoal.training.losses.config import AutoLossConfig, LossChoice
 from shoal.training.schedules.config import ConstantConfig, ScheduleChoice
 
 Positive = Annotated[float, Field(gt=0)]
@@ -275,6 +276,9 @@ class TrainingConfig(Config):
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto", "full"] = Field(
         "auto", description="rows of a step over all workers; auto grows with the data, from 32 to 1024"
+    )
+    loss: LossChoice = Field(
+        AutoLossConfig(), description="what is minimised, as a mean over all rows of a step"
     )
     optimizer: OptimizerChoice = AdamWConfig()
     schedule: ScheduleChoice = Field(

@@ -63,6 +63,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         model: str | Mapping[str, Any] = "mlp",
         optimizer: str | Mapping[str, Any] = "adamw",
         schedule: str | Mapping[str, Any] = "constant",
+        loss: str | Mapping[str, Any] = "auto",
         *,
         epochs: int = 50,
         batch_size: int | str = "auto",
@@ -81,6 +82,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
+        self.loss = loss
         self.epochs = epochs
         self.batch_size = batch_size
         self.gradient_accumulation = gradient_accumulation
@@ -108,6 +110,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
                 "batch_size",
                 "optimizer",
                 "schedule",
+                "loss",
                 "gradient_accumulation",
                 "clip_norm",
                 "l1",
@@ -152,7 +155,8 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         dataset = ArrayDataset(schema, parts, _SHARDS)
         loop = Loop(module, dataset, training, Strategy(torch.device("cpu")), monitor, seed, Silent())
         self.outcome_: FitOutcome = loop.run()
-        self.trained_model_ = TrainedModel(module, schema, model_config)
+        answered = schema.model_copy(update={"target": loop.target})
+        self.trained_model_ = TrainedModel(module, answered, model_config)
         self.n_iter_ = self.outcome_.epochs
 
     def _scores(self, X: Any) -> NDArray[np.float64]:
@@ -172,6 +176,8 @@ class TorchClassifier(ClassifierMixin, _TorchEstimator):  # type: ignore[misc]
         A component: ``"adamw"``, ``{"sgd": {"learning_rate": 0.05}}``, …
     schedule
         A component: ``"constant"``, ``"one_cycle"``, ``{"cosine": {"warmup": 100}}``, …
+    loss
+        A component: ``"auto"``, ``{"focal": {"gamma": 2}}``, …
     epochs, batch_size, gradient_accumulation, clip_norm, l1, l2, mixup, averaging, precision
         As in the `training` section of an experiment.
     early_stopping

@@ -23,7 +23,8 @@ from shoal.training.device import DTYPES
 from shoal.training.draws import DrawContext, combine, install_draws
 from shoal.training.early_stopping import EarlyStopping
 from shoal.training.history import History
-from shoal.training.losses import row_loss
+from shoal.training.losses.build import answered, build_loss
+from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
 from shoal.training.plan import EpochPlan, resolve_batch_size
@@ -160,9 +161,14 @@ class Loop:
                 "ModuleList of blocks, so there is nothing to compute again; leave it out"
             )
         self.model.to(self.strategy.device, DTYPES[self.config.precision])
-        loss = row_loss(self.dataset.schema.target)
+        self._refuse_negative_counts()
+        target = self.dataset.schema.target
+        loss = build_loss(
+            self.config.loss, target, self.dataset.class_rows("train"), sum(rows), self.config.epochs
+        )
+        self.target = answered(target, self.config.loss)
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
-        self.judge = Judge(self.dataset, self.strategy)
+        self.judge = Judge(self.dataset, self.strategy, self.target)
         self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
         self.stopping = EarlyStopping(
             self.config.early_stopping, self.monitor.greater_is_better if self.monitor else True
@@ -208,6 +214,18 @@ class Loop:
                         f"{self.strategy.world_size} workers: use LayerNorm or GroupNorm, torch.nn.SyncBatchNorm on "
                         "GPUs, or cluster.num_workers: 1"
                     )
+
+    def _refuse_negative_counts(self) -> None:
+        """Refuse, on every worker alike, a Poisson loss of numbers that are no counts."""
+        if not isinstance(self.config.loss, PoissonConfig) or self.dataset.schema.target.task != "regression":
+            return
+        own = [float(shard.label.min()) for shard in self.reader.shards.values() if len(shard.label)]
+        least = -self.strategy.maximum(-min(own, default=0.0))
+        if least < 0 or self.dataset.schema.target.center <= 0:
+            raise ConfigError(
+                f"training.loss: poisson needs counts of at least 0, some above it; the least training label is {least:g}. Use "
+                "squared_error, huber or quantile"
+            )
 
     def run(self) -> FitOutcome:
         """Fit, from the newest checkpoint where there is one; keep the best epoch's weights where asked.

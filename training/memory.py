@@ -8,6 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shoal.cluster.sharding.dataset import ShardRows
+from shoal.cluster.sharding.files import class_counts
 from shoal.cluster.sharding.manifest import Schema
 
 
@@ -37,6 +38,10 @@ class ArrayDataset:
             return ()
         rows = len(self.parts[split])
         return tuple(rows // self.n_shards + (v < rows % self.n_shards) for v in range(self.n_shards))
+
+    def class_rows(self, split: str) -> tuple[int, ...]:
+        """Return the rows of each class of a part, or with each of several labels; empty for numbers."""
+        return class_counts(self.parts[split].label, self.schema.target)
 
     def shard(self, split: str, v: int) -> ShardRows:
         """Return one shard's rows."""

@@ -27,6 +27,8 @@ def scores_from_logits(logits: NDArray[np.floating], target: Target) -> Scores:
         regression: ``[n]`` in the target's own units.
     """
     wide = logits.astype(np.float64)
+    if target.task == "regression" and target.link == "log":
+        return np.asarray(target.center * np.exp(wide[:, 0]))
     if target.task == "regression":
         return np.asarray(wide[:, 0] * target.scale + target.center)
     if target.task == "multiclass":
@@ -65,11 +67,12 @@ class Judged:
 class Judge:
     """Scores a part of the data over all workers, without padding a row or dropping one.
 
-    Each worker takes its shards, shard by shard, so that the arithmetic of a row does not depend on W.
+    Each worker takes its shards, shard by shard, so that the arithmetic of a row does not depend on W. ``target`` says how
+    logits become answers.
     """
 
-    def __init__(self, dataset: Dataset, strategy: Strategy) -> None:
-        self.dataset, self.strategy = dataset, strategy
+    def __init__(self, dataset: Dataset, strategy: Strategy, target: Target) -> None:
+        self.dataset, self.strategy, self.target = dataset, strategy, target
         self._constant: dict[str, tuple[pa.ChunkedArray, NDArray[np.generic]] | None] = {}
 
     def _own(self, split: str) -> range:
@@ -110,7 +113,7 @@ class Judge:
         if logits is None or known is None:
             return None
         joined = np.concatenate([block for block in logits if len(block)])
-        return Judged(known[0], known[1], scores_from_logits(joined, self.dataset.schema.target))
+        return Judged(known[0], known[1], scores_from_logits(joined, self.target))
 
 
 def _join(parts: list[tuple[pa.Array, NDArray[np.generic]]]) -> tuple[pa.ChunkedArray, NDArray[np.generic]]:

@@ -16,7 +16,7 @@ from shoal.training.batches import Batch, BatchReader
 from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
 from shoal.training.device import AUTOCAST, DTYPES
 from shoal.training.draws import DrawContext
-from shoal.training.losses import RowLoss
+from shoal.training.losses.build import Loss
 from shoal.training.optimizers.searching import Searched
 from shoal.training.plan import EpochPlan
 from shoal.training.proof import prove_gradient, prove_slots
@@ -39,8 +39,8 @@ class Stepper:
         How gradients become one.
     plan, reader
         Which rows, and where this worker's are.
-    row_loss
-        Loss of each row.
+    loss
+        Value and weight of each row.
     draws
         Told of the step and its rows before every forward pass.
     """
@@ -52,11 +52,11 @@ class Stepper:
         strategy: Strategy,
         plan: EpochPlan,
         reader: BatchReader,
-        row_loss: RowLoss,
+        loss: Loss,
         draws: DrawContext,
     ) -> None:
         self.model, self.config, self.strategy = model, config, strategy
-        self.plan, self.reader, self.row_loss, self.draws = plan, reader, row_loss, draws
+        self.plan, self.reader, self.loss, self.draws = plan, reader, loss, draws
         self.dtype = DTYPES[config.precision]
         self.gradient_error = 0.0
         self.skipped: list[int] = []
@@ -218,10 +218,10 @@ class Stepper:
         """Add the gradient of the global batch's mean loss, or without ``reduce`` this worker's share of it."""
         # In fp64 the rounding of a sum over rows is not what a line search, or the order of workers, is decided by.
         total = torch.zeros((), device=self.strategy.device, dtype=torch.float64)
-        parts = list(self._parts(batch))
+        parts, of_step = list(self._parts(batch)), self._weight(batch, position)
         for i, (part, weight) in enumerate(parts):
             part = part.to(self.strategy.device, self.dtype)
-            share = weight / batch.global_rows
+            share = weight / of_step
             if not reduce:
                 losses = self._row_losses(module, part, position)
                 (losses.sum() * share).backward()  # type: ignore[no-untyped-call]
@@ -245,10 +245,22 @@ class Stepper:
             else:
                 logits = module(part.numeric, part.categorical, share, (other.numeric, other.categorical))
         logits = logits.to(self.dtype)
-        losses = self.row_loss(logits, part.label)
-        return (
-            losses if other is None else share * losses + (1.0 - share) * self.row_loss(logits, other.label)
-        )
+        epoch = position // self.plan.steps_per_epoch
+        losses = self.loss.rows(logits, part.label, epoch)
+        if other is not None:
+            losses = share * losses + (1.0 - share) * self.loss.rows(logits, other.label, epoch)
+        return losses
+
+    def _weight(self, batch: Batch, position: int) -> float:
+        """Return the weight of the step's rows over all workers: how many they are, unless classes weigh differently."""
+        epoch = position // self.plan.steps_per_epoch
+        if not self.loss.is_weighted(epoch):
+            return float(batch.global_rows)
+        own = self.loss.weight(batch.label, epoch)
+        if batch.partner is not None:
+            share = self._share(position)
+            own = share * own + (1.0 - share) * self.loss.weight(batch.partner.label, epoch)
+        return float(self.strategy.sum(torch.tensor(own, dtype=torch.float64, device=self.strategy.device)))
 
     def _share(self, position: int) -> float:
         """Return how much of each row mixup leaves in a step: a draw of the seed and the step."""

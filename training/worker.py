@@ -137,7 +137,8 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
     outcome = loop.run()
     judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     if strategy.rank == 0:
-        trained = TrainedModel(model, dataset.schema, job.model, provenance={"data": key})
+        schema = dataset.schema.model_copy(update={"target": loop.target})
+        trained = TrainedModel(model, schema, job.model, provenance={"data": key})
         trained.save(run)
         run.write_table("history.parquet", loop.history.table())
         parts = {split: j for split, j in judged.items() if j is not None}

@@ -114,6 +114,10 @@ class ShardedDataset:
         part = {str(name): part for name, part in self.manifest.splits.items()}.get(split)
         return tuple(shard.rows for shard in part.shards) if part else ()
 
+    def class_rows(self, split: str) -> tuple[int, ...]:
+        """Return the rows of each class of a part, or with each of several labels; empty for numbers."""
+        return self._split(split).class_counts
+
     def shard(self, split: str, index: int) -> ShardRows:
         """Map one shard; its size and hash are verified the first time.
 

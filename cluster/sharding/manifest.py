@@ -68,6 +68,9 @@ class Target(Config):
     )
     center: float = 0.0
     scale: float = 1.0
+    link: Literal["identity", "log"] = Field(
+        "identity", description="of a number: scale x output + center, or center x exp(output)"
+    )
 
     @model_validator(mode="after")
     def _has_its_classes(self) -> Self:

@@ -97,6 +97,18 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         "unused parameter": make_loop(strategy, factory=Sometimes, optimizer="sgd"),
         "regularised": make_loop(strategy, **REGULARISED),
         "blended with few rows": make_loop(strategy, rows=40, batch_size=1, epochs=1, mixup={"alpha": 1.0}),
+        "weighted": make_loop(
+            strategy, loss={"focal": {"class_weights": "balanced"}}, gradient_accumulation=2, mixup={}
+        ),
+        "weighted, fewer rows in a step than workers": make_loop(
+            strategy,
+            loss={"ldam": {"class_weights": {"yes": 7}, "reweight_from": 0.5}},
+            rows=40,
+            batch_size=1,
+        ),
+        "weighted labels": make_loop(
+            strategy, task="multilabel", loss={"bce": {"class_weights": "balanced"}}
+        ),
         "scheduled": make_loop(strategy, schedule="one_cycle", optimizer={"sgd": {"learning_rate": 0.1}}),
         "plateau": make_loop(
             strategy, schedule={"reduce_on_plateau": {"patience": 0, "min_delta": 0.05}}, epochs=4

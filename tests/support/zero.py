@@ -25,6 +25,7 @@ REGULARISED: dict[str, Any] = {
     "l2": 0.1,
     "parameter_groups": [{"match": "body.0.*", "learning_rate": 0.02, "l2": 0.3}],
     "mixup": {"alpha": 0.4},
+    "loss": {"logit_adjusted": {"class_weights": {"effective_number": {"beta": 0.9}}}},
     "averaging": {"ema": {"decay": 0.9}},
 }
 RESUMED: dict[str, dict[str, Any]] = {name: {"optimizer": name} for name in OPTIMIZERS}

@@ -310,6 +310,7 @@ def test_numbers_read_well(value: float | None, limits: tuple[float, float], exp
 def test_a_learning_rate_that_changed_is_drawn(tmp_path: Path, rates: tuple[float, ...], drawn: bool) -> None:
     run = _run(tmp_path, "binary")
     run.write_table("history.parquet", _history(resolve_scoring("auto", "binary")[0].name, rates))
-    write_report(run, _manifest("binary"), _scores(run, "binary"))
+    manifest = _manifest("binary", {"train": 400, "validation": 60, "test": 120})
+    write_report(run, manifest, _scores(run, "binary"))
     page = run.read_bytes("report.html").decode()
     assert ("Learning rate over 3 epochs, from 0.1 to 0.0001, at most 0.1." in page) == drawn

@@ -21,6 +21,7 @@ from shoal.training.checkpoints.files import latest, written
 from shoal.training.checkpoints.keeper import Keeper, RunKeeper, prune
 from shoal.training.config import MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
+from shoal.training.losses.build import Loss
 from shoal.training.models import build_model
 from shoal.training.strategies.base import Strategy
 
@@ -197,7 +198,7 @@ def test_a_gradient_that_is_no_number_names_the_rows(tmp_path: Path) -> None:
 
 def poisoned(**training: Any) -> Loop:
     fitted = loop(Keeper(), batch_size="full", **training)
-    plain = fitted.stepper.row_loss
+    plain = fitted.stepper.loss.values
 
     def with_nan(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         losses = plain(logits, labels)
@@ -207,7 +208,7 @@ def poisoned(**training: Any) -> Loop:
         position = int(np.flatnonzero(fitted.plan.permutation(epoch, shard) == place)[0]) * 8 + shard
         return torch.where(rows == position, losses * float("nan"), losses) if epoch == 0 else losses
 
-    fitted.stepper.row_loss = with_nan
+    fitted.stepper.loss = Loss(with_nan)
     return fitted
 
 

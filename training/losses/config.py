@@ -1,0 +1,117 @@
+"""The losses of `training.loss`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shoal.cluster.components import Choice
+from shoal.cluster.config import Config
+
+Weight = Annotated[float, Field(gt=0)]
+
+
+class EffectiveNumberConfig(Config):
+    """Weights that grow as the number of rows that tell something new falls (Cui et al. 2019, equation 2)."""
+
+    beta: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.999, description="0 weighs all classes alike; near 1 as balanced does"
+    )
+
+
+class EffectiveNumberWeights(Config):
+    """``{effective_number: {beta: 0.999}}``."""
+
+    effective_number: EffectiveNumberConfig
+
+
+ClassWeights = Literal["balanced"] | EffectiveNumberWeights | dict[str | int | float | bool, Weight]
+
+
+class LossConfig(Config):
+    """What all losses of classes share."""
+
+    class_weights: ClassWeights | None = Field(
+        None,
+        description="balanced, {effective_number: {beta: …}}, or {class: weight}, where a class not named weighs 1; of several "
+        "labels, the weight of the rows that have the label",
+    )
+
+
+class AutoLossConfig(Config):
+    """cross_entropy for classes, bce for several labels, squared_error for numbers."""
+
+
+class CrossEntropyConfig(LossConfig):
+    """Negative log likelihood of the class."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each label spread evenly over all classes (Szegedy et al. 2016, section 7)"
+    )
+
+
+class BCEConfig(LossConfig):
+    """Binary cross-entropy of the event, or the mean over several labels."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of each label spread evenly over yes and no"
+    )
+
+
+class FocalConfig(LossConfig):
+    """Cross-entropy that counts well-classified rows less (Lin et al. 2017, equations 4 and 5)."""
+
+    gamma: Annotated[float, Field(ge=0)] = Field(2.0, description="0 is cross-entropy")
+
+
+class LDAMConfig(LossConfig):
+    """Margins that are wider for rarer classes (Cao et al. 2019, equation 13)."""
+
+    max_margin: Annotated[float, Field(gt=0)] = Field(
+        0.5, description="of the rarest class, in units of logits"
+    )
+    scale: Annotated[float, Field(gt=0)] = Field(1.0, description="times the logits with margins")
+    reweight_from: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="share of the epochs before class_weights begin (deferred re-weighting, their section 3.3)",
+    )
+
+
+class LogitAdjustedConfig(LossConfig):
+    """Logits with tau times the log of each class's share added (Menon et al. 2021, equation 10)."""
+
+    tau: Annotated[float, Field(ge=0)] = Field(1.0, description="0 is cross-entropy")
+
+
+class SquaredErrorConfig(Config):
+    """Squared error, in units of the target's standard deviation over training rows: predicts the mean."""
+
+
+class HuberConfig(Config):
+    """Squared near zero, absolute beyond delta (Huber 1964): the mean with less weight on outliers."""
+
+    delta: Annotated[float, Field(gt=0)] = Field(1.0, description="in standard deviations of the target")
+
+
+class QuantileConfig(Config):
+    """Pinball loss (Koenker and Bassett 1978): predicts a quantile, .5 the median."""
+
+    quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
+
+
+class PoissonConfig(Config):
+    """Negative log likelihood of a Poisson with a log link: predicts the mean of counts, never below 0."""
+
+
+LOSSES: dict[str, type[Config]] = {
+    "auto": AutoLossConfig,
+    "cross_entropy": CrossEntropyConfig,
+    "bce": BCEConfig,
+    "focal": FocalConfig,
+    "ldam": LDAMConfig,
+    "logit_adjusted": LogitAdjustedConfig,
+    "squared_error": SquaredErrorConfig,
+    "huber": HuberConfig,
+    "quantile": QuantileConfig,
+    "poisson": PoissonConfig,
+}
+LossChoice = Annotated[Config, Choice(LOSSES)]
