@@ -24,7 +24,7 @@ from shoal.training.schedules.config import ConstantConfig
 
 AXES: Mapping[str, tuple[str, ...]] = {
     "strategy": tuple(STRATEGIES),
-    "optimizer": tuple(OPTIMIZERS),
+    "optimizer": (*OPTIMIZERS, "import"),
     "precision": ("fp32", "fp64", "bf16", "fp16"),
     "l1": ("none", "subgradient", "proximal"),
     "placement": ("inline", "task", "group"),
@@ -85,12 +85,20 @@ REFUSED: tuple[Refusal, ...] = (
         "training.l2, or another optimiser",
     ),
     Refusal(
+        {"optimizer": ("import",), "strategy": ("deepspeed",)},
+        "training.optimizer: one of your own may look at more than its part of a parameter (some do: Adafactor, Muon), and "
+        "training.strategy: deepspeed gives each worker a part; use training.strategy: ddp, or an optimiser by name",
+    ),
+    Refusal(
         {"strategy": ("deepspeed",), "l1": ("proximal",)},
         "training.l1.proximal shrinks each weight by the step that its optimiser takes there, and with training.strategy: "
         "deepspeed no worker has both; use training.strategy: ddp, or training.l1: {subgradient: …}",
     ),
     Refusal(
-        {"optimizer": tuple(o for o in OPTIMIZERS if o not in (*PROXIMAL, *SEARCHING)), "l1": ("proximal",)},
+        {
+            "optimizer": ("import", *(o for o in OPTIMIZERS if o not in (*PROXIMAL, *SEARCHING))),
+            "l1": ("proximal",),
+        },
         "training.l1.proximal needs an optimiser whose step along each coordinate is known: use training.optimizer: "
         f"{', '.join(PROXIMAL[:-1])} or {PROXIMAL[-1]}, or training.l1: {{subgradient: …}}",
     ),

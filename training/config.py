@@ -265,7 +265,7 @@ class DeepSpeedConfig(Config):
 STRATEGIES: dict[str, type[Config]] = {"ddp": DDPConfig, "deepspeed": DeepSpeedConfig}
 
 ModelChoice = Annotated[Config, Choice(MODELS)]
-OptimizerChoice = Annotated[Config, Choice(OPTIMIZERS, importable=False)]
+OptimizerChoice = Annotated[Config, Choice(OPTIMIZERS)]
 StrategyChoice = Annotated[Config, Choice(STRATEGIES, importable=False)]
 AverageChoice = Annotated[Config, Choice(AVERAGES, importable=False)]
 

@@ -18,19 +18,13 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "tuning": None,
     "transfer": None,
     "data.imbalance": None,
-    "training.schedule": None,
-    "training.loss": None,
-    "training.l1": None,
-    "training.l2": None,
-    "training.optimizer": (
-        *("adadelta", "adafactor", "adagrad", "adamax", "asgd", "lbfgs", "muon", "nadam", "radam"),
-        *("rmsprop", "rprop", "sparseadam", "nonlinear_cg", "import"),
-    ),
+    "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
     "evaluation.cv": None,
     "evaluation.costs": None,
     "evaluation.threshold": None,
 }
 
+_MEMBERS = ("literal[", "dict[", "function-after[")  # how pydantic's location names members of a union
 _ALLOWED = {
     "greater_than": "above {gt}",
     "greater_than_equal": "at least {ge}",
@@ -153,6 +147,8 @@ def _path(details: ErrorDetails, root: Slot) -> KeyPath:
     slot: Slot | None = root
     path: list[Key] = []
     for key in details["loc"]:
+        if isinstance(key, str) and key.startswith(_MEMBERS):
+            continue  # a table of free names would take it for one of them
         child = slot.child(key) if slot is not None else None
         if child is None:
             if details["type"] == "extra_forbidden":

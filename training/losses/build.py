@@ -14,6 +14,7 @@ from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Target
 from shoal.training.losses import classification, regression
 from shoal.training.losses.config import (
+    EFFECTIVE,
     LOSSES,
     AutoLossConfig,
     BCEConfig,
@@ -164,12 +165,13 @@ def _classes(config: LossConfig, target: Target, rows: Tensor) -> Values:
 def _weights(config: LossConfig, target: Target, rows: Tensor, total: int) -> Callable[[Tensor], Tensor]:
     """Return the weight of each row by its class, or of each of several labels by whether a row has it."""
     assert config.class_weights is not None
+    named = isinstance(config.class_weights, dict) and EFFECTIVE not in config.class_weights
     if target.task != "multilabel":
-        if not isinstance(config.class_weights, dict):
+        if not named:
             _need_rows(config, target, rows)
         by_class = class_weights(config.class_weights, rows, target.classes)
         return lambda y: by_class.to(y.device)[y]
-    if isinstance(config.class_weights, dict):
+    if named:
         yes = class_weights(config.class_weights, rows, target.classes)
         no = torch.ones_like(yes)
     else:

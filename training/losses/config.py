@@ -1,8 +1,8 @@
 """The losses of `training.loss`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from shoal.cluster.components import Choice
 from shoal.cluster.config import Config
@@ -18,19 +18,23 @@ class EffectiveNumberConfig(Config):
     )
 
 
-class EffectiveNumberWeights(Config):
-    """``{effective_number: {beta: 0.999}}``."""
+def _one_way(weights: Any) -> Any:
+    """Refuse weights by class and by number of rows at once."""
+    if isinstance(weights, dict):
+        wrong = {k for k, v in weights.items() if isinstance(v, EffectiveNumberConfig) != (k == EFFECTIVE)}
+        if wrong or (EFFECTIVE in weights and len(weights) > 1):
+            raise ValueError("give a number for each class, or effective_number alone with its beta")
+    return weights
 
-    effective_number: EffectiveNumberConfig
 
-
-ClassWeights = Literal["balanced"] | EffectiveNumberWeights | dict[str | int | float | bool, Weight]
+EFFECTIVE = "effective_number"
+ClassWeights = Literal["balanced"] | dict[str | int | float | bool, Weight | EffectiveNumberConfig]
 
 
 class LossConfig(Config):
     """What all losses of classes share."""
 
-    class_weights: ClassWeights | None = Field(
+    class_weights: Annotated[ClassWeights | None, AfterValidator(_one_way)] = Field(
         None,
         description="balanced, {effective_number: {beta: …}}, or {class: weight}, where a class not named weighs 1; of several "
         "labels, the weight of the rows that have the label",

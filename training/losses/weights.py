@@ -8,7 +8,7 @@ from torch import Tensor
 
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Scalar
-from shoal.training.losses.config import ClassWeights, EffectiveNumberWeights
+from shoal.training.losses.config import EFFECTIVE, ClassWeights, EffectiveNumberConfig
 
 
 def class_weights(config: ClassWeights, rows: Tensor, classes: Sequence[Scalar]) -> Tensor:
@@ -38,11 +38,13 @@ def class_weights(config: ClassWeights, rows: Tensor, classes: Sequence[Scalar])
     counts = rows.double()
     if config == "balanced":
         return counts.sum() / (len(counts) * counts)
-    if isinstance(config, EffectiveNumberWeights):
-        beta = config.effective_number.beta
+    if isinstance(config, str):
+        raise TypeError(f"{config} are no class weights")
+    by_number = config.get(EFFECTIVE)
+    if isinstance(by_number, EffectiveNumberConfig):
+        beta = by_number.beta
         weights = (1.0 - beta) / (1.0 - beta**counts)
         return weights * len(weights) / weights.sum()
-    assert isinstance(config, dict)
     names = {str(name): i for i, name in enumerate(classes)}
     weights = torch.ones(len(classes), dtype=torch.float64)
     for name, weight in config.items():
@@ -52,5 +54,6 @@ def class_weights(config: ClassWeights, rows: Tensor, classes: Sequence[Scalar])
                 f"training.loss: class_weights name {name!r}, which is no class; the nearest is {near[0]!r}, and all are: "
                 f"{', '.join(list(names)[:20])}"
             )
+        assert isinstance(weight, float)
         weights[names[str(name)]] = weight
     return weights

@@ -1,11 +1,13 @@
 """Optimisers by name: torch's own classes, with Shoal's word for the learning rate."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
-from shoal.cluster.components import Choice
+from shoal.cluster.components import Choice, Imported
+from shoal.cluster.errors import ConfigError
 from shoal.training.config import OPTIMIZERS, TrainingConfig
 from shoal.training.optimizers.lbfgs import LBFGS
 from shoal.training.optimizers.nonlinear_cg import NonlinearCG
@@ -36,8 +38,10 @@ def build_optimizer(training: TrainingConfig, module: nn.Module) -> torch.optim.
     Raises
     ------
     ConfigError
-        If `training.parameter_groups` does not fit the module or the optimiser.
+        If `training.parameter_groups` does not fit the module or the optimiser, or the user's own cannot be built.
     """
+    if isinstance(training.optimizer, Imported):
+        return _users(training.optimizer, parameter_groups(module, training))
     name = str(Choice(OPTIMIZERS).name_of(training.optimizer))
     arguments = training.optimizer.model_dump()
     learning_rate = arguments.pop("learning_rate")
@@ -48,3 +52,19 @@ def build_optimizer(training: TrainingConfig, module: nn.Module) -> torch.optim.
     if name in _FUSED:
         arguments["fused"] = True
     return _CLASSES[name](groups, lr=learning_rate, **arguments)
+
+
+def _users(config: Imported, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    factory = config.load()
+    try:
+        found = factory(groups, **config.kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"training.optimizer.import: {config.path} could not be called: {error}; it gets groups of parameters, as torch's "
+            "optimisers do, and the keys written beside import"
+        ) from error
+    if not isinstance(found, torch.optim.Optimizer):
+        raise ConfigError(
+            f"training.optimizer.import: {config.path} returned {type(found).__name__}; it must return a torch.optim.Optimizer"
+        )
+    return found

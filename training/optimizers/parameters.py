@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from shoal.cluster.components import Choice
+from shoal.cluster.components import Choice, Imported
 from shoal.cluster.errors import ConfigError
 from shoal.training.config import OPTIMIZERS, SEARCHING, ParameterGroupConfig, TrainingConfig
 from shoal.training.models import OneHotWeights
@@ -31,7 +31,7 @@ def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[s
     Returns
     -------
     list of dict
-        ``params``, ``lr``, ``l1``, ``l2`` and, where the optimiser has one, ``weight_decay``; as torch's optimisers take
+        ``params``, ``l1``, ``l2`` and, where they are known, ``lr`` and ``weight_decay``; as torch's optimisers take
         them, in the order of each group's first parameter.
 
     Raises
@@ -39,14 +39,14 @@ def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[s
     ConfigError
         If an entry of `training.parameter_groups` matches no parameter, or asks for what the optimiser has not.
     """
-    has_decay = "weight_decay" in type(training.optimizer).model_fields
+    has_decay = "weight_decay" in _defaults(training) or isinstance(training.optimizer, Imported)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
     _refuse_idle(training, list(trained), has_decay)
     free = set(unpenalised(module))
-    groups: dict[tuple[float, ...], dict[str, Any]] = {}
+    groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {}
     for name, parameter in trained.items():
-        values = _values(training, name, name in free, has_decay)
-        group = groups.setdefault(tuple(values.values()), {"params": [], **values})
+        values = _values(training, name, name in free)
+        group = groups.setdefault(tuple(sorted(values.items())), {"params": [], **values})
         group["params"].append(parameter)
     return list(groups.values()) or [{"params": []}]
 
@@ -60,21 +60,29 @@ def unpenalised(module: nn.Module) -> Iterator[str]:
                 yield name
 
 
-def _values(training: TrainingConfig, name: str, free: bool, has_decay: bool) -> dict[str, float]:
+def _values(training: TrainingConfig, name: str, free: bool) -> dict[str, float]:
     """Return a parameter's values by torch's names."""
-    optimizer = training.optimizer.model_dump()
+    optimizer = _defaults(training)
     values = {
-        "lr": optimizer["learning_rate"],
         "l1": 0.0 if free or training.l1 is None else training.l1.strength,
         "l2": 0.0 if free else training.l2,
     }
-    if has_decay:
+    if "learning_rate" in optimizer:
+        values["lr"] = optimizer["learning_rate"]
+    if "weight_decay" in optimizer:
         values["weight_decay"] = 0.0 if free else optimizer["weight_decay"]
     own = next((g for g in training.parameter_groups if fnmatchcase(name, g.match)), None)
     if own is not None:
         given = own.model_dump(exclude={"match"}, exclude_none=True)
         values |= {"lr" if key == "learning_rate" else key: value for key, value in given.items()}
     return values
+
+
+def _defaults(training: TrainingConfig) -> dict[str, Any]:
+    """Return the optimiser's values; one of the user's own keeps its own names, such as lr."""
+    if isinstance(training.optimizer, Imported):
+        return {k: v for k, v in training.optimizer.kwargs.items() if k == "weight_decay"}
+    return training.optimizer.model_dump()
 
 
 def _refuse_idle(training: TrainingConfig, names: list[str], has_decay: bool) -> None:

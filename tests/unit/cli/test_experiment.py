@@ -225,10 +225,14 @@ def test_overrides_follow_the_rules_of_the_file(tmp_path):
         ("training.epochs=[1", "--set training.epochs=[1: not valid YAML"),
         (
             "training.optimizer.momentum=0.5",
-            "training.optimizer.adamw.momentum is not a key; it belongs to training.optimizer.sgd; allowed: learning_rate",
+            "training.optimizer.adamw.momentum is not a key; it belongs to training.optimizer.sgd or training.optimizer.rmsprop; allowed: learning_rate",
         ),
-        ("training.schedule=one_cycle", "training.schedule is not supported yet in this version"),
-        ("training.optimizer.lbfgs.x=1", "training.optimizer: lbfgs is not supported yet in this version"),
+        ("training.schedule=one_cyle", "training.schedule: there is no 'one_cyle'; did you mean one_cycle?"),
+        ("training.optimizer=muon", "training.optimizer: muon is not supported yet in this version"),
+        (
+            "training.loss={cross_entropy: {class_weights: balance}}",
+            "class_weights: 'balance' is not allowed; did you mean balanced? it must be balanced, or a section of names",
+        ),
         ("tuning.trials=3", "tuning is not supported yet in this version"),
     ],
 )

@@ -137,6 +137,41 @@ def test_l2_is_what_torch_calls_weight_decay_in_sgd() -> None:
     assert np.abs(plain - decayed).max() > 1e-2
 
 
+def own(groups: list[dict[str, Any]], lr: float, weight_decay: float = 0.0) -> torch.optim.Optimizer:
+    return torch.optim.Adamax(groups, lr=lr, weight_decay=weight_decay)
+
+
+def none(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return groups
+
+
+def test_an_optimiser_of_ones_own_gets_groups() -> None:
+    made = groups(optimizer={"import": f"{__name__}:own", "lr": 0.1, "weight_decay": 0.2}, l2=0.3)
+    assert [{k: v for k, v in g.items() if k != "params"} for g in made] == [
+        {"l1": 0.0, "l2": 0.0, "weight_decay": 0.0},
+        {"l1": 0.0, "l2": 0.3, "weight_decay": 0.2},
+    ]
+    fitted = TorchClassifier("linear", {"import": f"{__name__}:own", "lr": 0.1}, epochs=20).fit(X, Y)
+    assert fitted.score(X, Y) > 0.95
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        (
+            {"import": f"{__name__}:own"},
+            "could not be called: .*missing 1 required positional argument: 'lr'",
+        ),
+        ({"import": f"{__name__}:own", "lr": -1.0}, "could not be called: Invalid learning rate"),
+        ({"import": f"{__name__}:none"}, "returned list; it must return a torch.optim.Optimizer"),
+        ({"import": f"{__name__}:nothing"}, "cannot import"),
+    ],
+)
+def test_what_is_no_optimiser_is_refused(optimizer: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        TorchClassifier("linear", optimizer, epochs=1).fit(X, Y)
+
+
 class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
