@@ -121,6 +121,8 @@ class Loop:
         Where checkpoints go, and who may ask for one.
     fingerprint
         What a checkpoint must be of: the sharded dataset's key.
+    loss_points
+        Values of the training loss kept an epoch.
     """
 
     model: Model
@@ -133,6 +135,7 @@ class Loop:
     keeper: Keeper = field(default_factory=Keeper)
     fingerprint: str = ""
     history: History = field(default_factory=History)
+    loss_points: int = LOSS_POINTS
 
     def __post_init__(self) -> None:
         rows = self.dataset.shard_rows("train")
@@ -518,7 +521,7 @@ class Loop:
     def _record_losses(self, epoch: int, by_step: np.ndarray, factors: list[float]) -> None:
         searches = isinstance(self.config.optimizer, SearchConfig)  # which finds its own step
         first = epoch * len(by_step)
-        for block in np.array_split(np.arange(len(by_step)), min(LOSS_POINTS, len(by_step))):
+        for block in np.array_split(np.arange(len(by_step)), min(self.loss_points, len(by_step))):
             step = first + int(block[-1]) + 1
             seconds = self.train_seconds * step / (first + len(by_step))
             known = by_step[block][np.isfinite(by_step[block])]

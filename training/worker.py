@@ -2,9 +2,10 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from shoal.cluster.config import Config, StorageConfig
@@ -36,6 +37,8 @@ class FitJob:
         CPUs that a worker owns; None for all that this process may use.
     gpus
         GPUs that a worker owns.
+    losses_alone
+        Leave the history with the loss of each step, and nothing else.
     """
 
     model: Config
@@ -48,6 +51,11 @@ class FitJob:
     cache_path: str | None = None
     cpus: float | None = None
     gpus: float = 0.0
+    losses_alone: bool = False
+
+    def of_losses_alone(self, training: TrainingConfig) -> "FitJob":
+        """Return a job of which only the loss of each step is wanted, trained in another way."""
+        return replace(self, training=training, losses_alone=True)
 
 
 class RankLog:
@@ -134,6 +142,12 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
     model = build_model(job.model, dataset.schema, job.seed)
     key = dataset.manifest.key
     loop = Loop(model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, key)
+    if job.losses_alone:
+        loop.loss_points = sys.maxsize
+        outcome = loop.run()
+        if strategy.rank == 0:
+            run.write_table("history.parquet", loop.history.table())
+        return outcome
     outcome = loop.run()
     judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     if strategy.rank == 0:

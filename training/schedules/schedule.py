@@ -26,6 +26,7 @@ from shoal.training.schedules.config import (
     ScheduleConfig,
     StepConfig,
 )
+from shoal.training.schedules.range_test import RangeTestConfig
 
 _TIMESCALE = 1000
 
@@ -176,6 +177,8 @@ def _build(
                 config.cooldown,
                 config.min_factor,
             )
+        case RangeTestConfig():
+            return lr_scheduler.LambdaLR(dummy, lambda t: config.low ** (1 - t / max(1, units - 1)))
         case InverseSquareRootConfig():
             scale = config.timescale or config.warmup or _TIMESCALE
             return lr_scheduler.LambdaLR(dummy, lambda t: math.sqrt(scale / (scale + t)))

@@ -1,13 +1,16 @@
 """The verbs and their arguments; what they do is in `shoal.verbs`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shoal.cli import show_results
 from shoal.cli.options import Common, verb
 from shoal.cli.output import Output, state
+
+if TYPE_CHECKING:
+    from shoal.experiment import Experiment
 
 app = typer.Typer(
     name="shoal",
@@ -109,9 +112,18 @@ def shard(common: Common, config: Config) -> Output:
 
 @app.command()
 @verb()
-def train(common: Common, config: Config) -> Output:
+def train(
+    common: Common,
+    config: Config,
+    find_learning_rate: Annotated[
+        bool,
+        typer.Option("--find-learning-rate", help="Only try rising rates for an epoch, and suggest one."),
+    ] = False,
+) -> Output:
     """Fit a model, judge it on rows it never saw, and write the report."""
     experiment = common.load(config)
+    if find_learning_rate:
+        return _find_learning_rate(common, experiment, Path(config).stem)
     from shoal.verbs.fit import train as run
     from shoal.verbs.runs import run_uri
 
@@ -119,6 +131,15 @@ def train(common: Common, config: Config) -> Output:
     state.run = run_uri(experiment, "train", name, common.out)
     result = run(experiment, state.run, name=name, reporter=common.reporter())
     return Output(result.as_dict(), show_results.train(result))
+
+
+def _find_learning_rate(common: Common, experiment: "Experiment", name: str) -> Output:
+    from shoal.verbs.range_test import find_learning_rate
+    from shoal.verbs.runs import run_uri
+
+    state.run = run_uri(experiment, "find-learning-rate", name, common.out)
+    result = find_learning_rate(experiment, state.run, name=name, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.range_test(result))
 
 
 @app.command()

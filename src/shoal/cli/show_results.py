@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shoal.verbs.judge import EvaluateResult, ReportResult
     from shoal.verbs.look import CheckResult, Look
     from shoal.verbs.predictions import PredictResult
+    from shoal.verbs.range_test import RangeTestResult
 
 ORDER = ("data", "test", "validation")
 NAMED = {"test": "test rows", "validation": "validation rows", "data": "rows of --data"}
@@ -68,6 +69,18 @@ def train(result: "TrainResult") -> list[Any]:
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
     ]
+
+
+def range_test(result: "RangeTestResult") -> list[Any]:
+    """Return the suggestion, its reason, and where the plot is."""
+    if result.suggestion is None:
+        said = [f"no suggestion: {result.reason}"]
+    else:
+        said = [
+            f"suggested learning rate: {result.suggestion:g}; {result.reason}",
+            f"use it:  --set {result.key}={result.suggestion:g}",
+        ]
+    return [*said, f"plot:    {_short(result.run)}/learning_rate.png ({result.steps:,} steps)"]
 
 
 def demo(result: "DemoResult") -> list[Any]:

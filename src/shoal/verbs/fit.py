@@ -30,7 +30,7 @@ from shoal.verbs.runs import (
 from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
-    from shoal.training.loop import FitOutcome
+    from shoal.training.loop import FitOutcome, Monitor
     from shoal.training.worker import FitJob
 
 
@@ -119,7 +119,6 @@ def _train(
     command: Sequence[str] | None,
 ) -> TrainResult:
     from shoal.evaluation.metrics import resolve_scoring
-    from shoal.training.worker import FitJob
 
     stages = Stages(reporter)
     with stages.stage("shard", "sharding"):
@@ -131,7 +130,22 @@ def _train(
         )
     task = data.manifest.schema_.target.task
     monitor = resolve_scoring(experiment.evaluation.scoring, task)[0]
-    job = FitJob(
+    job = job_of(experiment, data, shape, run, monitor)
+    demand += copies(experiment, data, shape)
+    try:
+        outcome = place(job, shape, demand, experiment, stages, reporter)
+        return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
+    except StorageError as error:  # a disk that fills up under way is no wrong request
+        raise RunError(str(error)) from error
+
+
+def job_of(
+    experiment: Experiment, data: ShardResult, shape: Shape, run: RunFolder, monitor: "Monitor | None"
+) -> "FitJob":
+    """Return what the workers of an experiment's fit need to know."""
+    from shoal.training.worker import FitJob
+
+    return FitJob(
         model=experiment.model,
         training=experiment.training,
         seed=experiment.seed,
@@ -143,15 +157,9 @@ def _train(
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
     )
-    demand += _copies(experiment, data, shape)
-    try:
-        outcome = _fit(job, shape, demand, experiment, stages, reporter)
-        return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
-    except StorageError as error:  # a disk that fills up under way is no wrong request
-        raise RunError(str(error)) from error
 
 
-def _copies(experiment: Experiment, data: ShardResult, shape: Shape) -> Demand:
+def copies(experiment: Experiment, data: ShardResult, shape: Shape) -> Demand:
     """Return the disk that copies of remote shards still take; refuse it where the disk is this machine's and too small.
 
     A cluster does not say what disks its nodes have: there a copy that does not fit is an error of the worker.
@@ -167,9 +175,10 @@ def _copies(experiment: Experiment, data: ShardResult, shape: Shape) -> Demand:
     return demand
 
 
-def _fit(
+def place(
     job: "FitJob", shape: Shape, demand: Demand, experiment: Experiment, stages: Stages, reporter: Reporter
 ) -> "FitOutcome":
+    """Run a fit where its shape says, on a Ray of its own where it needs one."""
     from shoal.training.trainer import fit
 
     if shape.placement == "inline":

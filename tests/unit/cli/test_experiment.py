@@ -225,7 +225,8 @@ def test_overrides_follow_the_rules_of_the_file(tmp_path):
         ("training.epochs=[1", "--set training.epochs=[1: not valid YAML"),
         (
             "training.optimizer.momentum=0.5",
-            "training.optimizer.adamw.momentum is not a key; it belongs to training.optimizer.sgd or training.optimizer.rmsprop; allowed: learning_rate",
+            "training.optimizer.adamw.momentum is not a key; it belongs to training.optimizer.sgd or "
+            "training.optimizer.rmsprop; allowed: learning_rate",
         ),
         ("training.schedule=one_cyle", "training.schedule: there is no 'one_cyle'; did you mean one_cycle?"),
         ("training.optimizer=muon", "training.optimizer: muon is not supported yet in this version"),

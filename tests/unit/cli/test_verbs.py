@@ -439,3 +439,34 @@ def test_sections_that_are_left_empty_have_their_defaults(tmp_path):
     plain = load_experiment(file)
     file.write_text("data: {path: a, target: y}\nmodel:\ntraining:\nevaluation:\ncluster:\n")
     assert load_experiment(file) == plain
+
+
+def test_find_learning_rate_suggests_a_rate_in_a_folder_of_its_own(shoal, run, folder):
+    before, where = listing(run), folder / "range"
+    arguments = ["train", folder / "small.yaml", "--find-learning-rate", "--out", where]
+    found = shoal(*arguments, "--json").json
+    assert 1e-5 < found["suggestion"] < 1
+    assert found["key"] == "training.optimizer.adam.learning_rate"
+    assert found["steps"] >= 100
+    assert (where / "learning_rate.png").read_bytes().startswith(b"\x89PNG")
+    assert pq.read_table(where / "learning_rate.parquet").column_names == [
+        "learning_rate",
+        "loss",
+        "smoothed",
+    ]
+    left = {
+        "config.yaml",
+        "learning_rate.json",
+        "learning_rate.parquet",
+        "learning_rate.png",
+        "log.txt",
+        "logs",
+    }
+    assert {path.name for path in where.iterdir()} == left
+    again = shoal(*arguments)
+    assert f"--set training.optimizer.adam.learning_rate={found['suggestion']:g}" in again.out
+    assert "nothing is computed again" in again.err
+    refused = shoal(*arguments, "--set", "training.optimizer=lbfgs")
+    assert refused.code == 2
+    assert "has no learning rate of Shoal's to find" in refused.err
+    assert listing(run) == before
