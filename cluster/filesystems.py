@@ -82,6 +82,8 @@ def locate(uri: str, config: StorageConfig) -> tuple[str, fs.FileSystem, str]:
     if match is None:
         path = os.path.abspath(os.path.expanduser(uri))
         return path, fs.LocalFileSystem(), path
+    if match[1].lower() in ("s3", "gs", "gcs", "abfs") and not urlsplit(uri).netloc.rpartition("@")[2]:
+        raise StorageError(f"{redact(uri)} names no bucket; write it as {match[1]}://bucket/folder")
     with explained("open", uri, pa.ArrowException):
         if match[1].lower() == "s3" and config != StorageConfig():
             filesystem, path = _s3(uri, config)

@@ -8,12 +8,14 @@ import math
 import os
 import sysconfig
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from shoal.cluster.components import Imported
@@ -241,7 +243,7 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
         If the user's factory cannot be imported, refuses its arguments, or gives no `nn.Module`.
     """
     n_outputs = schema.target.n_outputs
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _memory_named(config):
         torch.manual_seed(seed)
         if isinstance(config, LinearConfig):
             encoder = InputEncoder(schema, embedding=None)
@@ -262,6 +264,20 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
         return model
 
 
+@contextmanager
+def _memory_named(config: Config) -> Iterator[None]:
+    """Say of a model that does not fit into memory that it is the model."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        what = f"model.mlp.hidden: {list(config.hidden)}" if isinstance(config, MLPConfig) else "this model"
+        raise ConfigError(
+            f"{what} needs more memory than there is; make it smaller, or use a larger machine"
+        ) from error
+
+
 def _user_body(config: Imported, factory: Factory, schema: Schema, width: int, n_outputs: int) -> nn.Module:
     offered: dict[str, Any] = {"schema": schema, "n_outputs": n_outputs, "n_inputs": width}
     try:
@@ -274,8 +290,19 @@ def _user_body(config: Imported, factory: Factory, schema: Schema, width: int, n
             f"model.import: {config.path} could not be called: {error}; it gets schema, n_outputs and n_inputs where it "
             "names them, and the keys written beside import"
         ) from error
+    except Exception as error:  # whatever a factory of the user's own raises gets its place; the rest goes on
+        if place := _users_line(error):
+            raise ConfigError(
+                f"model.import: {config.path} failed at {place}: {type(error).__name__}: {error}"
+            ) from error
+        raise
     if not isinstance(body, nn.Module):
         raise ConfigError(
             f"model.import: {config.path} returned {type(body).__name__}; it must return a torch.nn.Module"
+        )
+    if lazy := [n for n, p in body.named_parameters() if is_lazy(p)]:
+        raise ConfigError(
+            f"model.import: {config.path} has layers that take their size from the first rows ({lazy[0]}): give them a size, "
+            "such as n_inputs, which the factory gets where it names it"
         )
     return body

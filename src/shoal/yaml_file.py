@@ -122,6 +122,10 @@ def parse(text: str, name: str, *, numbered: bool = True) -> tuple[Any, dict[Key
         raise ConfigError(f"{name}{line}: not valid YAML: {reason}") from error
     except YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError(
+            f"{name}: its sections lie too deep in one another; an experiment has few levels"
+        ) from error
     reader = _Reader(name, numbered)
     data = None if root is None else reader.read(root, ())
     return data, reader.places
@@ -182,6 +186,9 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
+_MOST_VALUES, _DEEPEST = 200_000, 100  # lists of files may be long; aliases multiply
+
+
 class _Reader:
     """Turns ruamel's nodes into plain data."""
 
@@ -190,8 +197,16 @@ class _Reader:
         self.numbered = numbered
         self.places: dict[KeyPath, str] = {}
         self._open: list[Node] = []
+        self._values = 0
 
     def read(self, node: Node, path: KeyPath) -> Any:
+        self._values += 1
+        if self._values > _MOST_VALUES or len(path) > _DEEPEST:
+            raise self._error(
+                node,
+                f"the file has more than {_MOST_VALUES:,} values, or sections deeper than {_DEEPEST} levels; are there aliases "
+                "(*) of aliases?",
+            )
         if node in self._open:
             raise self._error(node, "an alias (*) must not point to a section that it is itself part of")
         self._open.append(node)

@@ -46,8 +46,8 @@ def scores(found: dict[str, Any], task: str) -> list[Any]:
         shown.append(table)
         if macro:
             shown.append(f"macro: the plain average over {'labels' if task == 'multilabel' else 'classes'}")
-        if judged := next((e for e in metrics.values() if e["method"]), None):
-            shown.append(f"intervals: {judged['method']}, {judged['replicates']:,} replicates")
+        if methods := _methods(metrics):
+            shown.append(f"intervals: {methods}")
         flat = [name for name, e in metrics.items() if e["value"] is not None and e["low"] == e["high"]]
         if flat:
             shown.append(
@@ -169,6 +169,17 @@ def _data(found: "Look") -> list[Any]:
 
 def _notices(found: "Look") -> list[Any]:
     return [f"notice: {text}" for text in found.notices]
+
+
+def _methods(metrics: dict[str, Any]) -> str:
+    """Name the kinds of interval, the most common first; the metrics of the others are named."""
+    kinds: dict[str, list[str]] = {}
+    for name, entry in metrics.items():
+        if entry["method"]:
+            times = f", {entry['replicates']:,} replicates" if entry["replicates"] else ""
+            kinds.setdefault(f"{entry['method']}{times}", []).append(name)
+    first, *others = sorted(kinds, key=lambda kind: -len(kinds[kind])) or [""]
+    return "; ".join([first, *(f"{kind} of {', '.join(kinds[kind])}" for kind in others)])
 
 
 def _interval(entry: dict[str, Any]) -> str:

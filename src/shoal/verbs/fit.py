@@ -21,9 +21,10 @@ from shoal.verbs.judge import DATA, judge, rows_of
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import (
     PROVENANCE,
+    RUN_FILES,
     claimed,
     provenance_of,
-    refuse_incomplete_model,
+    refuse_incomplete,
     run_uri,
     scores_of,
 )
@@ -239,9 +240,9 @@ def _finish(
 def _known(run: Storage) -> TrainResult:
     from shoal.training.description import read_model
 
-    if not run.exists(PROVENANCE):
-        raise StorageError(f"{run.uri} holds a sharded dataset, not a training run; choose another --out")
-    refuse_incomplete_model(run)
+    if not any(run.exists(name) for name in RUN_FILES if name != "predictions.parquet"):
+        raise StorageError(f"{run.uri} holds scores, not a training run; choose another --out")
+    refuse_incomplete(run, RUN_FILES)
     read_model(run)  # a damaged one is refused, as shoal predict does
     result = _result(run, rows_of(run), scores_of(run), provenance_of(run))
     return TrainResult(**{**result.__dict__, "was_complete": True})

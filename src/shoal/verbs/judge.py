@@ -12,7 +12,14 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.manifest import Manifest, Schema, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
-from shoal.verbs.runs import finished_run, provenance_of, scores_of, with_overrides
+from shoal.verbs.runs import (
+    RUN_FILES,
+    finished_run,
+    provenance_of,
+    refuse_incomplete,
+    scores_of,
+    with_overrides,
+)
 
 OTHER = "data"
 # The run keeps the manifest of its rows, so that its report does not need the shards any more.
@@ -105,6 +112,7 @@ def evaluate(
         raise StorageError(f"{target.uri} holds results already; choose another --out")
     trained = TrainedModel.load(folder.storage, allow_import=allow_import)
     if data is None:
+        refuse_incomplete(folder, ("predictions.parquet",))
         predictions = folder.read_table("predictions.parquet")
         scores = judge(predictions, trained.schema, experiment, trained.threshold)
     else:
@@ -152,6 +160,7 @@ def report(
     from shoal.training.description import read_model
 
     folder, _ = finished_run(run, cluster)
+    refuse_incomplete(folder, RUN_FILES)  # a poorer report must not take a good one's place
     read_model(folder.storage)  # a report of a model that is damaged would speak of nothing
     (reporter or Silent()).stage("writing the report")
     write_report(folder, rows_of(folder), scores_of(folder), provenance_of(folder))

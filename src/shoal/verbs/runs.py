@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Annotated, Any
 
@@ -35,6 +35,8 @@ _Scores = Annotated[dict[str, _Score], Field(min_length=1)]
 _SCORES: TypeAdapter[dict[str, _Scores]] = TypeAdapter(Annotated[dict[str, _Scores], Field(min_length=1)])
 PROVENANCE = "provenance.json"
 _ANEW = "delete metrics.json, and the same command computes the run again"
+MODEL_FILES = ("model/model.json", "model/model.safetensors")
+RUN_FILES = (*MODEL_FILES, "data.json", "provenance.json", "history.parquet", "predictions.parquet")
 _BEGINNING = {"config.yaml", "log.txt"}
 
 
@@ -63,7 +65,7 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
     if config is None:
         raise StorageError(f"{run.uri} is no run: it has no config.yaml{_nearest(uri, storage)}")
     if run.exists("metrics.json"):
-        refuse_incomplete_model(run)
+        refuse_incomplete(run)
     else:
         kind = (
             "holds a sharded dataset, not a trained model"
@@ -76,18 +78,19 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
     return run, from_dict(config, name=f"{run.uri}/config.yaml")
 
 
-def refuse_incomplete_model(run: Storage) -> None:
-    """Refuse a run that says that it is complete, but whose model is gone.
+def refuse_incomplete(run: Storage, names: Sequence[str] = MODEL_FILES) -> None:
+    """Refuse a run that says that it is complete, but some of whose files are gone.
 
     Raises
     ------
     StorageError
         Naming the missing files.
     """
-    missing = [name for name in ("model/model.json", "model/model.safetensors") if not run.exists(name)]
-    if missing:
+    if missing := [name for name in names if not run.exists(name)]:
+        are = "is" if len(missing) == 1 else "are"
         raise StorageError(
-            f"{run.uri} was finished, but {' and '.join(missing)} is gone since: delete that folder and train again"
+            f"{run.uri} was finished, but {' and '.join(missing)} {are} gone since: put back what was deleted, or delete that "
+            "folder and train again"
         )
 
 

@@ -41,7 +41,10 @@ def test_a_finished_run_without_its_model_is_named_by_every_verb(shoal, folder):
     for command in (["train", folder / "small.yaml", "--out", out], ["evaluate", out]):
         done = shoal(*command)
         assert done.code == 2
-        assert "model/model.safetensors is gone since: delete that folder and train again" in done.err
+        assert (
+            "model/model.safetensors is gone since: put back what was deleted, or delete that folder"
+            in done.err
+        )
 
 
 DAMAGES = {
@@ -92,3 +95,17 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(shoal, run, tmp_path, name
     assert f"{name} is no" in done.err
     assert "it was changed or damaged" in done.err
     assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["history.parquet", "predictions.parquet", "provenance.json", "data.json"])
+def test_a_poorer_report_takes_no_good_ones_place(shoal, run, folder, tmp_path, name):
+    out = tmp_path / "lacking"
+    shutil.copytree(run, out)
+    (out / name).unlink()
+    before = (out / "report.html").read_bytes()
+    commands = [["report", out], ["train", folder / "small.yaml", "--out", out]]
+    for command in commands + [["evaluate", out]] * (name == "predictions.parquet"):
+        done = shoal(*command)
+        assert done.code == 2, command
+        assert f"{name} is gone since" in done.err
+    assert (out / "report.html").read_bytes() == before

@@ -128,3 +128,16 @@ def test_load_names_the_file(tmp_path):
         load(tmp_path / "bytes.yaml")
     with pytest.raises(ConfigError, match="cannot read"):
         load(tmp_path)
+
+
+def test_aliases_that_multiply_and_depth_without_end_are_refused() -> None:
+    bomb = "a0: &a0 [1, 1]\n" + "".join(
+        f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
+    )
+    for text in (
+        bomb,
+        "a: " + "[" * 90 + "]" * 90 + "\n" + "b: " + "{c: " * 5000 + "}" * 5000,
+        "{a: " * 150 + "1" + "}" * 150,
+    ):
+        with pytest.raises(ConfigError, match=r"aliases \(\*\) of aliases|lie too deep"):
+            parse(text, "bomb.yaml")

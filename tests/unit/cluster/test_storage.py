@@ -179,6 +179,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         ("", "an empty path"),
         ("nosuch://bucket/x", "Protocol not known: nosuch"),
         ("s3://KEY:sec/ret@bucket/x", r"cannot open s3://\*\*\*@bucket/x"),
+        ("s3://", "s3:// names no bucket; write it as s3://bucket/folder"),
     ],
 )
 def test_a_uri_that_leads_nowhere(uri: str, says: str) -> None:

@@ -163,3 +163,30 @@ def test_an_error_that_is_not_the_users_stays_as_it_is() -> None:
 def test_a_module_with_nothing_to_train_is_refused() -> None:
     with pytest.raises(ConfigError, match="torch.nn:Identity has no parameter to train"):
         build_model(Imported(**{"import": "torch.nn:Identity"}), _two_numbers(), 0)
+
+
+def failing(n_inputs: int, n_outputs: int) -> nn.Module:
+    raise ZeroDivisionError(f"{n_inputs} by {n_outputs}")
+
+
+def lazy(n_outputs: int) -> nn.Module:
+    return nn.LazyLinear(n_outputs)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            Imported.model_validate({"import": f"{__name__}:failing"}),
+            r"failed at .*test_models.py, line \d+: ZeroDivisionError: \d+ by 1",
+        ),
+        (
+            Imported.model_validate({"import": f"{__name__}:lazy"}),
+            r"take their size from the first rows \(weight\)",
+        ),
+        (MLPConfig(hidden=(10**7, 10**7)), r"model.mlp.hidden: \[10000000, 10000000\] needs more memory"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_named(config: Imported | MLPConfig, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        build_model(config, make_schema(), 0)
