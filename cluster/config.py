@@ -108,7 +108,7 @@ class ClusterConfig(Config):
     collective_timeout: Duration = Field(
         timedelta(minutes=5), description="how long a worker waits for the others in one operation"
     )
-    max_failures: Annotated[int, Field(ge=0)] = Field(
+    max_failures: Annotated[int, Field(ge=0, le=1000)] = Field(
         3, description="how often a group that lost a worker starts again, from its newest checkpoint"
     )
     debug: StrictBool = Field(False, description="let Ray's own messages through")

@@ -10,6 +10,7 @@ from shoal.cluster.config import ClusterConfig
 from shoal.cluster.errors import ConfigError, ResourceError
 
 Placement = Literal["inline", "task", "group"]
+THIS_PROCESS = "this process"  # a part that reserves nothing
 _EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _GIB_FROM = 0.1 * 2**30  # smaller sizes are shown in MiB, not as 0.0 GiB
 _SHARES = (0.5, 0.25, 0.1, 0.01)
@@ -219,7 +220,7 @@ def plan(config: ClusterConfig, group: bool = False) -> tuple[Shape, Demand]:
         demand = (
             shape.demand
             if shape.placement != "inline"
-            else Demand((Part("this process", 1, 0.0, shape.gpus_per_worker),))
+            else Demand((Part(THIS_PROCESS, 1, 0.0, shape.gpus_per_worker),))
         )
         check(demand, totals)
         return shape, demand
@@ -240,11 +241,14 @@ def address_of(config: ClusterConfig) -> str | None:
 
 def _sum(demand: Demand, what: str) -> str:
     parts = [part for part in demand.parts if part.count * getattr(part, what)]
-    names = (p.name.removesuffix("s") if p.count == 1 else p.name for p in parts)
-    terms = " + ".join(
-        f"{p.count} {name} x {_amount(getattr(p, what), what)}" for p, name in zip(parts, names, strict=True)
-    )
+    terms = " + ".join(f"{_counted(p)} {_amount(getattr(p, what), what)}" for p in parts)
     return f"{terms} = {_amount(demand.total(what), what)}"
+
+
+def _counted(part: Part) -> str:
+    if part.name == THIS_PROCESS:
+        return f"{part.name}:"
+    return f"{part.count} {part.name.removesuffix('s') if part.count == 1 else part.name} x"
 
 
 def _has(limit: Totals, what: str, maximum: Totals | None) -> str:
@@ -257,6 +261,8 @@ def _fix(demand: Demand, limit: Totals, what: str) -> str:
     part = max(demand.parts, key=lambda p: p.count * getattr(p, what))
     each, rest = getattr(part, what), demand.total(what) - part.count * getattr(part, what)
     left = max(0.0, there - rest)
+    if part.name == THIS_PROCESS and what == "gpus":
+        return "Set cluster.gpus_per_worker: 0, or choose a cluster that has some with cluster.address"
     if part.name != "workers" or what not in _UNITS:
         if what == "disk":
             return "Set cluster.cache_path to a folder on a larger disk"

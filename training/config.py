@@ -233,7 +233,7 @@ class CheckpointConfig(Config):
     """Resumable state, so that a killed run goes on where it was."""
 
     every: Duration = Field(timedelta(minutes=10), description="time between checkpoints")
-    keep: Annotated[int, Field(ge=1)] = Field(2, description="how many to keep")
+    keep: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="how many to keep")
 
 
 class DDPConfig(Config):
@@ -304,7 +304,7 @@ class TrainingConfig(Config):
         description="auto is fp32; bf16 and fp16 compute matrix products in it and keep weights, sums and losses in fp32",
     )
     strategy: StrategyChoice = DDPConfig()
-    gradient_accumulation: Annotated[int, Field(ge=1)] = Field(
+    gradient_accumulation: Annotated[int, Field(ge=1, le=100_000)] = Field(
         1, description="a step's rows pass in this many parts, to need less memory; the result stays the same"
     )
     clip_norm: Positive | None = Field(None, description="largest norm of a step's gradient")

@@ -13,6 +13,10 @@ ColumnType = Literal["numeric", "boolean", "categorical", "timestamp", "tensor"]
 
 
 def _as_tuple(value: Any) -> Any:
+    if not isinstance(value, str | list | tuple):
+        raise ValueError("it must be a text or a list of texts")
+    if value == "" or (not isinstance(value, str) and "" in value):
+        raise ValueError("an empty text names nothing")
     return (value,) if isinstance(value, str) else value
 
 

@@ -32,6 +32,7 @@ class Experiment(Config):
     seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
 
 
+_CLUSTER_FILE = "it holds the keys of the cluster section, such as num_workers: 2"
 ROOT = root(Experiment)
 _WITH_DEFAULTS = ("model", "training", "evaluation", "cluster")
 
@@ -65,7 +66,7 @@ def load_experiment(
         raise ConfigError("the experiment file's name is empty; give the path of a YAML file")
     document = load(Path(path))
     if cluster_file is not None:
-        _replace_cluster(document, load(Path(cluster_file)))
+        _replace_cluster(document, load(Path(cluster_file), _CLUSTER_FILE))
     return from_document(document, overrides)
 
 
@@ -91,7 +92,7 @@ def load_cluster(path: str | Path) -> ClusterConfig:
         As for `load_experiment`.
     """
     document = Document({"data": {"path": "-", "target": "-"}}, {(): str(path)})
-    _replace_cluster(document, load(Path(path)))
+    _replace_cluster(document, load(Path(path), _CLUSTER_FILE))
     return from_document(document).cluster
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -106,7 +107,11 @@ def unknown_key(path: KeyPath, slot: Slot) -> str:
     if there := _of_another_component(key, path):
         return f"{dotted(path)} is not a key; it belongs to {there}; {_allowed(slot)}"
     guess = nearest(key, slot.keys) or _elsewhere(key, plain)
-    return f"{dotted(path)} is not a key; " + (f"did you mean {guess}? " if guess else "") + _allowed(slot)
+    return (
+        f"{dotted(path) or 'an empty name'} is not a key; "
+        + (f"did you mean {guess}? " if guess else "")
+        + _allowed(slot)
+    )
 
 
 def _allowed(slot: Slot) -> str:
@@ -247,7 +252,9 @@ def _misread(raw: Any, value: Any, slot: Slot | None, path: KeyPath) -> Iterator
     if isinstance(raw, float) and not math.isfinite(raw):
         yield path, f"{dotted(path)}: {raw} is not allowed; it must be a finite number"
     elif isinstance(raw, str) and isinstance(value, bool | int | float):
-        yield path, f"{dotted(path)}: {raw!r} is a text; write {raw} without quotes"
+        plain = re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false", raw)
+        fix = f"write {raw} without quotes" if plain else "write it as a plain number, such as 1000 or 1e3"
+        yield path, f"{dotted(path)}: {raw!r} is a text; {fix}"
     elif isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
         yield path, f"{dotted(path)}: {describe(raw)} is not a number"
     elif isinstance(raw, list) and isinstance(value, tuple | list):

@@ -131,8 +131,8 @@ def parse(text: str, name: str, *, numbered: bool = True) -> tuple[Any, dict[Key
     return data, reader.places
 
 
-def load(path: Path) -> Document:
-    """Read a YAML file whose top level is a section of keys.
+def load(path: Path, fix: str = "write one with: shoal init DATA --target COLUMN") -> Document:
+    """Read a YAML file whose top level is a section of keys; ``fix`` is what helps where there is none.
 
     Raises
     ------
@@ -142,9 +142,7 @@ def load(path: Path) -> Document:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{path} does not exist; write one with: shoal init DATA --target COLUMN"
-        ) from error
+        raise ConfigError(f"{path} does not exist; {fix}") from error
     except (OSError, UnicodeDecodeError) as error:
         if path.suffix.lower() in (".parquet", ".pq", ".parq", ".csv"):
             raise ConfigError(
