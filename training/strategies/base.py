@@ -206,11 +206,12 @@ class Strategy:
             index, _, key = name.partition("/")
             state.setdefault(int(index), {})[key] = number
         self.optimizer.load_state_dict({"state": state, "param_groups": facts["groups"]})
-        for index, p in enumerate(self._optimized()):
-            for key, value in state.get(index, {}).items():
-                # torch gives all but the step count the parameter's type, and products of NAdam's would round otherwise.
-                if isinstance(value, Tensor) and self.optimizer.state[p][key].dtype != value.dtype:
-                    self.optimizer.state[p][key] = value.to(self.optimizer.state[p][key].device, copy=True)
+        for i, p in enumerate(self._optimized()):
+            own = self.optimizer.state[p]
+            for key, value in state.get(i, {}).items():
+                # torch gives all but the step count the parameter's type; NAdam's products would round otherwise.
+                if isinstance(value, Tensor) and own[key].dtype != value.dtype:
+                    own[key] = value.to(own[key].device, copy=True)
         if facts["scaler"]:
             self.scaler.load_state_dict(facts["scaler"])
 
