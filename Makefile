@@ -37,9 +37,11 @@ bench: $(STAMP)  ## both sides of every comparison, with ratios; DATA=FILE.parqu
 	@$(BIN)/python benchmarks/intervals.py
 	@$(BIN)/python benchmarks/reference.py
 	@$(BIN)/python benchmarks/strategies.py
+	@$(BIN)/python benchmarks/techniques.py
 	@if [ -n "$(DATA)" ]; then \
 	  $(BIN)/python benchmarks/sharding.py "$(DATA)" label --split-column split && \
-	  $(BIN)/python benchmarks/train.py "$(DATA)"; \
+	  $(BIN)/python benchmarks/train.py "$(DATA)" && \
+	  $(BIN)/python benchmarks/convergence.py "$(DATA)" label --split-column split; \
 	else echo "sharding and whole commands: make bench DATA=FILE.parquet, with 0/1 label and train/test split columns"; fi
 
 clean:  ## remove .venv and caches; runs stay

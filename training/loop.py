@@ -24,11 +24,11 @@ from shoal.training.draws import DrawContext, combine, install_draws
 from shoal.training.early_stopping import EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses.build import answered, build_loss
-from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
 from shoal.training.plan import EpochPlan, resolve_batch_size
 from shoal.training.proof import prove_one_model
+from shoal.training.refusals import refuse_data, refuse_model
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge, Scores
 from shoal.training.stepping import Stepper
@@ -37,8 +37,6 @@ from shoal.training.strategies.base import Fragment, Strategy
 LOSS_POINTS = 50  # values of the training loss kept an epoch
 ADVANCE_SECONDS = 0.25  # between two moves of the progress line
 _DROPOUT_STREAM = 2
-
-_BATCH_NORMS = (torch.nn.modules.batchnorm._BatchNorm,)
 
 
 class Monitor(Protocol):
@@ -152,19 +150,12 @@ class Loop:
         self.notices = [
             f"{name} draws its dropout by itself: results depend on the number of workers" for name in outside
         ]
-        self._refuse_batch_norm()
-        if self.config.mixup is not None and self.model.by_type:
-            raise ConfigError(
-                "training.mixup blends encoded rows, and this model reads categories by itself: use a model that gets one "
-                "tensor, such as mlp, or leave mixup out"
-            )
-        if self.config.activation_checkpointing and not recompute_activations(self.model):
-            raise ConfigError(
-                "training.activation_checkpointing: this model has no torch.nn.Sequential of more than 2 layers and no "
-                "ModuleList of blocks, so there is nothing to compute again; leave it out"
-            )
+        self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
+        refuse_model(self.model, self.config, self.strategy.world_size)
+        refuse_data(self.dataset, self.config, self.strategy, self.reader.shards.values(), self.validates)
+        if self.config.activation_checkpointing:
+            recompute_activations(self.model)
         self.model.to(self.strategy.device, DTYPES[self.config.precision])
-        self._refuse_negative_counts()
         target = self.dataset.schema.target
         loss = build_loss(
             self.config.loss, target, self.dataset.class_rows("train"), sum(rows), self.config.epochs
@@ -172,7 +163,6 @@ class Loop:
         self.target = answered(target, self.config.loss)
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
         self.judge = Judge(self.dataset, self.strategy, self.target)
-        self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
         self.stopping = EarlyStopping(
             self.config.early_stopping, self.monitor.greater_is_better if self.monitor else True
         )
@@ -202,33 +192,6 @@ class Loop:
         self.train_seconds = self.epoch_seconds = 0.0
         self._losses = np.empty(0)  # of the epoch's steps so far, over all workers
         self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
-
-    def _refuse_batch_norm(self) -> None:
-        if self.strategy.world_size == 1:
-            return
-        for name, module in self.model.named_modules():
-            if isinstance(module, _BATCH_NORMS) and not isinstance(module, torch.nn.SyncBatchNorm):
-                frozen = (
-                    not any(p.requires_grad for p in module.parameters()) and not module.track_running_stats
-                )
-                if not frozen:
-                    raise ConfigError(
-                        f"model: {name} is a {type(module).__name__}, whose statistics differ between "
-                        f"{self.strategy.world_size} workers: use LayerNorm or GroupNorm, torch.nn.SyncBatchNorm on "
-                        "GPUs, or cluster.num_workers: 1"
-                    )
-
-    def _refuse_negative_counts(self) -> None:
-        """Refuse, on every worker alike, a Poisson loss of numbers that are no counts."""
-        if not isinstance(self.config.loss, PoissonConfig) or self.dataset.schema.target.task != "regression":
-            return
-        own = [float(shard.label.min()) for shard in self.reader.shards.values() if len(shard.label)]
-        least = -self.strategy.maximum(-min(own, default=0.0))
-        if least < 0 or self.dataset.schema.target.center <= 0:
-            raise ConfigError(
-                f"training.loss: poisson needs counts of at least 0, some above it; the least training label is {least:g}. Use "
-                "squared_error, huber or quantile"
-            )
 
     def run(self) -> FitOutcome:
         """Fit, from the newest checkpoint where there is one; keep the best epoch's weights where asked.

@@ -45,6 +45,15 @@ def recompute_activations(module: nn.Module) -> int:
     return sum(recompute_activations(child) for child in module.children())
 
 
+def can_recompute(module: nn.Module) -> bool:
+    """Whether `recompute_activations` finds a place."""
+    return any(
+        (isinstance(m, nn.Sequential) and len(m) > 2)
+        or (isinstance(m, nn.ModuleList) and any(any(True for _ in b.children()) for b in m))
+        for m in module.modules()
+    )
+
+
 def embedding_width(cardinality: int) -> int:
     """Return the usual width of a column's embedding, min(50, (n + 1) // 2)."""
     return min(50, (cardinality + 1) // 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.prepared import make_dataset
-from support.scenarios import Error
+from support.scenarios import Error, Sometimes, make_loop, normed
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -158,3 +158,21 @@ def test_partners_are_the_same_for_any_number_of_workers() -> None:
 def test_mixup_of_a_model_that_reads_codes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training.mixup blends encoded rows.*such as mlp"):
         make(LinearConfig(), mixup={})
+
+
+@pytest.mark.parametrize(
+    ("factory", "training", "said"),
+    [
+        (
+            normed,
+            {"averaging": "swa"},
+            "the statistics of body.1, a BatchNorm1d, are not those of averaged weights",
+        ),
+        (Sometimes, {"activation_checkpointing": True}, "there is nothing to compute again"),
+    ],
+)
+def test_a_model_that_cannot_be_trained_so_is_refused(
+    factory: Any, training: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_loop(Strategy(CPU), factory=factory, **training)

@@ -17,6 +17,7 @@ from shoal.cluster.resources import Shape
 from shoal.training.allowed import refuse
 from shoal.training.config import MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
+from shoal.training.memory import ArrayDataset
 from shoal.training.models import build_model
 from shoal.training.schedules.config import SCHEDULES
 from shoal.training.schedules.schedule import Schedule
@@ -272,3 +273,12 @@ def test_a_fit_of_one_step_goes_through(name: str) -> None:
     loop = make(schedule=name, epochs=1, batch_size="full")
     loop.run()
     assert all(np.isfinite(p.detach().numpy()).all() for p in loop.model.parameters())
+
+
+def test_a_plateau_needs_validation_rows() -> None:
+    dataset = make_dataset("binary", 203)
+    bare = ArrayDataset(dataset.schema, {"train": dataset.parts["train"]}, 8)
+    config = TrainingConfig.model_validate({"schedule": "reduce_on_plateau"})
+    model = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3)
+    with pytest.raises(ConfigError, match="looks at the validation rows, and there are none"):
+        Loop(model, bare, config, Strategy(torch.device("cpu")), Error(), 3, Silent())  # type: ignore[arg-type]

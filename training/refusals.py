@@ -1,0 +1,84 @@
+"""What is refused when the model and the data are there, before the first step; `allowed` needs neither.
+
+Every worker decides alike: none may go on alone.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from shoal.cluster.errors import ConfigError
+from shoal.cluster.sharding.dataset import ShardRows
+from shoal.training.batches import Dataset
+from shoal.training.config import TrainingConfig
+from shoal.training.losses.config import PoissonConfig
+from shoal.training.models import Model, can_recompute
+from shoal.training.schedules.config import PlateauConfig
+from shoal.training.strategies.base import Strategy
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+
+
+def refuse_model(model: Model, config: TrainingConfig, workers: int) -> None:
+    """Refuse a model that cannot be trained in this way.
+
+    Raises
+    ------
+    ConfigError
+        With the layer, and what to use in its place.
+    """
+    if config.mixup is not None and model.by_type:
+        raise ConfigError(
+            "training.mixup blends encoded rows, and this model reads categories by itself: use a model that gets one "
+            "tensor, such as mlp, or leave mixup out"
+        )
+    if config.activation_checkpointing and not can_recompute(model):
+        raise ConfigError(
+            "training.activation_checkpointing: this model has no torch.nn.Sequential of more than 2 layers and no "
+            "ModuleList of blocks, so there is nothing to compute again; leave it out"
+        )
+    for name, module in model.named_modules():
+        if not isinstance(module, _BATCH_NORM):
+            continue
+        moves = module.track_running_stats or any(p.requires_grad for p in module.parameters())
+        if workers > 1 and moves and not isinstance(module, torch.nn.SyncBatchNorm):
+            raise ConfigError(
+                f"model: {name} is a {type(module).__name__}, whose statistics differ between {workers} workers: use LayerNorm "
+                "or GroupNorm, torch.nn.SyncBatchNorm on GPUs, or cluster.num_workers: 1"
+            )
+        if config.averaging is not None and module.track_running_stats:
+            raise ConfigError(
+                f"training.averaging: the statistics of {name}, a {type(module).__name__}, are not those of averaged weights; "
+                "use LayerNorm or GroupNorm, or leave averaging out"
+            )
+
+
+def refuse_data(
+    dataset: Dataset,
+    config: TrainingConfig,
+    strategy: Strategy,
+    own: Iterable[ShardRows],
+    validates: bool,
+) -> None:
+    """Refuse data that the loss or the schedule has no use for.
+
+    Raises
+    ------
+    ConfigError
+        With the value, and what to use in its place.
+    """
+    if isinstance(config.schedule, PlateauConfig) and not validates:
+        raise ConfigError(
+            "training.schedule: reduce_on_plateau looks at the validation rows, and there are none; set data.split.validation, "
+            "or use another schedule"
+        )
+    target = dataset.schema.target
+    if isinstance(config.loss, PoissonConfig) and target.task == "regression":
+        least = min((float(shard.label.min()) for shard in own if len(shard.label)), default=0.0)
+        least = -strategy.maximum(-least)
+        if least < 0 or target.center <= 0:
+            raise ConfigError(
+                f"training.loss: poisson needs counts of at least 0, some above it; the least training label is {least:g}. Use "
+                "squared_error, huber or quantile"
+            )
