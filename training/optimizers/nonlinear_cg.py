@@ -122,6 +122,11 @@ class NonlinearCG(torch.optim.Optimizer):
             evaluations += spent
             if not change < 0:
                 vector_to_parameters(here, self._all())
+                if (
+                    evaluations >= group["max_eval"]
+                ):  # the search was cut short, which says nothing of the optimum
+                    reason = "max_eval"
+                    break
                 if state["since_restart"]:  # try once more along the steepest descent
                     self._forget(state)
                     continue
@@ -145,7 +150,7 @@ class NonlinearCG(torch.optim.Optimizer):
     def _along(
         self, evaluate: Closure, level: float, slope: Tensor, x: Tensor, t: float, d: Tensor
     ) -> tuple[float, Tensor]:
-        """Return how much the objective changes from x, where it is ``level`` with ``slope``, to ``x + t d``; its gradient there.
+        """Return how the objective changes from x, where it is ``level`` with ``slope``, to ``x + t d``; its gradient there.
 
         Near an optimum the objective changes by less than its rounding error. There the change is told by the slopes at
         both ends, which is exact for a quadratic and makes the search's test that of Hager and Zhang, equation 4.1.

@@ -151,7 +151,8 @@ def test_accepted_steps_satisfy_the_strong_wolfe_conditions(seed: int, name: str
         moved = (there - before).detach()
         slope = float(first @ moved)
         assert slope < 0
-        assert float(objective(there)) <= float(objective(before)) + 1e-4 * slope + 1e-12
+        with torch.no_grad():
+            assert float(objective(there)) <= float(objective(before)) + 1e-4 * slope + 1e-12
         assert abs(float(second @ moved)) <= -0.1 * slope + 1e-12
 
 
@@ -194,6 +195,25 @@ def test_where_the_objective_is_no_number_the_step_is_shortened(name: str) -> No
     ours, optimizer = minimised(name, lambda w: (w - torch.log(w)).sum(), np.full(3, 3.0), lr=1e3)
     np.testing.assert_allclose(ours, 1.0, rtol=0, atol=1e-6)
     assert optimizer.searched.has_converged
+
+
+@pytest.mark.parametrize("name", BUILD)
+def test_a_search_that_is_cut_short_has_not_converged(name: str) -> None:
+    options = {"lr": 1e3, "max_eval": 2}  # the first trial is beyond the domain of the logarithm
+    ours, optimizer = minimised(name, lambda w: (w - torch.log(w)).sum(), np.full(3, 3.0), **options)
+    assert optimizer.searched.reason == "max_eval"
+    assert not optimizer.searched.has_converged
+    np.testing.assert_allclose(ours, 3.0, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("max_eval", "reason"), [(3, "max_eval"), (60, "line_search")])
+def test_where_no_trial_is_lower_only_a_whole_search_tells(name: str, max_eval: int, reason: str) -> None:
+    start = torch.full((3,), 3.0, dtype=torch.float64)
+    alone = lambda w: w.sum() * (1.0 if torch.equal(w.detach(), start) else torch.nan)  # noqa: E731
+    ours, optimizer = minimised(name, alone, start.numpy().copy(), max_eval=max_eval)
+    assert optimizer.searched.reason == reason
+    np.testing.assert_array_equal(ours, 3.0)
 
 
 @pytest.mark.parametrize("name", METHODS)
