@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import (
+    EXACT,
     described,
     indices,
     is_number,
@@ -24,7 +25,6 @@ from shoal.cluster.sharding.manifest import Scalar, Target
 from shoal.cluster.sharding.names import listed, plural, require
 
 MOST_INTEGER_CLASSES = 20
-_LARGEST_EXACT = 2**53  # labels are compared as float64
 
 
 def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
@@ -160,6 +160,12 @@ def code_labels(
             raise DataError(
                 f"target {name!r} has {plural(int(np.isinf(values).sum()), 'infinite value')}; remove them"
             )
+        huge = int((np.abs(values) >= EXACT).sum()) if pa.types.is_integer(column.type) else 0
+        if huge:
+            raise DataError(
+                f"target {name!r} has {plural(huge, 'integer')} from 2**53 on, of which a float64 keeps the first digits only; "
+                "subtract what they have in common, use a larger unit, or store them as double where that is near enough"
+            )
         return values, np.isnan(values)
     return _class_codes(column, target.classes, name, private)
 
@@ -200,7 +206,7 @@ def _refuse_odd_classes(values: Sequence[Scalar], rows: int, asked: str, name: s
             f"data.target: {name!r} has a class called {blank[0]!r}, which is no name; make those labels null (such "
             "rows are left out), or name the class"
         )
-    huge = [v for v in values if isinstance(v, int | float) and abs(v) > _LARGEST_EXACT]
+    huge = [v for v in values if isinstance(v, int | float) and abs(v) > EXACT]
     if huge:
         shown = "" if private else f", such as {huge[0]!r}"
         raise DataError(

@@ -154,3 +154,13 @@ def test_unknown_classes_are_named_unless_private() -> None:
 def test_classes_that_are_none_are_refused(values: list[object], said: str) -> None:
     with pytest.raises(DataError, match=said):
         infer(values)
+
+
+def test_integers_that_a_float64_does_not_hold_are_refused() -> None:
+    target, _ = infer_target(pa.table({"y": list(range(30))}), data())
+    for kind in (pa.int64(), pa.uint64()):
+        table = pa.table({"y": pa.array([2**53 + 1, 2**53 - 1, None], kind)})
+        with pytest.raises(DataError, match=r"'y' has 1 integer from 2\*\*53 on, .* store them as double"):
+            code_labels(table, target)
+    assert encode_labels(pa.table({"y": [2**53 - 1]}), target).tolist() == [2.0**53 - 1]
+    assert encode_labels(pa.table({"y": [2.0**60, 1.0]}), target).tolist() == [2.0**60, 1.0]
