@@ -49,6 +49,18 @@ def is_tensor(kind: pa.DataType) -> bool:
     return inner is not None and bool(is_number(inner) or pa.types.is_boolean(inner))
 
 
+def size_lists(kind: pa.DataType) -> str | None:
+    """Say how to store lists of numbers that the file gives no size; None for every other type."""
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)) or not is_tensor(
+        pa.list_(kind.value_type, 1)
+    ):
+        return None
+    return (
+        f"is {kind}, lists of any length; where all have one length, K, store it as a fixed-size list: in pyarrow, "
+        "column.cast(pa.list_(column.type.value_type, K))"
+    )
+
+
 def one_chunk(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     """Join a column's chunks, their dictionaries too."""
     if not isinstance(column, pa.ChunkedArray):

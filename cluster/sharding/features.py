@@ -7,7 +7,7 @@ from typing import Literal
 import pyarrow as pa
 
 from shoal.cluster.errors import DataError
-from shoal.cluster.sharding.arrays import EXACT, is_bytes, is_number, is_stamp, is_tensor, is_text
+from shoal.cluster.sharding.arrays import EXACT, is_bytes, is_number, is_stamp, is_tensor, is_text, size_lists
 from shoal.cluster.sharding.config import ColumnType, DataConfig
 from shoal.cluster.sharding.facts import Facts
 from shoal.cluster.sharding.manifest import Column
@@ -183,6 +183,8 @@ def _refusal(name: str, kind: pa.DataType, of: Facts) -> str | None:
             f"column {name!r} holds raw bytes ({kind}), such as images: they are not supported yet; {drop}, or store "
             "numbers as a fixed-size list"
         )
+    if unsized := size_lists(kind):
+        return f"column {name!r} {unsized}; lists of varying length are not supported: {drop}"
     if pa.types.is_nested(kind) and not is_tensor(kind):
         return f"column {name!r} is {kind}: structures, maps and lists of varying length are not supported; {drop}"
     if is_text(kind) and not of.iso and _is_prose(of):

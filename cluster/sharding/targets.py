@@ -19,6 +19,7 @@ from shoal.cluster.sharding.arrays import (
     list_numbers,
     normalise,
     numbers,
+    size_lists,
 )
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.manifest import Scalar, Target
@@ -53,10 +54,12 @@ def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
     if len(data.target) > 1 or is_tensor(first.type) or data.task == "multilabel":
         return _multilabel(table, data)
     name = data.target[0]
+    if unsized := size_lists(first.type):
+        raise DataError(f"data.target: column {name!r} {unsized}")
     if pa.types.is_nested(first.type) or pa.types.is_temporal(first.type) or pa.types.is_binary(first.type):
         raise DataError(
             f"data.target: column {name!r} is {described(first.type)}; a target is strings, booleans, numbers, or (multi-label) "
-            "a list of 0 and 1"
+            "a fixed-size list of 0 and 1"
         )
     values, counts = _classes(first)
     if not values:
@@ -300,6 +303,8 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
     """Return float64 ``[n, K]`` of 0, 1 and NaN where missing."""
     width = column.type.list_size if pa.types.is_fixed_size_list(column.type) else 1
     kind = column.type.value_type if width != 1 or pa.types.is_fixed_size_list(column.type) else column.type
+    if unsized := size_lists(kind):
+        raise DataError(f"target {name!r} {unsized}")
     if not (is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise DataError(
             f"target {name!r} is {described(column.type)}; a multi-label target holds booleans or 0 and 1"

@@ -110,7 +110,7 @@ def test_multilabel() -> None:
     [
         (pa.nulls(3, pa.string()), {}, "has no value in any of 3 rows"),
         (["a", "a"], {}, "has one value only, 'a'"),
-        (pa.array([[1], [1, 0]]), {}, "a target is strings, booleans, numbers"),
+        (pa.array([["a"], ["a", "b"]]), {}, "a target is strings, booleans, numbers"),
         ([0.1, math.inf, 2.0], {}, "1 infinite value"),
         (["a", "b"], {"task": "regression"}, "task is regression, but column 'y' is"),
         (["a", "b", "c"], {"task": "binary"}, "task is binary, but column 'y' has 3 values"),
@@ -164,3 +164,15 @@ def test_integers_that_a_float64_does_not_hold_are_refused() -> None:
             code_labels(table, target)
     assert encode_labels(pa.table({"y": [2**53 - 1]}), target).tolist() == [2.0**53 - 1]
     assert encode_labels(pa.table({"y": [2.0**60, 1.0]}), target).tolist() == [2.0**60, 1.0]
+
+
+def test_labels_in_lists_of_no_fixed_size_are_told_how_to_have_one() -> None:
+    table = pa.table({"y": [[0, 1], [1, 0]]})
+    fix = (
+        r"'y' is list<.*: int64>, lists of any length; .*column.cast\(pa.list_\(column.type.value_type, K\)\)"
+    )
+    for task in ("auto", "multilabel"):
+        with pytest.raises(DataError, match=fix):
+            infer_target(table, data(task=task))
+    fixed = pa.table({"y": table["y"].cast(pa.list_(pa.int64(), 2))})
+    assert infer_target(fixed, data())[0].classes == ("y[0]", "y[1]")
