@@ -20,6 +20,7 @@ CONFIG = "config.yaml"
 LAST_FILES = ("metrics.json", "manifest.json")
 _ABSENT = "(absent)"
 _MAY_COME_FIRST = (LEASE, "log.txt")
+_BEGINNING = (*_MAY_COME_FIRST, CONFIG, "logs")
 _SILENT = Silent()
 
 
@@ -41,6 +42,11 @@ class RunFolder(Storage):
     def is_complete(self) -> bool:
         """Whether the file that is written last is there."""
         return any(self.exists(name) for name in LAST_FILES)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there is more than what every run begins with."""
+        return any(name not in _BEGINNING and not name.startswith(".") for name in self.list())
 
     def config(self) -> dict[str, Any] | None:
         """Read the resolved experiment of this run; None where none was written yet.
@@ -104,13 +110,15 @@ class RunFolder(Storage):
         before = self.config()
         if before is None:
             self._refuse_foreign()
-        elif changes := difference(before, _plain(config)):
+        elif not (changes := difference(before, _plain(config))):
+            return True
+        elif self.has_results:
             raise ConfigError(
                 f"{self.uri} belongs to another experiment:\n"
                 + "\n".join(f"  {line}" for line in changes)
                 + "\nchoose another --out, undo the change, or delete that folder"
             )
-        return before is not None
+        return False
 
     def _refuse_foreign(self) -> None:
         foreign = [name for name in self.list() if name not in _MAY_COME_FIRST and not name.startswith(".")]

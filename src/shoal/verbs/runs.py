@@ -37,7 +37,6 @@ PROVENANCE = "provenance.json"
 _ANEW = "delete metrics.json, and the same command computes the run again"
 MODEL_FILES = ("model/model.json", "model/model.safetensors")
 RUN_FILES = (*MODEL_FILES, "data.json", "provenance.json", "history.parquet", "predictions.parquet")
-_BEGINNING = {"config.yaml", "log.txt"}
 
 
 def run_uri(experiment: Experiment, verb: str, name: str, out: str | None = None) -> str:
@@ -136,7 +135,7 @@ def claimed(
         with folder.claim(config, reporter, wait), logged(folder, reporter) as heard:
             yield heard
     except BaseException as error:
-        useless = isinstance(error, RequestError) and set(folder.list()) <= _BEGINNING
+        useless = isinstance(error, RequestError) and not folder.has_results
         if is_new and not folder.exists(last) and (useless or last == MANIFEST):  # sharding cannot be resumed
             folder.delete()
         raise

@@ -88,6 +88,17 @@ def test_a_changed_experiment_is_refused_with_the_difference(run: RunFolder) -> 
     assert run.config() == EXPERIMENT
 
 
+def test_a_run_that_came_to_nothing_gives_its_folder_to_the_next_experiment(run: RunFolder) -> None:
+    with run.claim(EXPERIMENT):
+        run.write_text("log.txt", "training\n")
+        run.write_text("logs/worker-0.txt", "error\n")
+    with run.claim(changed(seed=1)):
+        assert run.config() == changed(seed=1)
+        run.write_text("checkpoints/1/state.json", "{}")
+    with pytest.raises(ConfigError, match="another experiment"), run.claim(EXPERIMENT):
+        pytest.fail("the block must not run")
+
+
 def test_types_matter_to_the_difference() -> None:
     assert difference({"a": 1}, {"a": "1"}) == ["a: 1 -> 1"]
     assert difference({"a": {}}, {"a": {}}) == []
