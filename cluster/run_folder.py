@@ -54,19 +54,18 @@ class RunFolder(Storage):
         Raises
         ------
         StorageError
-            If `config.yaml` is not YAML.
+            If `config.yaml` is not that of a run.
         """
         if not self.exists(CONFIG):
             return None
-        fix = "choose another --out, or delete the folder"
+        fix = "it was changed or damaged, or is not Shoal's: restore it, or use another folder"
         try:
             found = YAML(typ="safe", pure=True).load(self.read_bytes(CONFIG))
         except YAMLError as error:
-            raise StorageError(
-                f"{self._show(CONFIG)} is not YAML; it was changed or damaged: {fix}"
-            ) from error
-        if not isinstance(found, dict):
-            raise StorageError(f"{self._show(CONFIG)} holds no experiment; {fix}")
+            raise StorageError(f"{self._show(CONFIG)} is not YAML; {fix}") from error
+        # The first and the last section, so that a file which was cut short is no whole one.
+        if not isinstance(found, dict) or not {"data", "seed"} <= found.keys():
+            raise StorageError(f"{self._show(CONFIG)} is no whole experiment; {fix}")
         return found
 
     @contextmanager
@@ -112,7 +111,7 @@ class RunFolder(Storage):
             self._refuse_foreign()
         elif not (changes := difference(before, _plain(config))):
             return True
-        elif self.has_results:
+        elif self.has_results or not self.exists("log.txt"):  # every run of ours has one
             raise ConfigError(
                 f"{self.uri} belongs to another experiment:\n"
                 + "\n".join(f"  {line}" for line in changes)

@@ -67,7 +67,7 @@ def run(
     failures: int = 0,
     **training: Any,
 ) -> tuple[FitOutcome, dict[str, np.ndarray], pa.Table]:
-    Storage.open(str(folder)).write_text("config.yaml", "test: true\n")
+    Storage.open(str(folder)).write_text("config.yaml", "data: {}\nseed: 0\n")
     job = FitJob(
         model=model or MLPConfig(hidden=(16,), dropout=0.2),
         training=TrainingConfig.model_validate(
