@@ -183,10 +183,15 @@ def _earlier(destination: Storage, key: str) -> Manifest | None:
         manifest = Manifest.model_validate(found)
     except (StorageError, ValueError):
         return None  # damaged: it is made anew
+    return manifest if has_shards(destination, manifest) else None
+
+
+def has_shards(folder: Storage, manifest: Manifest) -> bool:
+    """Whether all shards of a dataset are there; their bytes are verified when they are opened."""
     shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
-    folders = {path.rpartition("/")[0] for path in shards}
-    there = {f"{folder}/{name}" for folder in folders for name in destination.list(folder)}
-    return manifest if there.issuperset(shards) else None
+    parents = {path.rpartition("/")[0] for path in shards}
+    there = {f"{parent}/{name}" for parent in parents for name in folder.list(parent)}
+    return there.issuperset(shards)
 
 
 def roles_of(data: DataConfig) -> Roles:

@@ -67,18 +67,20 @@ def shard(
     experiment, name = given(experiment, name)
     storage = experiment.cluster.storage
     key = sharding_key(experiment.data, experiment.seed, storage)
-    found = _existing(Storage.open(experiment.cluster.storage_path, storage), key) if out is None else None
-    if found is not None:
-        return _reused(found, reporter)
+    if out is None:
+        for found in _existing(Storage.open(experiment.cluster.storage_path, storage), key):
+            if (reused := _reused(found, key, reporter)) is not None:
+                return reused
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
     with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
-            made = _reused(folder.storage, reporter)
-            if made.manifest.key == key:
-                return made
-            reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
+            if (reused := _reused(folder.storage, key, reporter)) is not None:
+                return reused
+            reporter.notice(
+                f"the input files changed since {folder.uri} was written, or it lost files: it is made anew"
+            )
         manifest = write(
             experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
         )
@@ -89,12 +91,16 @@ def _identity(experiment: Experiment) -> dict[str, Any]:
     return {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
 
 
-def _existing(root: Storage, key: str) -> Storage | None:
+def _existing(root: Storage, key: str) -> list[Storage]:
     names = [name for name in root.list() if name.endswith(f"-shard-{key}")] if root.exists() else []
-    return next((root.child(n) for n in names if root.exists(f"{n}/{MANIFEST}")), None)
+    return [root.child(name) for name in names if root.exists(f"{name}/{MANIFEST}")]
 
 
-def _reused(folder: Storage, reporter: Reporter) -> ShardResult:
+def _reused(folder: Storage, key: str, reporter: Reporter) -> ShardResult | None:
+    from shoal.cluster.sharding.service import has_shards
+
     manifest = read_manifest(folder, MANIFEST, "delete that folder, and the same command writes it again")
+    if manifest.key != key or not has_shards(folder, manifest):
+        return None
     reporter.notice(f"the sharded dataset of these inputs is there already: {folder.uri}")
     return ShardResult(folder.uri, manifest, True)

@@ -1,6 +1,7 @@
 """Runs, shards and disks that are damaged: named by every verb, and nothing half-written."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +10,6 @@ from shoal.cluster.errors import StorageError
 
 def test_a_corrupt_shard_ends_the_run_with_1(shoal, folder):
     made = shoal("shard", folder / "small.yaml", "--set", "seed=9", "--json").json
-    from pathlib import Path
-
     shard = sorted(Path(made["run"]).glob("shards/train-*"))[3]
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -20,6 +19,21 @@ def test_a_corrupt_shard_ends_the_run_with_1(shoal, folder):
     assert shard.name in done.err
     assert "shoal shard" in done.err
     assert not (folder / "corrupt" / "metrics.json").exists()
+
+
+def test_a_dataset_that_lost_a_shard_is_written_again(shoal, folder):
+    command = ["shard", folder / "small.yaml", "--set", "seed=10"]
+    made = shoal(*command, "--json").json
+    (lost,) = Path(made["run"]).glob("shards/test-00000.arrow")
+    before = lost.read_bytes()
+    lost.unlink()
+    again = shoal(*command, "--json")
+    assert not again.json["reused"]
+    assert again.json["run"] == made["run"]
+    assert "or it lost files: it is made anew" in again.err
+    (written,) = Path(made["run"]).glob("shards*/test-00000.arrow")
+    assert written.read_bytes() == before
+    assert shoal(*command, "--json").json["reused"]
 
 
 def test_a_disk_that_fills_up_under_way_ends_the_run_with_1(shoal, folder, monkeypatch):
