@@ -16,6 +16,7 @@ from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.listing import InputFile
+from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import prepare
 from shoal.cluster.sharding.targets import encode_labels
 from shoal.cluster.storage import Storage
@@ -31,7 +32,7 @@ FORMATS = {".parquet": "Parquet", ".pq": "Parquet", ".csv": "CSV"}
 
 @dataclass(frozen=True)
 class PredictResult:
-    """Where the predictions are."""
+    """Where the predictions are; the columns of a private target's scores, whose names are its values, as ``score_*``."""
 
     run: str
     predictions: str
@@ -110,7 +111,7 @@ def predict(
             unknown.see(batch, prepared.categorical)
             answers = _answers(trained, batch, trained.prepared_scores(prepared), rows)
             write(answers)
-            rows, columns = rows + batch.num_rows, tuple(answers.column_names)
+            rows, columns = rows + batch.num_rows, _told(answers.column_names, trained.schema)
             reporter.advance(rows, rows, "rows")
         if not rows:
             raise DataError(
@@ -165,6 +166,15 @@ def _identity(trained: TrainedModel, batch: pa.Table, start: int) -> tuple[str, 
             column = column.cast(column.type.value_type)
         return name, column
     return ROW, pa.chunked_array([pa.array(np.arange(start, start + batch.num_rows))])
+
+
+def _told(names: Sequence[str], schema: Schema) -> tuple[str, ...]:
+    private = schema.target.task != "multilabel" and set(schema.target.columns) & set(schema.private)
+    return tuple(
+        dict.fromkeys(
+            "score_*" if private and n.startswith("score_") and n != schema.id else n for n in names
+        )
+    )
 
 
 def _answers(trained: TrainedModel, batch: pa.Table, scores: NDArray[np.float64], start: int) -> pa.Table:

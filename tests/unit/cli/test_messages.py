@@ -89,6 +89,26 @@ def test_values_of_private_columns_are_not_shown(shoal, folder):
     assert "new" not in done.err + done.out
 
 
+def test_the_classes_of_a_private_target_are_not_shown(shoal, folder):
+    out, to = folder / "private target", folder / "private target.parquet"
+    table = rows()
+    labels = pa.array(["HUSH" if y == "yes" else "QUIET" for y in table["y"].to_pylist()])
+    pq.write_table(table.set_column(4, "y", labels), folder / "hush.parquet")
+    changed = ["--set", f"data.path={folder}/hush.parquet", "--set", "data.private=[y]"]
+    told = [shoal("train", folder / "small.yaml", *changed, "--out", out)]
+    for more in ([], ["--json"]):
+        told.append(shoal("predict", out, "--data", folder / "hush.parquet", "--to", to, "--force", *more))
+        told.append(shoal("evaluate", out, "--data", folder / "hush.parquet", *more))
+        told.append(shoal("check", folder / "small.yaml", *changed, *more))
+    assert [done.code for done in told] == [0] * 7
+    said = "".join(done.out + done.err for done in told)
+    assert "columns: key, prediction, score_*\n" in said
+    for text in (said, (out / "log.txt").read_text(), (out / "report.html").read_text()):
+        assert "HUSH" not in text
+        assert "QUIET" not in text
+    assert pq.read_schema(to).names == ["key", "prediction", "score_QUIET", "score_HUSH"]
+
+
 def test_errors_name_the_argument_that_was_given(shoal, run, folder):
     for command in (
         ["predict", run, "--data", folder / "nowhere.parquet", "--to", folder / "o.csv"],
