@@ -178,7 +178,7 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
     result = Assignment(parts, f"time: {data.time}")
     _count(result, "without a time stamp", int(missing.sum()))
     _count(result, "in the gap between parts", int((known & (parts == splits.LEFT_OUT)).sum()))
-    _say_cut(result, times, numeric, data)
+    _say_cut(result, times, rows.roles.schema.field(data.time).type, data)
     return _settle_groups(rows, data, result)
 
 
@@ -327,13 +327,18 @@ def _gap(value: timedelta | float | None, numeric: bool, data: DataConfig) -> fl
     return seconds if numeric else round(seconds * 1_000_000)
 
 
-def _say_cut(result: Assignment, times: npt.NDArray[Any], numeric: bool, data: DataConfig) -> None:
+def _say_cut(result: Assignment, times: npt.NDArray[Any], kind: pa.DataType, data: DataConfig) -> None:
+    zone = " UTC" if is_text(kind) or getattr(kind, "tz", None) else ""
     said = []
     for name, part in (("validation", splits.VALIDATION), ("test", splits.TEST)):
         inside = times[result.parts == part]
         if len(inside) and data.time not in data.private:
             start = inside.min()
-            text = f"{start:g}" if numeric else str(np.datetime64(int(start), "us").astype("M8[s]"))
+            text = (
+                f"{start:g}"
+                if is_number(kind)
+                else f"{np.datetime64(int(start), 'us').astype('M8[s]')}{zone}"
+            )
             said.append(f"{name} from {text}")
     if said:
         result.notices.append(f"split by time {data.time!r}: {', '.join(said)}")

@@ -1,5 +1,6 @@
 """Which part each row is in, for every kind of split."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,19 @@ def test_time_split_from_a_date_with_a_gap(table: pa.Table, run: Run) -> None:
         run(table, time="booked", split={"time": {"test_from": 5}})
     with pytest.raises(DataError, match="but column 'customer' holds numbers; give a number"):
         run(table, time="customer", split={"time": {"test_from": "2024-03-10"}})
+
+
+def test_zoned_times_are_said_in_utc(table: pa.Table, run: Run) -> None:
+    plain = table["booked"].cast(pa.timestamp("us"))
+    for column, zone in (
+        (plain, ""),
+        (plain.cast(pa.timestamp("us", "UTC")).cast(pa.timestamp("us", "Asia/Tokyo")), " UTC"),
+        (plain.cast(pa.string()), " UTC"),
+    ):
+        said = notices(
+            run(replace(table, "booked", column), time="booked", split={"time": {"validation": 0}})
+        )
+        assert re.search(rf"test from 2024-\d\d-\d\dT\d\d:\d\d:\d\d{zone}$", said, re.MULTILINE), said
 
 
 def test_the_gap_of_a_numeric_time_is_in_its_own_unit(table: pa.Table, run: Run) -> None:
