@@ -69,9 +69,17 @@ def ranking(facts: ReportFacts) -> Html:
     part = facts.parts.get(facts.judged)
     if part is None or facts.target.task == "regression":
         return Html("")
+    if not np.isfinite(part.scores).all():
+        return section(
+            "ranking",
+            "Ranking and probabilities",
+            paragraph(f"Scores of the {facts.judged} rows are NaN or infinite: there are no curves to draw."),
+        )
     if facts.target.task != "binary":
         return section("ranking", "Ranking and probabilities", grid(*_many_curves(facts, part)))
-    sound = {name: p for name, p in facts.parts.items() if 0 < p.y.sum() < len(p.y)}
+    sound = {
+        name: p for name, p in facts.parts.items() if 0 < p.y.sum() < len(p.y) and np.isfinite(p.scores).all()
+    }
     if facts.judged not in sound:
         return section(
             "ranking",

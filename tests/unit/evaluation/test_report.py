@@ -316,3 +316,17 @@ def test_a_learning_rate_that_changed_is_drawn(tmp_path: Path, rates: tuple[floa
     write_report(run, manifest, _scores(run, "binary"))
     page = run.read_bytes("report.html").decode()
     assert ("Learning rate over 3 epochs, from 0.1 to 0.0001, at most 0.1." in page) == drawn
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("task", TARGETS)
+def test_scores_that_are_no_numbers_make_no_curves_and_no_noise(tmp_path: Path, task: str) -> None:
+    run = _run(tmp_path, task)
+    table = run.read_table("predictions.parquet")
+    for i, name in enumerate(table.column_names):
+        if name.startswith(("score_", "prediction")):
+            table = table.set_column(i, name, pa.array(np.full(len(table), np.nan)))
+    run.write_table("predictions.parquet", table)
+    write_report(run, _manifest(task, {"train": 300, "validation": 60, "test": 120}), _scores(run, task))
+    page = run.read_bytes("report.html").decode()
+    assert ("Scores of the test rows are NaN or infinite" in page) == (task != "regression")
