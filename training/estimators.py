@@ -19,6 +19,7 @@ from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.progress import Silent
 from shoal.cluster.sharding.manifest import Column, Scalar, Schema, Target
+from shoal.cluster.wording import must_be, shown
 from shoal.training.artifact import TrainedModel
 from shoal.training.config import ModelChoice, TrainingConfig
 from shoal.training.device import own_threads
@@ -124,11 +125,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         try:
             return _Model.model_validate({"model": self.model}).model, TrainingConfig.model_validate(values)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise ConfigError(
-                f"{type(self).__name__}: {where} is {first['input']!r}: {first['msg']}"
-            ) from error
+            raise ConfigError(f"{type(self).__name__}: {_wrong(error)}") from error
 
     def _fit(
         self, X: NDArray[Any], label: NDArray[Any], target: Target, monitor: LogLoss | SquaredError
@@ -274,6 +271,27 @@ class TorchRegressor(RegressorMixin, _TorchEstimator):  # type: ignore[misc]
     def predict(self, X: Any) -> NDArray[np.float64]:
         """Return predictions ``[n]`` in the units of ``y``."""
         return self._scores(X)
+
+
+def _wrong(error: ValidationError) -> str:
+    """Say what is wrong with the first wrong parameter, as for an experiment file."""
+    first, *others = error.errors(include_url=False)
+    # pydantic's location has names of union members too, such as literal['auto'].
+    keys = [str(key) for key in first["loc"] if isinstance(key, int) or key.isidentifier()]
+    name, kind = ".".join(keys), first["type"]
+    if kind == "extra_forbidden":
+        return f"{'.'.join(keys[:-1])} has no parameter {keys[-1]}; leave it out"
+    if kind == "union_tag_invalid":
+        return f"{name} is {shown(first['ctx']['tag'])}; allowed: {first['ctx']['expected_tags'].replace(chr(39), '')}"
+    if kind == "union_tag_not_found":
+        return f"{name} is {shown(first['input'])}; it takes a component's name, or {{name: {{…}}}}"
+    if kind == "value_error":
+        return f"{name} is {shown(first['input'])}; {first['ctx']['error']}"
+    same = [
+        first,
+        *(e for e in others if e["loc"][:1] == first["loc"][:1] and len(e["loc"]) == len(first["loc"])),
+    ]
+    return f"{name} is {shown(first['input'])}; it must be {', or '.join(dict.fromkeys(map(must_be, same)))}"
 
 
 def _columns(X: NDArray[np.float64]) -> tuple[Column, ...]:

@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError
+from shoal.cluster.wording import must_be
 from shoal.experiment_keys import SWITCH, Slot, all_keys
 from shoal.yaml_file import Document, Key, KeyPath, describe
 
@@ -26,29 +27,6 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
 }
 
 _MEMBERS = ("literal[", "dict[", "function-after[")  # how pydantic's location names members of a union
-_ALLOWED = {
-    "greater_than": "above {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "below {lt}",
-    "less_than_equal": "at most {le}",
-    "literal_error": "{expected}",
-    "too_short": "a list of at least {min_length}",
-    "too_long": "a list of at most {max_length}",
-}
-_KINDS = {
-    "int": "a whole number",
-    "float": "a number",
-    "finite": "a finite number",
-    "bool": "true or false",
-    "string": "a text",
-    "tuple": "a list",
-    "list": "a list",
-    "dict": "a section of names and values",
-    "model": "a section of keys",
-    "datetime": "a date such as 2026-10-01 or a time stamp",
-    "date": "a date such as 2026-10-01",
-    "time": "a duration such as 90s, 10m, 6h, 60d",
-}
 
 
 def nearest(name: str, allowed: Sequence[str]) -> str | None:
@@ -215,19 +193,7 @@ def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
 
 
 def _join(group: list[ErrorDetails], slot: Slot) -> str:
-    return ", or ".join(dict.fromkeys(_phrase(details, slot) for details in group))
-
-
-def _phrase(details: ErrorDetails, slot: Slot) -> str:
-    kind = details["type"]
-    if kind == "string_pattern_mismatch":
-        return f"of the form {slot.description or details['ctx']['pattern']}"
-    if kind in _ALLOWED:
-        return _ALLOWED[kind].format(**details.get("ctx", {})).replace("'", "")
-    prefix = kind.split("_", 1)[0]
-    if prefix in _KINDS:
-        return _KINDS[prefix]
-    return details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return ", or ".join(dict.fromkeys(must_be(details, slot.description) for details in group))
 
 
 def _component(name: str, path: KeyPath, value: Any, slot: Slot) -> str:

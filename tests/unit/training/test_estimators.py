@@ -54,3 +54,24 @@ def test_wrong_parameters_are_named() -> None:
         TorchClassifier(epochs=0).fit(X, y)
     with pytest.raises(ConfigError, match="model is 'forest'"):
         TorchClassifier("forest").fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ({"epochs": "many"}, "epochs is 'many'; it must be a whole number"),
+        ({"batch_size": "half"}, "batch_size is 'half'; it must be a whole number, or auto or full"),
+        ({"optimizer": "newton"}, "optimizer is 'newton'; allowed: sgd, adagrad, "),
+        ({"optimizer": 3}, "optimizer is 3; it takes a component's name, or {name: {…}}"),
+        ({"optimizer": {"adamw": {"lr": 1}}}, "optimizer.adamw has no parameter lr; leave it out"),
+        ({"optimizer": {"adamw": {"learning_rate": -1}}}, "learning_rate is -1; it must be above 0"),
+        ({"early_stopping": 5}, "early_stopping is 5; it must be a section of keys"),
+        ({"loss": "x" * 900}, f"loss is '{'x' * 78}…; allowed: auto, "),
+    ],
+)
+def test_wrong_parameters_are_said_in_our_words(parameters: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TorchClassifier(**parameters).fit([[0.0], [1.0]], [0, 1])
+    assert f"TorchClassifier: {said}" in str(caught.value) or f".{said}" in str(caught.value)
+    assert "Input" not in str(caught.value)
