@@ -106,8 +106,10 @@ def explained(verb: str, where: str, *also: type[Exception]) -> Iterator[None]:
         yield
     except kinds as error:
         cause = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-        if isinstance(error, FileNotFoundError) and verb != "write":
-            cause = "nothing is there"  # Arrow says it at length, with the path again, which in writing is a temporary one
+        if isinstance(
+            error, FileNotFoundError
+        ):  # Arrow says it at length, with a path that may be a temporary one
+            cause = "its folder is not there, or cannot be made" if verb == "write" else "nothing is there"
         message = f"cannot {verb} {redact(where)}: {cause}; {_fix(error, where)}"
     else:
         return

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
+from shoal.cluster.sharding.names import plural
 from shoal.training.account import Account
 from shoal.training.averaging import WeightAverage
 from shoal.training.batches import BatchReader, Dataset
@@ -281,8 +282,8 @@ class Loop:
         if self._converged and self.stepper.searched is not None:
             return f"converged: {REASONS[self.stepper.searched.reason]}"
         if self.validates and self.stopping.should_stop and self.monitor is not None:
-            return f"{self.monitor.name} had not improved for {self.stopping.epochs_since} epochs"
-        return f"all {done} epochs done"
+            return f"{self.monitor.name} had not improved for {plural(self.stopping.epochs_since, 'epoch')}"
+        return f"all {plural(done, 'epoch')} done"
 
     def _start(self) -> None:
         """Go on from the newest checkpoint, which worker 0 chooses; wrap the model, with its proof."""

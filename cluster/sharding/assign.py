@@ -109,7 +109,9 @@ def assign(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assignmen
 def _by_class(rows: Rows, data: DataConfig, target: Target) -> Assignment:
     test, validation = data.split.test, data.split.validation
     if target.task not in ("binary", "multiclass"):
-        return Assignment(splits.random(len(rows), test, validation), "random")
+        result = Assignment(splits.random(len(rows), test, validation), "random")
+        _say_none(result, test, validation)
+        return result
     counts = np.bincount(rows.labels, minlength=len(target.classes))
     small = np.flatnonzero(counts < 2)
     if len(small) and test + validation > 0:
@@ -119,15 +121,23 @@ def _by_class(rows: Rows, data: DataConfig, target: Target) -> Assignment:
         )
     parts = splits.stratified(rows.labels, len(target.classes), test, validation)
     result = Assignment(parts, f"stratified by {target.columns[0]}")
+    _say_none(result, test, validation)
     for name, part in (("test", splits.TEST), ("validation", splits.VALIDATION)):
-        wanted = test if part == splits.TEST else validation
         empty = np.flatnonzero(np.bincount(rows.labels[parts == part], minlength=len(counts)) == 0)
-        if wanted > 0 and len(empty):
+        if 0 < len(empty) < len(counts):
             result.notices.append(
                 f"{_classes(empty, counts, data, target)} of target {target.columns[0]!r} is too small to have a "
                 f"{name} row"
             )
     return result
+
+
+def _say_none(result: Assignment, test: float, validation: float) -> None:
+    for name, part, share in (("test", splits.TEST, test), ("validation", splits.VALIDATION, validation)):
+        if share > 0 and not (result.parts == part).any():
+            result.notices.append(
+                f"data.split.{name} is {share:g}, which of {plural(len(result.parts), 'row')} is none; give more, or 0"
+            )
 
 
 def _by_hash(rows: Rows, data: DataConfig, seed: int) -> Assignment:
@@ -175,6 +185,12 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
     gap = _gap(chosen.gap, numeric, data)
     parts = np.full(len(rows), splits.LEFT_OUT, np.int8)
     parts[known] = splits.timed(times[known], test, chosen.validation, test_from, validation_from, gap)
+    if gap and not (parts == splits.TRAIN).any():
+        shown = format_duration(chosen.gap) if isinstance(chosen.gap, timedelta) else f"{chosen.gap:g}"
+        raise DataError(
+            f"data.split.time.gap is {shown}, and no row of column {data.time!r} is that long before the parts to come: "
+            "there would be no training rows; give a shorter one"
+        )
     result = Assignment(parts, f"time: {data.time}")
     _count(result, "without a time stamp", int(missing.sum()))
     _count(result, "in the gap between parts", int((known & (parts == splits.LEFT_OUT)).sum()))

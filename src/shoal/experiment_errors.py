@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError
-from shoal.cluster.wording import must_be
+from shoal.cluster.wording import cut, must_be, shown
 from shoal.experiment_keys import SWITCH, Slot, all_keys
 from shoal.yaml_file import Document, Key, KeyPath, describe
 
@@ -189,6 +189,7 @@ def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
         f"{name}: {describe(value)} is not allowed; "
         + (f"did you mean {guess}? " if guess else "")
         + f"it must be {_join(group, slot)}"
+        + (f" ({slot.description})" if slot.is_section and slot.description else "")
     )
 
 
@@ -211,7 +212,7 @@ def _component(name: str, path: KeyPath, value: Any, slot: Slot) -> str:
         return f"{name}: {wanted} is not supported yet in this version; allowed: {', '.join(names)}"
     guess = nearest(wanted, names)
     hint = f"did you mean {guess}? " if guess else ""
-    return f"{name}: there is no {wanted!r}; {hint}allowed: {', '.join(names)}"
+    return f"{name}: there is no {shown(wanted)}; {hint}allowed: {', '.join(names)}"
 
 
 def _misread(raw: Any, value: Any, slot: Slot | None, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
@@ -219,8 +220,10 @@ def _misread(raw: Any, value: Any, slot: Slot | None, path: KeyPath) -> Iterator
         yield path, f"{dotted(path)}: {raw} is not allowed; it must be a finite number"
     elif isinstance(raw, str) and isinstance(value, bool | int | float):
         plain = re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|true|false", raw)
-        fix = f"write {raw} without quotes" if plain else "write it as a plain number, such as 1000 or 1e3"
-        yield path, f"{dotted(path)}: {raw!r} is a text; {fix}"
+        fix = (
+            f"write {cut(raw)} without quotes" if plain else "write it as a plain number, such as 1000 or 1e3"
+        )
+        yield path, f"{dotted(path)}: {shown(raw)} is a text; {fix}"
     elif isinstance(raw, bool) and isinstance(value, int | float) and not isinstance(value, bool):
         yield path, f"{dotted(path)}: {describe(raw)} is not a number"
     elif isinstance(raw, list) and isinstance(value, tuple | list):

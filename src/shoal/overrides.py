@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shoal.cluster.errors import ConfigError
+from shoal.cluster.wording import cut
 from shoal.experiment_errors import unknown_key
 from shoal.experiment_keys import SWITCH, Slot, chosen
 from shoal.yaml_file import Document, Key, describe, parse
@@ -22,7 +23,7 @@ def apply(document: Document, overrides: Sequence[str], root: Slot) -> None:
     """
     for override in overrides:
         dotted, equals, text = override.partition("=")
-        place = f"--set {override}"
+        place = f"--set {cut(override)}"
         if not equals or not dotted.strip():
             raise ConfigError(f"{place}: write a key, an equals sign and a value, such as training.epochs=5")
         value, _ = parse(text, place, numbered=False)

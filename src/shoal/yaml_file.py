@@ -18,6 +18,7 @@ from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import BaseResolver
 
 from shoal.cluster.errors import ConfigError
+from shoal.cluster.wording import cut, shown
 
 Key = str | int
 KeyPath = tuple[Key, ...]
@@ -178,10 +179,10 @@ def describe(value: Any) -> str:
         return "a section"
     if isinstance(value, list | tuple):
         plain = all(isinstance(v, str | int | float) for v in value)
-        return f"[{', '.join(map(describe, value))}]" if plain and 0 < len(value) <= _SHOWN else "a list"
+        return cut(f"[{', '.join(map(describe, value))}]") if plain and 0 < len(value) <= _SHOWN else "a list"
     if isinstance(value, bool):
         return "true" if value else "false"
-    return repr(value)
+    return shown(value)
 
 
 _MOST_VALUES, _DEEPEST = 200_000, 100  # lists of files may be long; aliases multiply

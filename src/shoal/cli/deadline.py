@@ -38,8 +38,8 @@ def deadline(limit: timedelta | None, kept: Callable[[], str] = str) -> Iterator
 
     def message() -> str:
         return (
-            f"the time limit of {format_duration(limit)} is reached; give more with --time-limit, or ask for less "
-            f"(fewer training.epochs, more cluster.num_workers){kept()}"
+            f"the time limit of {format_duration(limit)} is reached; give more with --time-limit, or ask for less"
+            f"{kept()}"
         )
 
     struck = False

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from shoal.cluster.sharding.names import plural
+
 if TYPE_CHECKING:
     from shoal.verbs.dataset import ShardResult
     from shoal.verbs.digits import DemoResult
@@ -65,7 +67,7 @@ def train(result: "TrainResult") -> list[Any]:
     parts = {"test": result.scores["test"]} if "test" in result.scores else result.scores
     return [
         *scores(parts, result.task),
-        f"fit:    {fit['epochs']} epochs, {fit['steps']:,} steps{left_out}{best}; {fit['stopped']}",
+        f"fit:    {plural(fit['epochs'], 'epoch')}, {plural(fit['steps'], 'step')}{left_out}{best}; {fit['stopped']}",
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
     ]
@@ -80,7 +82,7 @@ def range_test(result: "RangeTestResult") -> list[Any]:
             f"suggested learning rate: {result.suggestion:g}; {result.reason}",
             f"use it:  --set {result.key}={result.suggestion:g}",
         ]
-    return [*said, f"plot:    {_short(result.run)}/learning_rate.png ({result.steps:,} steps)"]
+    return [*said, f"plot:    {_short(result.run)}/learning_rate.png ({plural(result.steps, 'step')})"]
 
 
 def demo(result: "DemoResult") -> list[Any]:
@@ -94,7 +96,7 @@ def shard(result: "ShardResult") -> list[Any]:
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())
     return [
         f"{'found' if result.reused else 'written'}: {_short(result.uri)}",
-        f"rows:   {rows}; {manifest.n_shards} shards each",
+        f"rows:   {rows}; {plural(manifest.n_shards, 'shard')} each",
         f"split:  {manifest.split_kind}",
     ]
 
@@ -109,7 +111,10 @@ def evaluate(result: "EvaluateResult") -> list[Any]:
 
 def predict(result: "PredictResult") -> list[Any]:
     """Return what was written."""
-    return [f"{result.rows:,} rows written: {result.predictions}", f"columns: {', '.join(result.columns)}"]
+    return [
+        f"{plural(result.rows, 'row')} written: {result.predictions}",
+        f"columns: {', '.join(result.columns)}",
+    ]
 
 
 def report(result: "ReportResult") -> list[Any]:
@@ -159,7 +164,7 @@ def _data(found: "Look") -> list[Any]:
     classes = ", ".join(f"{name}: {rows:,}" for name, rows in list(found.class_rows.items())[:20])
     parts = ", ".join(f"{name} {rows:,}" for name, rows in found.parts.items())
     return [
-        f"{found.rows:,} rows in {found.files} file{'s' if found.files > 1 else ''}; task {found.target.task}"
+        f"{plural(found.rows, 'row')} in {plural(found.files, 'file')}; task {found.target.task}"
         + (f" ({found.target.reason})" if found.target.reason else ""),
         *([f"classes: {classes}"] if classes else []),
         f"split: {found.split_kind}: {parts}",

@@ -62,7 +62,8 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
     run = RunFolder.open(uri, storage)
     config = run.config()
     if config is None:
-        raise StorageError(f"{run.uri} is no run: it has no config.yaml{_nearest(uri, storage)}")
+        what = "is no run: it has no config.yaml" if run.exists() else "does not exist"
+        raise StorageError(f"{run.uri} {what}{_nearest(uri, storage)}")
     if run.exists("metrics.json"):
         refuse_incomplete(run)
     else:

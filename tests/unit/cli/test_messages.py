@@ -415,3 +415,40 @@ def test_a_target_too_large_to_learn_is_refused(shoal, folder, tmp_path):
     )
     assert refused.code == 2
     assert "'y' has numbers too large to learn" in refused.err
+
+
+def test_one_is_no_plural(shoal, folder):
+    out = folder / "one"
+    done = shoal("train", folder / "small.yaml", "--set", "training.epochs=1", "--out", out)
+    assert "fit:    1 epoch, " in done.out
+    assert "all 1 epoch done" in done.out
+    pq.write_table(rows(1), folder / "one.parquet")
+    done = shoal("predict", out, "--data", folder / "one.parquet", "--to", folder / "one.csv")
+    assert "1 row written" in done.out
+
+
+def test_values_that_are_long_are_cut(shoal, folder):
+    long = "x" * 5000
+    for key in ("training.optimizer", "training.epochs", "training.precision", "model"):
+        done = shoal("check", folder / "small.yaml", "--set", f"{key}={long}")
+        assert done.code == 2
+        assert "xxx…" in done.err
+        assert len(done.err) < 600
+    (folder / "long.yaml").write_text((folder / "small.yaml").read_text().replace("linear", long))
+    assert len(shoal("check", folder / "long.yaml").err) < 400
+
+
+def test_what_turns_checkpoints_off_is_said(shoal, folder):
+    done = shoal("check", folder / "small.yaml", "--set", "training.checkpoint=false")
+    assert "false is not allowed; it must be a section of keys (null writes none)" in done.err
+
+
+def test_places_that_are_not_there_are_called_so(shoal, run, folder):
+    for command in (
+        ["report", folder / "nope"],
+        ["predict", folder / "nope", "--data", "x", "--to", "x.csv"],
+    ):
+        assert f"{folder}/nope does not exist; runs there: {folder}/" in shoal(*command).err
+    done = shoal("train", folder / "small.yaml", "--out", "/proc/x")
+    assert done.code == 2
+    assert "cannot write /proc/x: its folder is not there, or cannot be made; check the path" in done.err

@@ -70,6 +70,21 @@ def test_time_split_from_a_date_with_a_gap(table: pa.Table, run: Run) -> None:
         run(table, time="customer", split={"time": {"test_from": "2024-03-10"}})
 
 
+@pytest.mark.parametrize(("time", "gap"), [("booked", "900d"), ("customer", 900)])
+def test_a_gap_that_is_longer_than_the_data_is_named(
+    table: pa.Table, run: Run, time: str, gap: object
+) -> None:
+    with pytest.raises(DataError, match=rf"data.split.time.gap is {gap}, .*{time}.* give a shorter one"):
+        run(table, time=time, split={"time": {"gap": gap}})
+
+
+@pytest.mark.parametrize("target", ["label", "amount"])
+def test_a_share_that_comes_to_no_row_is_named(table: pa.Table, run: Run, target: str) -> None:
+    said = notices(run(table, target=target, split={"test": 1e-9, "validation": 0.2}))
+    assert "data.split.test is 1e-09, which of " in said
+    assert "too small to have a test row" not in said
+
+
 def test_zoned_times_are_said_in_utc(table: pa.Table, run: Run) -> None:
     plain = table["booked"].cast(pa.timestamp("us"))
     for column, zone in (
