@@ -28,7 +28,13 @@ class DataError(RequestError):
 
 
 class StorageError(RequestError):
-    """A place to read from or write to is missing, full, read-only or held by someone else."""
+    """A place to read from or write to is missing, read-only or held by someone else."""
+
+
+class FullError(StorageError):
+    """A place is full: nothing is wrong with the request, but the run failed."""
+
+    exit_code = 1
 
 
 class InUseError(StorageError):

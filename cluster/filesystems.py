@@ -13,7 +13,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from shoal.cluster.config import StorageConfig
-from shoal.cluster.errors import StorageError
+from shoal.cluster.errors import FullError, StorageError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 # A secret may hold a slash, which pyarrow refuses with a message that repeats the URI; a port is no secret.
@@ -110,11 +110,12 @@ def explained(verb: str, where: str, *also: type[Exception]) -> Iterator[None]:
             error, FileNotFoundError
         ):  # Arrow says it at length, with a path that may be a temporary one
             cause = "its folder is not there, or cannot be made" if verb == "write" else "nothing is there"
+        kind = FullError if _is_full(error) else StorageError
         message = f"cannot {verb} {redact(where)}: {cause}; {_fix(error, where)}"
     else:
         return
     # Not "from error": the original text may hold the credentials that were just taken out.
-    raise StorageError(message) from None
+    raise kind(message) from None
 
 
 def _s3(uri: str, config: StorageConfig) -> tuple[fs.FileSystem, str]:
@@ -160,12 +161,20 @@ def _from_uri(uri: str, scheme: str) -> tuple[fs.FileSystem, str]:
     return filesystem, path
 
 
+def _is_full(error: Exception) -> bool:
+    return getattr(error, "errno", None) in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+    ) or "No space left" in str(error)
+
+
 def _fix(error: Exception, where: str) -> str:
     number, text = getattr(error, "errno", None), str(error)
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text:
-        return "the disk, quota or file size limit is used up: free some space, or choose another --out"
+    if _is_full(error):
+        return "the disk, quota or file size limit is used up: free some space, or choose another place"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
-        return "it may not be written or read: change its permissions, or choose another --out"
+        return "it may not be written or read: change its permissions, or choose another place"
     if "ACCESS_DENIED" in text or "403" in text or "InvalidAccessKeyId" in text:
         return "access was denied: check the credentials in the environment, or cluster.storage.role_arn"
     if number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):

@@ -1,6 +1,8 @@
 """Runs, shards and disks that are damaged: named by every verb, and nothing half-written."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -123,3 +125,31 @@ def test_a_poorer_report_takes_no_good_ones_place(shoal, run, folder, tmp_path, 
         assert done.code == 2, command
         assert f"{name} is gone since" in done.err
     assert (out / "report.html").read_bytes() == before
+
+
+SMALL = """
+import resource, sys
+from shoal.cli.main import main
+import shoal.verbs.predictions, shoal.verbs.fit, shoal.evaluation.report  # compiled files are no part of it
+sys.dont_write_bytecode = True
+resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, 2_000))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("verb", ["shard", "train", "evaluate", "predict", "report"])
+def test_a_full_disk_ends_every_verb_with_1_and_no_wrong_advice(run, folder, tmp_path, verb):
+    made = ["--set", "seed=12", "--set", f"cluster.storage_path={tmp_path}/runs"]
+    arguments = {
+        "shard": [folder / "small.yaml", *made],
+        "train": [folder / "small.yaml", *made],
+        "evaluate": [run, "--out", tmp_path / "judged"],
+        "predict": [run, "--data", folder / "rows.parquet", "--to", tmp_path / "p.csv"],
+        "report": [run],
+    }[verb]
+    command = [sys.executable, "-c", SMALL, verb, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 1, done.stderr
+    assert "free some space, or choose another place" in done.stderr
+    assert "--out" not in done.stderr
+    assert not (tmp_path / "p.csv").exists()

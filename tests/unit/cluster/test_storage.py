@@ -126,7 +126,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
     storage.write_bytes("f", b"x" * 1_000_000)
 except StorageError as error:
-    print(error)
+    print(error, error.exit_code)
 """
 
 
@@ -137,7 +137,7 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path: Path) -> None:
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
     assert f"cannot write {tmp_path}/f: " in done.stdout
-    assert "free some space, or choose another --out" in done.stdout
+    assert "free some space, or choose another place 1\n" in done.stdout
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
 
 
