@@ -41,6 +41,15 @@ class SGDConfig(Config):
     weight_decay: NonNegative = 0.0
     nesterov: StrictBool = False
 
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "SGDConfig":
+        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+            raise ValueError(
+                f"nesterov needs momentum above 0 and dampening 0, not {self.momentum} and {self.dampening}: change them, or "
+                "leave nesterov out"
+            )
+        return self
+
 
 class AdamConfig(Config):
     """Adam (`torch.optim.Adam`; Kingma and Ba 2015). Its weight decay is an L2 penalty."""

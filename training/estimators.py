@@ -18,8 +18,10 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.progress import Silent
+from shoal.cluster.resources import Shape
 from shoal.cluster.sharding.manifest import Column, Scalar, Schema, Target
 from shoal.cluster.wording import must_be, shown
+from shoal.training.allowed import refuse
 from shoal.training.artifact import TrainedModel
 from shoal.training.config import ModelChoice, TrainingConfig
 from shoal.training.device import own_threads
@@ -132,6 +134,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         own_threads()
         model_config, training = self._configs()
+        refuse(training, Shape(1, 1.0, 0.0, "inline"))
         seed = int(check_random_state(self.random_state).randint(2**31))
         train, held_out = np.arange(len(X)), np.arange(0)
         if self.early_stopping is not None:

@@ -17,7 +17,7 @@ from shoal.training.account import Account
 from shoal.training.averaging import WeightAverage
 from shoal.training.batches import BatchReader, Dataset
 from shoal.training.checkpoints.files import Checkpoint, Part
-from shoal.training.checkpoints.keeper import Keeper
+from shoal.training.checkpoints.keeper import NONE_LEFT, Keeper
 from shoal.training.checkpoints.lookout import Lookout
 from shoal.training.config import SearchConfig, TrainingConfig
 from shoal.training.device import DTYPES
@@ -291,7 +291,7 @@ class Loop:
         for problem in problems:
             self.reporter.notice(f"a checkpoint is left out: {problem}")
         if problems and found is None:
-            self.reporter.notice("no checkpoint is left that can be used: training begins anew")
+            self.reporter.notice(NONE_LEFT)
         where = self.strategy.broadcast(found.folder if found else None)
         checkpoint = found if self.strategy.rank == 0 or where is None else Checkpoint.open(where)
         if checkpoint is not None:
@@ -484,6 +484,8 @@ class Loop:
 
     def _record_losses(self, epoch: int, by_step: np.ndarray, factors: list[float]) -> None:
         searches = isinstance(self.config.optimizer, SearchConfig)  # which finds its own step
+        # Not that of a parameter group with one of its own.
+        base = getattr(self.config.optimizer, "learning_rate", self.strategy.rates[0])
         first = epoch * len(by_step)
         for block in np.array_split(np.arange(len(by_step)), min(self.loss_points, len(by_step))):
             step = first + int(block[-1]) + 1
@@ -492,7 +494,7 @@ class Loop:
             if len(known):
                 self.history.add(step, epoch + 1, "train", "loss", float(known.mean()), seconds)
             if not searches:
-                rate = self.strategy.rates[0] * factors[block[-1]]
+                rate = base * factors[block[-1]]
                 self.history.add(step, epoch + 1, "train", "learning_rate", rate, seconds)
 
     def _record_time(self, epoch: int) -> None:

@@ -43,7 +43,7 @@ from shoal.cluster.relay import (
 from shoal.cluster.resources import Shape, address_of
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints.files import FOLDER, Part, latest, write_part, written
-from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper, prune
+from shoal.training.checkpoints.keeper import NONE_LEFT, Asked, Keeper, RunKeeper, prune
 from shoal.training.config import DeepSpeedConfig
 from shoal.training.device import pick_device
 from shoal.training.interruption import stop_requests
@@ -307,9 +307,12 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
         resources["GPU"] = job.gpus
     workers, run = shape.num_workers, Storage.open(job.run_uri, job.storage)
     checkpoints = job.training.checkpoint
-    for problem in prune(run):
+    problems = prune(run)
+    for problem in problems:
         reporter.notice(f"a checkpoint is left out: {problem}")
     before = written(run)
+    if problems and not before:
+        reporter.notice(NONE_LEFT)
     begun = Event()
     with (
         stop_requests(checkpoints is not None, begun.is_set) as stopping,

@@ -235,8 +235,14 @@ def _read_json(folder: Storage, rank: int) -> dict[str, Any]:
         whole = json.loads(_read(folder, name))
     except ValueError:
         raise _damaged(folder, name) from None
-    if not isinstance(whole, dict) or whole.get("format") != _FORMAT:
-        raise DamagedCheckpointError(f"{folder.uri}/{name} is no checkpoint of this version")
+    if isinstance(whole, dict) and isinstance(whole.get("format"), int) and whole["format"] != _FORMAT:
+        # Whole, and of use to the version that wrote it.
+        raise StorageError(
+            f"{folder.uri}/{name} was written by another version of Shoal (format {whole['format']}, here {_FORMAT}): go on "
+            "with that version, or delete the run's checkpoints folder to begin anew"
+        )
+    if not isinstance(whole, dict) or "format" not in whole:
+        raise _damaged(folder, name)
     text = str(whole.get("part"))
     if hashlib.sha256(text.encode()).hexdigest() != whole.get("sha256"):
         raise _damaged(folder, name)

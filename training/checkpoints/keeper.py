@@ -9,6 +9,8 @@ from typing import Literal
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, latest, write_part, written
 
+NONE_LEFT = "no checkpoint is left that can be used: training begins anew"
+
 Asked = Literal["", "checkpoint", "stop"]
 
 

@@ -104,10 +104,16 @@ def _training(training: "TrainingConfig", rows: int) -> "TrainingConfig":
 
     per_epoch = math.ceil(rows / resolve_batch_size(training.batch_size, rows))
     optimizer = training.optimizer.model_copy(update={"learning_rate": HIGHEST})
+    times = HIGHEST / getattr(training.optimizer, "learning_rate", HIGHEST)  # groups keep their ratio to it
+    groups = tuple(
+        g if g.learning_rate is None else g.model_copy(update={"learning_rate": g.learning_rate * times})
+        for g in training.parameter_groups
+    )
     return training.model_copy(
         update={
             "epochs": math.ceil(LEAST_STEPS / per_epoch),
             "optimizer": optimizer,
+            "parameter_groups": groups,
             "schedule": RangeTestConfig(),
             "early_stopping": None,
             "checkpoint": None,

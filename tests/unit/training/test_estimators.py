@@ -1,6 +1,8 @@
+from typing import Any
+
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -75,3 +77,18 @@ def test_wrong_parameters_are_said_in_our_words(parameters: dict[str, object], s
         TorchClassifier(**parameters).fit([[0.0], [1.0]], [0, 1])
     assert f"TorchClassifier: {said}" in str(caught.value) or f".{said}" in str(caught.value)
     assert "Input" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "said"),
+    [
+        ({"optimizer": "lbfgs", "schedule": "cosine"}, "nothing to schedule"),
+        ({"optimizer": "lbfgs", "l1": {"proximal": 1e-3}}, "lbfgs"),
+        ({"optimizer": "nadam", "l1": {"proximal": 1e-3}}, "needs an optimiser"),
+        ({"optimizer": {"sgd": {"nesterov": True, "momentum": 0.0}}}, "nesterov needs momentum above 0"),
+    ],
+)
+def test_what_a_fit_refuses_an_estimator_refuses_too(parameters: dict[str, Any], said: str) -> None:
+    x, y = load_iris(return_X_y=True)
+    with pytest.raises(ConfigError, match=said):
+        TorchClassifier(**parameters).fit(x, y)

@@ -1,5 +1,6 @@
 """Checkpoints that are written while training goes on."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -77,3 +78,13 @@ def test_damaged_checkpoints_that_go_are_named(tmp_path: Path) -> None:
     assert "step-000000000003-a" in problem
     assert "is damaged" in problem
     assert [position for position, _ in written(keeper.run)] == [2]
+
+
+def test_checkpoints_of_another_version_stop_the_run_and_stay(tmp_path: Path) -> None:
+    run = Storage.open(str(tmp_path))
+    write_part(part(1, torch.ones(2), []), run.child("checkpoints/attempt-1/step-000000000001"))
+    (file,) = tmp_path.rglob("rank-*.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
+    with pytest.raises(StorageError, match="another version of Shoal"):
+        prune(run)
+    assert file.exists()

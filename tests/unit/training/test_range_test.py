@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from shoal.training.config import TrainingConfig
 from shoal.training.schedules.range_test import HIGHEST, LOWEST, RangeTestConfig, read
 from shoal.training.schedules.schedule import Schedule
+from shoal.verbs.range_test import _training
 
 RATES = np.geomspace(LOWEST, HIGHEST, 400)
 
@@ -74,3 +76,16 @@ def test_the_rate_rises_to_the_optimisers_in_every_step() -> None:
     made = Schedule(RangeTestConfig(), steps_per_epoch=50, epochs=2)
     factors = [made.factor(step) for step in range(100)]
     np.testing.assert_allclose(np.array(factors) * HIGHEST, np.geomspace(LOWEST, HIGHEST, 100), rtol=1e-9)
+
+
+def test_groups_keep_their_ratio_to_the_rate_that_is_looked_for() -> None:
+    training = TrainingConfig.model_validate(
+        {
+            "optimizer": {"sgd": {"learning_rate": 0.1}},
+            "parameter_groups": [{"match": "*.0.weight", "learning_rate": 1e-4}, {"match": "*", "l2": 0.1}],
+        }
+    )
+    tested = _training(training, 1000)
+    assert tested.optimizer.learning_rate == HIGHEST  # type: ignore[attr-defined]
+    rates = [group.learning_rate for group in tested.parameter_groups]
+    assert rates == [pytest.approx(HIGHEST * 1e-3), None]
