@@ -133,6 +133,7 @@ def resumed(number: int, folder: str, names: Iterable[str]) -> dict[str, Any]:
 def all_stages(folder: str, stop: int | None, names: Iterable[str]) -> dict[str, Any]:
     """Fits of every stage and optimiser that are stopped, or what another group stopped gone on with here."""
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True, warn_only=True)  # what nobody has written is NaN then
     lookout.LOOK_SECONDS = 0.0
     return {
         f"{number} {name}": resuming.fit(

@@ -130,6 +130,7 @@ class DeepSpeed(DDP):
         if stage == 3 and not self.zero.offload_optimizer:
             # DeepSpeed would take the norm again in its step; `gradient_norm` has, and it costs a collective operation.
             self._zero._get_norm_groups = lambda: [self.norm]
+        self._clear_padding()
         self._share_masters()
         self._spans = list(self._own_spans())
         return self._engine  # type: ignore[no-any-return]
@@ -257,10 +258,8 @@ class DeepSpeed(DDP):
             return super().weights()
         parts: dict[str, Fragment] = {}
         for name, p in self.module.named_parameters():
-            part: Tensor = p.ds_tensor  # type: ignore[attr-defined]
-            start = self.rank * part.numel()
-            size = min(max(0, p.ds_numel - start), part.numel())  # type: ignore[attr-defined]
-            parts[name] = Fragment(part.detach().view(-1)[:size], start)
+            start, size, _ = self._cut(p)
+            parts[name] = Fragment(p.ds_tensor.detach().view(-1)[:size], start)  # type: ignore[attr-defined]
         return parts | {name: Fragment(b.detach()) for name, b in self.module.named_buffers()}
 
     def weights_changed(self) -> None:
@@ -339,15 +338,32 @@ class DeepSpeed(DDP):
         for flat, part in zip(self._flats(), weights, strict=True):
             flat.data = part.data
 
+    def _cut(self, parameter: Any) -> tuple[int, int, int]:
+        """Return where this worker's part of a parameter begins at stage 3, its elements, and those with padding."""
+        part: int = parameter.ds_tensor.numel()
+        start = self.rank * part
+        return start, min(max(0, parameter.ds_numel - start), part), part
+
+    def _clear_padding(self) -> None:
+        """Set to 0 what fills parts up to one size at stage 3: DeepSpeed never does, and through penalties it reaches norms."""
+        if self.zero.zero_stage < 3:
+            return
+        for group, flat in enumerate(self._flats()):
+            offset = 0
+            for p in self._zero.fp16_groups[group]:
+                _, size, part = self._cut(p)
+                p.ds_tensor.data.view(-1)[size:].zero_()
+                flat.data[offset + size : offset + part].zero_()
+                offset += part
+
     def _own_spans(self) -> Iterator[_Span]:
         index = {id(p): i for i, p in enumerate(self._parameters)}
         for group, flat in enumerate(self._flats()):
             if self.zero.zero_stage == 3:  # each parameter is cut in W
                 offset = 0
                 for p in self._zero.fp16_groups[group]:
-                    part = p.ds_tensor.numel()
-                    start = self.rank * part
-                    if size := min(max(0, p.ds_numel - start), part):
+                    start, size, part = self._cut(p)
+                    if size:
                         yield _Span(index[id(p)], start, flat, offset, size)
                     offset += part
             else:  # all of them, one after the other, are cut in W
