@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoal.cluster.sharding.dataset import ShardRows
 from shoal.cluster.sharding.manifest import Schema
-from shoal.training.plan import EpochPlan
+from shoal.training.plan import EpochPlaces, EpochPlan, Index
 
 WINDOW_ROWS = 1 << 15  # rows gathered at once
 EVALUATION_ROWS = 4096  # rows of a forward pass without gradients
@@ -37,6 +37,9 @@ class Dataset(Protocol):
 
     def class_rows(self, split: str) -> tuple[int, ...]:
         """Return the rows of each class of a part, or with each of several labels; empty for numbers."""
+
+    def shard_class_rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of each class in each shard of a part, int64 ``[V, classes]``."""
 
     def shard(self, split: str, v: int) -> ShardRows:
         """Return one shard's rows, memory-mapped where they lie on disk."""
@@ -123,21 +126,21 @@ class BatchReader:
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch from ``first_step`` on; a worker without rows in a step gets an empty one."""
         plan = self.plan
-        permutations = {v: plan.permutation(epoch, v) for v in self.shards}
+        places = plan.places(epoch, self.shards)
         for start in range(first_step, plan.steps_per_epoch, self.window):
             stop = min(start + self.window, plan.steps_per_epoch)
-            position = plan.positions(start, stop, self.worker, self.workers)
-            rows = self._gather(position, permutations)
+            position = plan.positions(epoch, start, stop, self.worker, self.workers)
+            rows = self._gather(position, *places.of(position))
+            if self.partners:
+                assert isinstance(places, EpochPlaces)  # refused with other plans
+                rows = replace(rows, partner=self._gather(position, *places.of(position, 1)))
             for step in range(start, stop):
                 low, high = plan.bounds(step)
                 first, last = np.searchsorted(position, (low, high))
                 batch = rows.part(int(first), int(last))
                 yield replace(batch, global_rows=high - low)
 
-    def _gather(
-        self, position: NDArray[np.int64], permutations: dict[int, NDArray[np.int64]], ahead: int = 0
-    ) -> Batch:
-        shard_of, place_of = position % self.plan.n_shards, position // self.plan.n_shards
+    def _gather(self, position: Index, shard_of: Index, row_of: Index) -> Batch:
         example = next(iter(self.shards.values()))
         n = len(position)
         numeric = np.empty((n, example.numeric.shape[1]), np.float32)
@@ -145,7 +148,7 @@ class BatchReader:
         label = np.empty((n, *example.label.shape[1:]), example.label.dtype)
         for v, shard in self.shards.items():
             here = np.flatnonzero(shard_of == v)
-            rows = permutations[v][(place_of[here] + ahead) % max(1, len(permutations[v]))]
+            rows = row_of[here]
             numeric[here], categorical[here], label[here] = (
                 shard.numeric[rows],
                 shard.categorical[rows],
@@ -157,15 +160,13 @@ class BatchReader:
             torch.from_numpy(label),
             torch.from_numpy(position),
             0,
-            self._gather(position, permutations, 1) if self.partners and not ahead else None,
         )
 
-    def row_ids(self, epoch: int, positions: NDArray[np.int64]) -> list[Any]:
+    def row_ids(self, epoch: int, positions: Index) -> list[Any]:
         """Return the ids of this worker's rows at positions of an epoch."""
-        shard_of, place_of = positions % self.plan.n_shards, positions // self.plan.n_shards
+        shards, rows = self.plan.places(epoch, self.shards).of(positions)
         return [
-            self.shards[int(v)].row_id[int(self.plan.permutation(epoch, int(v))[place])].as_py()
-            for v, place in zip(shard_of, place_of, strict=True)
+            self.shards[v].row_id[row].as_py() for v, row in zip(shards.tolist(), rows.tolist(), strict=True)
         ]
 
     def filler(self) -> Batch:

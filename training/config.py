@@ -7,7 +7,8 @@ from pydantic import Field, StrictBool, model_validator
 
 from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config, Duration
-from shoal.training.losses.config import AutoLossConfig, LossChoice
+from shoal.training.losses.config import AutoLossConfig, LogitAdjustedConfig, LossChoice
+from shoal.training.sampling.config import SamplingChoice, ShuffleConfig
 from shoal.training.schedules.config import ConstantConfig, ScheduleChoice
 
 Positive = Annotated[float, Field(gt=0)]
@@ -286,6 +287,7 @@ class TrainingConfig(Config):
     batch_size: Annotated[int, Field(ge=1)] | Literal["auto", "full"] = Field(
         "auto", description="rows of a step over all workers; auto grows with the data, from 32 to 1024"
     )
+    sampling: SamplingChoice = Field(ShuffleConfig(), description="which rows make up a step")
     loss: LossChoice = Field(
         AutoLossConfig(), description="what is minimised, as a mean over all rows of a step"
     )
@@ -334,6 +336,19 @@ class TrainingConfig(Config):
             raise ValueError(
                 "parameter_groups have an l1, and training.l1 does not say how it is applied: give training.l1 a subgradient or "
                 "a proximal strength, or leave it out of the groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_mix(self) -> "TrainingConfig":
+        sampled = not isinstance(self.sampling, ShuffleConfig)
+        if sampled and self.mixup is not None:
+            raise ValueError(
+                "mixup blends rows without regard to their class: use sampling: shuffle, or leave mixup out"
+            )
+        if sampled and isinstance(self.loss, LogitAdjustedConfig):
+            raise ValueError(
+                "sampling and the loss logit_adjusted both correct for the shares of the classes: keep one of them"
             )
         return self
 

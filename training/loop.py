@@ -30,6 +30,8 @@ from shoal.training.optimizers.searching import REASONS
 from shoal.training.plan import EpochPlan, resolve_batch_size
 from shoal.training.proof import prove_one_model
 from shoal.training.refusals import refuse_data, refuse_model
+from shoal.training.sampling.plan import ClassPlan
+from shoal.training.sampling.shares import class_shares, seen
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge, Scores
 from shoal.training.stepping import Stepper
@@ -138,7 +140,13 @@ class Loop:
 
     def __post_init__(self) -> None:
         rows = self.dataset.shard_rows("train")
-        self.plan = EpochPlan(rows, resolve_batch_size(self.config.batch_size, sum(rows)), self.seed)
+        target, batch_size = self.dataset.schema.target, resolve_batch_size(self.config.batch_size, sum(rows))
+        shares = class_shares(self.config.sampling, target, self.dataset.class_rows("train"), batch_size)
+        self.plan = (
+            EpochPlan(rows, batch_size, self.seed)
+            if shares is None
+            else ClassPlan(self.dataset.shard_class_rows("train"), shares, batch_size, self.seed)
+        )
         self.reader = BatchReader(
             self.dataset,
             self.plan,
@@ -157,11 +165,10 @@ class Loop:
         if self.config.activation_checkpointing:
             recompute_activations(self.model)
         self.model.to(self.strategy.device, DTYPES[self.config.precision])
-        target = self.dataset.schema.target
         loss = build_loss(
             self.config.loss, target, self.dataset.class_rows("train"), sum(rows), self.config.epochs
         )
-        self.target = answered(target, self.config.loss)
+        self.target = answered(seen(target, self.dataset.class_rows("train"), shares), self.config.loss)
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
         self.judge = Judge(self.dataset, self.strategy, self.target)
         self.stopping = EarlyStopping(

@@ -43,6 +43,11 @@ class ArrayDataset:
         """Return the rows of each class of a part, or with each of several labels; empty for numbers."""
         return class_counts(self.parts[split].label, self.schema.target)
 
+    def shard_class_rows(self, split: str) -> NDArray[np.int64]:
+        """Return the rows of each class in each shard of a part, int64 ``[V, classes]``."""
+        labels = [self.shard(split, v).label for v in range(self.n_shards)]
+        return np.array([class_counts(label, self.schema.target) for label in labels], np.int64)
+
     def shard(self, split: str, v: int) -> ShardRows:
         """Return one shard's rows."""
         part, own = self.parts[split], slice(v, None, self.n_shards)

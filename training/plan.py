@@ -8,13 +8,15 @@ are even to one row, every row is read once an epoch, and worker w of W takes th
 Shape legend: V shards, W workers, S steps an epoch, N rows.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.cluster.errors import ConfigError, DataError
+from shoal.cluster.sharding.dataset import ShardRows
 
 Index = NDArray[np.int64]
 
@@ -32,6 +34,18 @@ def resolve_batch_size(batch_size: int | Literal["auto", "full"], rows: int) -> 
     if batch_size == "auto":
         return min(rows, int(np.clip(2 ** int(np.ceil(np.log2(max(rows, 64) / 64))), 32, 1024)))
     return min(rows, batch_size)
+
+
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Return the generator of a draw: the first word of its key says what it is for."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+class Places(Protocol):
+    """Where the rows of an epoch's positions lie."""
+
+    def of(self, positions: Index) -> tuple[Index, Index]:
+        """Return shard and row in it of each position, int64."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +105,8 @@ class EpochPlan:
 
     def permutation(self, epoch: int, shard: int) -> Index:
         """Return the order in which a shard's rows are read in an epoch, int64 ``[shard rows]``."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(_EPOCH_STREAM, epoch, shard))
-        order: Index = np.random.Generator(np.random.PCG64(sequence)).permutation(self.shard_rows[shard])
+        draw = generator(self.seed, _EPOCH_STREAM, epoch, shard)
+        order: Index = draw.permutation(self.shard_rows[shard])
         return order
 
     def shards_of(self, worker: int, workers: int) -> range:
@@ -110,9 +124,42 @@ class EpochPlan:
             )
         return range(worker, self.n_shards, workers)
 
-    def positions(self, step: int, stop: int, worker: int, workers: int) -> Index:
-        """Return a worker's positions in steps ``step`` to ``stop - 1``, ascending, int64."""
+    def positions(self, epoch: int, step: int, stop: int, worker: int, workers: int) -> Index:
+        """Return a worker's positions in steps ``step`` to ``stop - 1`` of an epoch, ascending, int64."""
         self.shards_of(worker, workers)
         everyone = np.arange(self.bounds(step)[0], self.bounds(stop - 1)[1], dtype=np.int64)
-        own: Index = everyone[(everyone % self.n_shards) % workers == worker]
+        own: Index = everyone[self.shard_of(epoch, everyone) % workers == worker]
         return own
+
+    def shard_of(self, epoch: int, positions: Index) -> Index:  # noqa: ARG002 other plans need the epoch
+        """Return the shard in which each position of an epoch lies, int64."""
+        return positions % self.n_shards
+
+    def places(self, epoch: int, shards: Mapping[int, ShardRows]) -> Places:
+        """Return where the rows of positions of an epoch lie, for some of the shards."""
+        return EpochPlaces(self, {v: self.permutation(epoch, v) for v in shards})
+
+
+@dataclass(frozen=True)
+class EpochPlaces:
+    """Where positions of an epoch lie.
+
+    Parameters
+    ----------
+    plan
+        Of the epoch.
+    permutations
+        The order of the rows of some shards.
+    """
+
+    plan: EpochPlan
+    permutations: Mapping[int, Index]
+
+    def of(self, positions: Index, ahead: int = 0) -> tuple[Index, Index]:
+        """Return shard and row in it of each position, int64; or of the row that comes so much later in its shard."""
+        shard, place = positions % self.plan.n_shards, positions // self.plan.n_shards
+        row = np.empty_like(place)
+        for v, order in self.permutations.items():
+            here = np.flatnonzero(shard == v)
+            row[here] = order[(place[here] + ahead) % max(1, len(order))]
+        return shard, row

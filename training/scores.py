@@ -18,7 +18,7 @@ Scores = NDArray[np.float64]
 
 
 def scores_from_logits(logits: NDArray[np.floating], target: Target) -> Scores:
-    """Turn logits ``[n, K]`` into float64 scores.
+    """Turn logits ``[n, K]`` into float64 scores, corrected for training rows that were resampled.
 
     Returns
     -------
@@ -31,6 +31,10 @@ def scores_from_logits(logits: NDArray[np.floating], target: Target) -> Scores:
         return np.asarray(target.center * np.exp(wide[:, 0]))
     if target.task == "regression":
         return np.asarray(wide[:, 0] * target.scale + target.center)
+    if target.prior_correction:
+        # Saerens, Latinne and Decaestecker (2002), equation 4, in log odds: the model learned from other class shares.
+        shift = np.array(target.prior_correction)
+        wide = wide + (shift if target.task == "multiclass" else shift[1] - shift[0])
     if target.task == "multiclass":
         wide = np.exp(wide - wide.max(axis=1, keepdims=True))
         return np.asarray(wide / wide.sum(axis=1, keepdims=True))

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
 
 from shoal.cluster.config import Config, Duration
+from shoal.cluster.sharding.imbalance.config import ImbalanceChoice
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
@@ -99,6 +100,9 @@ class DataConfig(Config):
     types: dict[str, ColumnType] = Field({}, description="column to type, where the inferred one is wrong")
     max_categories: int = Field(10_000, ge=2, description="categories kept a column, the most frequent ones")
     split: SplitConfig = SplitConfig()
+    imbalance: ImbalanceChoice | None = Field(
+        None, description="how the training rows are resampled; the others never are"
+    )
     shards: Annotated[int, Field(ge=1, le=65_536)] | Literal["auto"] = Field(
         "auto", description="logical shards of each part; the most workers that can train"
     )

@@ -118,6 +118,10 @@ class ShardedDataset:
         """Return the rows of each class of a part, or with each of several labels; empty for numbers."""
         return self._split(split).class_counts
 
+    def shard_class_rows(self, split: str) -> npt.NDArray[np.int64]:
+        """Return the rows of each class in each shard of a part, int64 ``[V, classes]``."""
+        return np.array([file.class_counts for file in self._split(split).shards], np.int64)
+
     def shard(self, split: str, index: int) -> ShardRows:
         """Map one shard; its size and hash are verified the first time.
 

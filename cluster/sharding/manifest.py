@@ -9,7 +9,7 @@ The sharding pass fits the statistics of every column on the training rows and w
 """
 
 import json
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -68,6 +68,10 @@ class Target(Config):
     )
     center: float = 0.0
     scale: float = 1.0
+    prior_correction: tuple[float, ...] = Field(
+        (),
+        description="added to the log odds of the classes: their shares before resampling over those after, in logs",
+    )
     link: Literal["identity", "log"] = Field(
         "identity", description="of a number: scale x output + center, or center x exp(output)"
     )
@@ -127,6 +131,16 @@ class Split(Config):
     shards: tuple[ShardFile, ...]
 
 
+class Resampling(Config):
+    """What became of the training rows; their `Split` counts what there is now."""
+
+    method: dict[str, Any] = Field(description="as in data.imbalance")
+    class_counts_before: tuple[int, ...]
+    synthetic: int = Field(
+        description="rows that were made; synthetic.parquet beside the shards names their parents"
+    )
+
+
 class Manifest(Config):
     """A sharded dataset: the only input of a fit."""
 
@@ -141,6 +155,7 @@ class Manifest(Config):
     left_out: dict[str, int] = Field({}, description="rows left out, by reason")
     dropped: dict[str, str] = Field({}, description="columns left out, with the reason")
     split_kind: str = Field("", description="how the rows were split, in a few words")
+    resampling: Resampling | None = None
     notices: tuple[str, ...] = Field((), description="what was inferred and left out, as said aloud")
 
 

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from shoal.cluster.config import StorageConfig
@@ -30,6 +32,8 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates, drop_constant
 from shoal.cluster.sharding.files import FOLDER, class_counts, identifiers, shard_path, write_shard
+from shoal.cluster.sharding.imbalance.resample import wanted
+from shoal.cluster.sharding.imbalance.store import Collected, corrected, write_resampled
 from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
 from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split
@@ -102,12 +106,12 @@ def shard(
     StorageError
         If the destination cannot be written.
     """
-    files = find(data.path, storage_config)
-    key = _key(files, data, seed)
+    inputs = find(data.path, storage_config)
+    key = _key(inputs, data, seed)
     if (earlier := _earlier(destination, key)) is not None:
         reporter.notice(f"sharded dataset reused: {destination.uri}")
         return earlier
-    source = open_source(files)
+    source = open_source(inputs)
     chosen, excluded, notices = candidates(source.schema, data)
     reporter.stage("reading")
     names = list(source.schema.names)
@@ -124,16 +128,18 @@ def shard(
         done += len(piece)
         reporter.advance(done, source.n_rows, "rows")
     decided = decide(merge_away(scans), source.schema, data, seed, chosen)
+    foresee(data, decided)
     notices = [
         *source.notices,
-        *partition_notice(files),
+        *partition_notice(inputs),
         *decided.notices,
         *notices,
         *decided.features.notices,
     ]
     kept = [column.name for column in decided.features.columns] + ([data.id] if data.id else [])
     reporter.stage("ordering")
-    with _blocks(tables, source, decided.plan, kept, batch_rows, budget, destination) as blocks:
+    with _scratch(destination, fits) as scratch:
+        blocks = _blocks(tables, source, decided.plan, kept, batch_rows, budget, scratch)
         tables.clear()
         schema, said = _fit(blocks, decided, data)
         notices += said
@@ -144,21 +150,33 @@ def shard(
         destination.delete(folder)
         reporter.stage("writing shards")
         leakage = Leakage(schema)
-        splits = _write(blocks, decided, schema, destination, folder, reporter, leakage)
-    for notice in leakage.notices():
-        reporter.notice(notice)
-        notices.append(notice)
+        collected = None
+        if data.imbalance is not None:
+            collected = Collected(training_counts(decided), decided.plan.n_shards, schema, scratch)
+        files = _write(blocks, decided, schema, destination, folder, reporter, leakage, collected)
+        for notice in leakage.notices():
+            reporter.notice(notice)
+            notices.append(notice)
+        resampling = None
+        if data.imbalance is not None and collected is not None:
+            resampling, said = write_resampled(
+                data.imbalance, collected, seed, destination, folder, reporter, files
+            )
+            notices += said
+            schema = corrected(schema, resampling, [files[slot] for slot in range(decided.plan.n_shards)])
+    splits = _splits(files, decided.plan.n_shards, schema)
     manifest = Manifest(
         key=key,
         seed=seed,
         schema=schema,
         splits=splits,
         n_shards=decided.plan.n_shards,
-        sources=tuple(file.uri for file in files),
+        sources=tuple(file.uri for file in inputs),
         rows_read=source.n_rows,
         left_out=decided.left_out,
         dropped={**excluded, **decided.features.dropped},
         split_kind=decided.split_kind,
+        resampling=resampling,
         notices=tuple(notices),
     )
     destination.write_json(MANIFEST, manifest.model_dump(mode="json", by_alias=True))
@@ -169,7 +187,7 @@ def shard(
 
 
 def _key(files: list[Any], data: DataConfig, seed: int) -> str:
-    return fingerprint(files, data.model_dump(mode="json"), seed, "format 3")
+    return fingerprint(files, data.model_dump(mode="json"), seed, "format 4")
 
 
 def _earlier(destination: Storage, key: str) -> Manifest | None:
@@ -205,20 +223,12 @@ def roles_of(data: DataConfig) -> Roles:
 
 
 @contextmanager
-def _blocks(
-    tables: list[pa.Table],
-    source: Source,
-    plan: Plan,
-    names: list[str],
-    batch_rows: int | None,
-    budget: int,
-    destination: Storage,
-) -> Iterator[Blocks]:
-    if batch_rows is None:
-        table = pa.concat_tables([table.select(names) for table in tables])
-        yield InMemory(table, plan)
+def _scratch(destination: Storage, fits: bool) -> Iterator[Path | None]:
+    """Make a temporary folder where the rows do not fit in memory; beside the shards where those are local."""
+    if fits:
+        yield None
         return
-    # Beside the shards where those are local: it is the disk that has room for the data.
+    # That is the disk that has room for the data.
     parent = None
     if destination.is_local:
         parent = destination.local()
@@ -227,8 +237,22 @@ def _blocks(
             for left in parent.glob(f"{_SPILL}*"):  # of a run that was killed
                 shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=_SPILL, dir=parent) as folder:
-        block_rows = max(1, budget // 4 // source.row_bytes(names))
-        yield Spilled(pieces(source, names, batch_rows), plan, Path(folder), block_rows)
+        yield Path(folder)
+
+
+def _blocks(
+    tables: list[pa.Table],
+    source: Source,
+    plan: Plan,
+    names: list[str],
+    batch_rows: int | None,
+    budget: int,
+    scratch: Path | None,
+) -> Blocks:
+    if scratch is None:
+        return InMemory(pa.concat_tables([table.select(names) for table in tables]), plan)
+    block_rows = max(1, budget // 4 // source.row_bytes(names))
+    return Spilled(pieces(source, names, batch_rows), plan, scratch, block_rows)
 
 
 def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
@@ -258,6 +282,25 @@ def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, li
     return schema, features.notices[said_before:] + notices
 
 
+def foresee(data: DataConfig, decided: Decided) -> dict[int, int] | None:
+    """Refuse resampling that does not fit the data; say what it will do, as `imbalance.resample.wanted` does.
+
+    Raises
+    ------
+    ConfigError
+        If the method does not fit the task, the columns or the classes.
+    """
+    if data.imbalance is None:
+        return None
+    schema = Schema(columns=tuple(decided.features.columns), target=decided.target, private=data.private)
+    return wanted(data.imbalance, training_counts(decided), schema)
+
+
+def training_counts(decided: Decided) -> npt.NDArray[np.int64]:
+    """Return the training rows of each class; empty where the task has none."""
+    return np.array(class_counts(decided.labels[decided.plan.part(0)], decided.target), np.int64)
+
+
 def _write(
     blocks: Blocks,
     decided: Decided,
@@ -266,9 +309,11 @@ def _write(
     folder: str,
     reporter: Reporter,
     leakage: Leakage,
-) -> dict[Any, Split]:
+    collected: Collected | None,
+) -> dict[int, ShardFile]:
+    """Write every slot, but collect the training rows instead where they are to be resampled."""
     plan, labels = decided.plan, decided.labels
-    files: list[ShardFile] = []
+    files: dict[int, ShardFile] = {}
     for index, block in enumerate(blocks.blocks):
         table = blocks.load(index)
         base = int(plan.offsets[block.first])
@@ -284,23 +329,26 @@ def _write(
             label = labels[base + start : base + stop]
             if slot < plan.n_shards:
                 leakage.add(own, label)
-            files.append(
-                write_shard(
-                    destination,
-                    shard_path(folder, *divmod(slot, plan.n_shards)),
-                    own,
-                    label,
-                    ids.slice(start, stop - start),
-                    schema.target,
-                )
+            if slot < plan.n_shards and collected is not None:
+                collected.add(slot, own, label, ids.slice(start, stop - start))
+                continue
+            path = shard_path(folder, *divmod(slot, plan.n_shards))
+            files[slot] = write_shard(
+                destination, path, own, label, ids.slice(start, stop - start), schema.target
             )
             reporter.advance(len(files), plan.n_slots, "shards")
-    v = plan.n_shards
-    return {
-        name: Split(
-            rows=sum(file.rows for file in files[part * v : (part + 1) * v]),
-            class_counts=class_counts(labels[plan.part(part)], schema.target),
-            shards=tuple(files[part * v : (part + 1) * v]),
+    return files
+
+
+def _splits(files: dict[int, ShardFile], n_shards: int, schema: Schema) -> dict[Any, Split]:
+    splits = {}
+    for part, name in enumerate(SPLITS):
+        shards = tuple(files[slot] for slot in range(part * n_shards, (part + 1) * n_shards))
+        splits[name] = Split(
+            rows=sum(file.rows for file in shards),
+            class_counts=tuple(np.sum([file.class_counts for file in shards], axis=0).tolist())
+            if schema.target.task != "regression"
+            else (),
+            shards=shards,
         )
-        for part, name in enumerate(SPLITS)
-    }
+    return splits

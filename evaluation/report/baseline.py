@@ -22,9 +22,10 @@ def know_nothing(manifest: Manifest, n: int) -> Floats | None:
     target, train = manifest.schema_.target, manifest.splits["train"]
     if target.task == "regression":
         return np.full(n, target.center)
-    if not train.class_counts or not train.rows:
+    counts = manifest.resampling.class_counts_before if manifest.resampling else train.class_counts
+    if not sum(counts):
         return None
-    shares = np.array(train.class_counts, dtype=np.float64) / train.rows
+    shares = np.array(counts, dtype=np.float64) / sum(counts)
     return np.full(n, shares[1]) if target.task == "binary" else np.tile(shares, (n, 1))
 
 

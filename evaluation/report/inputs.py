@@ -30,6 +30,7 @@ def data(facts: ReportFacts) -> Html:
         "Data and split",
         _rows_sentence(facts),
         _parts_table(facts),
+        _resampled(facts),
         _left_out(facts),
         details(
             f"What was inferred and noticed ({len(manifest.notices)})",
@@ -116,6 +117,26 @@ def _parts_table(facts: ReportFacts) -> Html:
     kind = "label" if facts.target.task == "multilabel" else "class"
     headers = ["part", "rows", "share", *names]
     return table(f"Rows of each part, and of each {kind} in it", headers, rows)
+
+
+def _resampled(facts: ReportFacts) -> Html | str:
+    """Say how the training rows were resampled, and that nothing else was."""
+    manifest = facts.manifest
+    found = manifest.resampling
+    if found is None:
+        return ""
+    after, names = manifest.splits["train"].class_counts, facts.class_names
+    before = found.class_counts_before
+    shown = [code for code in range(len(before)) if before[code] != after[code]][:CLASSES]
+    changed = ", ".join(f"{names[c]}: {count(before[c])} to {count(after[c])}" for c in shown)
+    made = f"; {count(found.synthetic)} of them are synthetic" if found.synthetic else ""
+    sentences = [
+        f"The training rows were resampled by {next(iter(found.method))} ({changed or 'no class changed its size'}){made}.",
+        "Validation and test rows are all real.",
+    ]
+    if facts.target.prior_correction:
+        sentences.append("Probabilities are corrected back to the shares of the classes before that.")
+    return paragraph(*sentences)
 
 
 def _left_out(facts: ReportFacts) -> Html:

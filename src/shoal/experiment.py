@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from shoal.cluster.components import Choice
@@ -18,6 +18,7 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
 from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
+from shoal.training.losses.config import LogitAdjustedConfig
 from shoal.yaml_file import Document, dump, load
 
 
@@ -30,6 +31,14 @@ class Experiment(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
+
+    @model_validator(mode="after")
+    def _one_correction(self) -> "Experiment":
+        if self.data.imbalance is not None and isinstance(self.training.loss, LogitAdjustedConfig):
+            raise ValueError(
+                "data.imbalance and the loss logit_adjusted both correct for the shares of the classes: keep one of them"
+            )
+        return self
 
 
 _CLUSTER_FILE = "it holds the keys of the cluster section, such as num_workers: 2"

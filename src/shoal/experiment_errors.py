@@ -19,7 +19,6 @@ from shoal.yaml_file import Document, Key, KeyPath, describe
 RESERVED: Mapping[str, Sequence[str] | None] = {
     "tuning": None,
     "transfer": None,
-    "data.imbalance": None,
     "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
     "evaluation.cv": None,
     "evaluation.costs": None,

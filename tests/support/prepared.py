@@ -78,3 +78,11 @@ def make_dataset(task: str = "binary", rows: int = 403, n_shards: int = 8, **sch
     made = make_schema(task, **schema)
     sizes = {"train": rows, "validation": rows // 3, "test": rows // 4}
     return ArrayDataset(made, {s: make_part(made, n, i) for i, (s, n) in enumerate(sizes.items())}, n_shards)
+
+
+def dealt_by_class(dataset: ArrayDataset) -> ArrayDataset:
+    """The same training rows dealt class after class, as the sharding service deals them."""
+    part = dataset.parts["train"]
+    order = np.argsort(part.label, kind="stable")
+    train = ArrayPart(part.numeric[order], part.categorical[order], part.label[order])
+    return ArrayDataset(dataset.schema, {**dataset.parts, "train": train}, dataset.n_shards)

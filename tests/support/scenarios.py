@@ -20,7 +20,7 @@ from shoal.training.plan import EpochPlan
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from shoal.training.strategies.diagnosis import stuck_workers_named
-from support.prepared import make_dataset
+from support.prepared import dealt_by_class, make_dataset
 
 CPU = torch.device("cpu")
 
@@ -75,6 +75,8 @@ def make_loop(
     **training: object,
 ) -> Loop:
     dataset = make_dataset(task, rows)
+    if "sampling" in training:
+        dataset = dealt_by_class(dataset)
     config = (
         MLPConfig(hidden=(8,), dropout=0.3) if factory is None else Imported.model_validate({"import": "a:b"})
     )
@@ -115,6 +117,8 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         ),
         "lbfgs": make_loop(strategy, optimizer={"lbfgs": {"max_iter": 5}}, batch_size="full", l2=0.1),
         "nonlinear_cg": make_loop(strategy, optimizer={"nonlinear_cg": {"max_iter": 3}}, batch_size=100),
+        "class balanced": make_loop(strategy, sampling="class_balanced", gradient_accumulation=2),
+        "quotas": make_loop(strategy, sampling={"quotas": {"rows": {"yes": 5}}}, batch_size=20),
         "swa": make_loop(strategy, averaging={"swa": {"start": 0.0}}, mixup={}, gradient_accumulation=3),
     }
     results = {}
@@ -160,7 +164,9 @@ def torn() -> dict[str, str]:
     loop._train_epoch = drift  # type: ignore[method-assign]
     found = {"one worker drifts": failure(loop.run)}
     positions = EpochPlan.positions
-    EpochPlan.positions = lambda self, step, stop, worker, workers: positions(self, step, stop, 0, workers)  # type: ignore[method-assign]
+    EpochPlan.positions = lambda self, epoch, step, stop, worker, workers: positions(
+        self, epoch, step, stop, 0, workers
+    )  # type: ignore[method-assign]
     overlapping = make_loop(DDP(CPU))
     overlapping.reader.shards = {v: overlapping.dataset.shard("train", v) for v in range(8)}
     found["slots overlap"] = failure(overlapping.run)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from shoal.cluster.sharding.names import plural
 
 if TYPE_CHECKING:
+    from shoal.cluster.sharding.manifest import Manifest
     from shoal.verbs.dataset import ShardResult
     from shoal.verbs.digits import DemoResult
     from shoal.verbs.first_file import InitResult
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from shoal.verbs.range_test import RangeTestResult
 
 ORDER = ("data", "test", "validation")
+MOST_CLASSES = 20  # shown in a table
 NAMED = {"test": "test rows", "validation": "validation rows", "data": "rows of --data"}
 
 
@@ -91,14 +93,44 @@ def demo(result: "DemoResult") -> list[Any]:
 
 
 def shard(result: "ShardResult") -> list[Any]:
-    """Return how many rows are where."""
+    """Return how many rows are where, of each class."""
     manifest = result.manifest
     rows = ", ".join(f"{name} {split.rows:,}" for name, split in manifest.splits.items())
     return [
+        *_class_counts(manifest),
         f"{'found' if result.reused else 'written'}: {_short(result.uri)}",
         f"rows:   {rows}; {plural(manifest.n_shards, 'shard')} each",
         f"split:  {manifest.split_kind}",
     ]
+
+
+def _class_counts(manifest: "Manifest") -> list[Any]:
+    """Return a table of the rows of each class in each part; of the training rows, before and after resampling."""
+    from rich import box
+    from rich.table import Table
+
+    target, resampling = manifest.schema_.target, manifest.resampling
+    if not target.classes or set(target.columns) & set(manifest.schema_.private):
+        return []
+    counts = {str(name): split.class_counts for name, split in manifest.splits.items()}
+    columns = counts
+    if resampling is not None:
+        before = {"train, before": resampling.class_counts_before, "train, after": counts["train"]}
+        columns = {**before, **{name: found for name, found in counts.items() if name != "train"}}
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("label" if target.task == "multilabel" else "class")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for code, value in list(enumerate(target.classes))[:MOST_CLASSES]:
+        table.add_row(str(value), *(f"{found[code]:,}" for found in columns.values()))
+    shown: list[Any] = [table]
+    if len(target.classes) > MOST_CLASSES:
+        shown.append(f"and {len(target.classes) - MOST_CLASSES:,} more classes: manifest.json has them")
+    if resampling is not None and resampling.synthetic:
+        folder = manifest.splits["train"].shards[0].path.rpartition("/")[0]
+        made = plural(resampling.synthetic, "training row")
+        shown.append(f"made:   {made}; {folder}/synthetic.parquet names their parents")
+    return shown
 
 
 def evaluate(result: "EvaluateResult") -> list[Any]:

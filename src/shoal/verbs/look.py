@@ -15,7 +15,7 @@ from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.listing import find
 from shoal.cluster.sharding.manifest import SPLITS, Column, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
-from shoal.cluster.sharding.service import roles_of
+from shoal.cluster.sharding.service import foresee, roles_of
 from shoal.cluster.sharding.source import open_source
 from shoal.experiment import Experiment, given, to_dict
 
@@ -71,6 +71,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
     found = decide(merge_away(scans), source.schema, data, seed, chosen)
+    foresee(data, found)
     private = bool(set(data.target) & set(data.private))
     return Look(
         len(files),

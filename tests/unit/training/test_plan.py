@@ -30,7 +30,7 @@ def test_every_row_is_read_once_an_epoch_in_even_batches_whoever_reads(
     assert sizes.max() <= plan.batch_size
     read = []
     for worker in range(workers):
-        own = plan.positions(0, plan.steps_per_epoch, worker, workers)
+        own = plan.positions(epoch, 0, plan.steps_per_epoch, worker, workers)
         for v in plan.shards_of(worker, workers):
             order = plan.permutation(epoch, v)
             read += [(v, int(order[p // plan.n_shards])) for p in own if p % plan.n_shards == v]
@@ -42,7 +42,7 @@ def test_the_rows_of_a_step_do_not_depend_on_the_number_of_workers() -> None:
     plan = EpochPlan(dealt(103, 6), 16, 3)
     for step in range(plan.steps_per_epoch):
         together = [
-            np.sort(np.concatenate([plan.positions(step, step + 1, w, n) for w in range(n)]))
+            np.sort(np.concatenate([plan.positions(0, step, step + 1, w, n) for w in range(n)]))
             for n in (1, 2, 6)
         ]
         np.testing.assert_array_equal(together[0], np.arange(*plan.bounds(step)))

@@ -1,0 +1,1 @@
+"""Resampling of training rows: who is kept, who is copied, who is made."""

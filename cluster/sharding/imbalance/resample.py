@@ -1,0 +1,274 @@
+"""`data.imbalance` carried out on the training rows of one dataset."""
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+from shoal.cluster.components import Imported
+from shoal.cluster.config import Config
+from shoal.cluster.errors import ConfigError, DataError
+from shoal.cluster.machine import local_totals
+from shoal.cluster.sharding.imbalance import under
+from shoal.cluster.sharding.imbalance.config import (
+    CHOICE,
+    ADASYNConfig,
+    ClusterCentroidsConfig,
+    EditedNearestNeighboursConfig,
+    NearMissConfig,
+    RandomOverSamplerConfig,
+    RandomUnderSamplerConfig,
+    SMOTEConfig,
+    SMOTEENNConfig,
+    SMOTENCConfig,
+    SMOTETomekConfig,
+    TomekLinksConfig,
+)
+from shoal.cluster.sharding.imbalance.neighbours import points
+from shoal.cluster.sharding.imbalance.rows import (
+    Given,
+    Index,
+    Made,
+    Resampled,
+    TrainingRows,
+    nominal_parts,
+    nothing_made,
+    stack,
+    take,
+)
+from shoal.cluster.sharding.imbalance.smote import over_sample
+from shoal.cluster.sharding.imbalance.strategy import Kind, targets
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import listed
+from shoal.cluster.sharding.prepare import Prepared
+
+_OVER = (RandomOverSamplerConfig, SMOTEConfig, ADASYNConfig)
+_CLEAN = (TomekLinksConfig, EditedNearestNeighboursConfig)
+_MAKERS = (SMOTEConfig, ADASYNConfig)
+# Distances between all rows, or all rows in one matrix; the others hold one class, or nothing but labels.
+_GATHERS_ALL = (
+    *_CLEAN, NearMissConfig, ADASYNConfig, SMOTEENNConfig, SMOTETomekConfig, ClusterCentroidsConfig, Imported,
+)  # fmt: skip
+
+
+def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
+    """Refuse what cannot be resampled, and say what will be done to each class; see `strategy.targets`.
+
+    Parameters
+    ----------
+    config
+        `data.imbalance`.
+    counts
+        Training rows of each class, int64 ``[classes]``.
+    schema
+        Target and columns.
+
+    Raises
+    ------
+    ConfigError
+        If the method does not fit the task, the columns or the classes.
+    """
+    name, target = CHOICE.name_of(config), schema.target
+    if target.task not in ("binary", "multiclass"):
+        raise ConfigError(
+            f"data.imbalance: {name} resamples classes, and the task is {target.task}: leave data.imbalance out"
+        )
+    if (counts > 0).sum() < 2:
+        raise ConfigError("data.imbalance: the training rows are of one class; check data.split")
+    nominal = [column.name for column in schema.columns if column.type in ("categorical", "boolean")]
+    categories = [column.name for column in schema.categorical]
+    some = f"{len(categories)} of the {len(schema.columns)} columns are categories ({listed(categories, 4)})"
+    if type(config) is SMOTEConfig and categories:
+        raise ConfigError(
+            f"data.imbalance: smote makes rows between numbers, and {some}: use smotenc, or name other columns in data.features"
+        )
+    if isinstance(config, SMOTENCConfig) and not nominal:
+        raise ConfigError(
+            "data.imbalance: smotenc is for mixed columns, and all of these are numbers: use smote"
+        )
+    if isinstance(config, _MAKERS) and len(nominal) == len(schema.columns):
+        raise ConfigError(
+            f"data.imbalance: {name} makes rows between numbers, and all columns are categories: use random_over_sampler"
+        )
+    if isinstance(config, ClusterCentroidsConfig | Imported) and categories:
+        raise ConfigError(
+            f"data.imbalance: {name} needs numbers, and {some}: use near_miss or random_under_sampler, or name other columns in "
+            "data.features"
+        )
+    if isinstance(config, Imported):
+        load(config)
+        return {}
+    kind: Kind = "over-sampling" if isinstance(config, _OVER) else "under-sampling"
+    if isinstance(config, _CLEAN):
+        kind = "clean-sampling"
+    private = bool(set(schema.private) & set(target.columns))
+    strategy: str | float | dict[str, int] = config.model_dump()["sampling_strategy"]
+    return targets(strategy, kind, counts, target, private)
+
+
+def resample(config: Config, rows: TrainingRows, seed: int) -> Resampled:
+    """Resample the training rows.
+
+    Parameters
+    ----------
+    config
+        `data.imbalance`.
+    rows
+        In dealing order.
+    seed
+        Root of every draw.
+
+    Raises
+    ------
+    ConfigError
+        As `wanted`.
+    DataError
+        If a class has too few rows, or the rows do not fit into memory where all are needed at once.
+    """
+    asked = wanted(config, rows.counts, rows.schema)
+    if isinstance(config, _GATHERS_ALL):
+        _require_memory(config, rows)
+    found = _resample(config, rows, asked, seed)
+    for code, (before, after) in enumerate(zip(rows.counts, found.counts(rows), strict=True)):
+        if before and not after:
+            raise DataError(
+                f"data.imbalance: {CHOICE.name_of(config)} leaves no training row of {rows.name(code)}; leave the class out of "
+                "sampling_strategy, or use another method"
+            )
+    return found
+
+
+def _resample(config: Config, rows: TrainingRows, asked: dict[int, int], seed: int) -> Resampled:
+    everything = np.arange(len(rows))
+    none = np.empty(0, np.int64)
+    if isinstance(config, RandomOverSamplerConfig):
+        return Resampled(under.copied(rows, asked, seed), nothing_made(rows), none)
+    if isinstance(config, RandomUnderSamplerConfig):
+        kept = under.at_random(rows, asked, seed, copies=config.replacement)
+        return Resampled(kept, nothing_made(rows), none)
+    if isinstance(config, NearMissConfig):
+        return Resampled(under.near_miss(rows, config, asked), nothing_made(rows), none)
+    if isinstance(config, _CLEAN):
+        lie = points(rows.rows, nominal_parts(rows.schema))
+        stay = _clean(config, lie, rows.labels, set(asked), seed)
+        return Resampled(everything[stay], nothing_made(rows), none, _approximate(config, len(rows)))
+    if isinstance(config, ClusterCentroidsConfig):
+        return Resampled(*under.cluster_centroids(rows, config, asked, seed))
+    if isinstance(config, SMOTEConfig | ADASYNConfig):
+        made, labels, notices = over_sample(rows, config, asked, seed)
+        if isinstance(config, SMOTEENNConfig | SMOTETomekConfig):
+            return _cleaned(config, rows, made, labels, tuple(notices), seed)
+        return Resampled(everything, made, labels, tuple(notices))
+    if isinstance(config, Imported):
+        return _imported(config, rows, seed)
+    raise AssertionError(config)
+
+
+def _clean(
+    config: Config, lie: Any, labels: Index, classes: set[int], seed: int
+) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    if isinstance(config, TomekLinksConfig):
+        return under.without_tomek_links(lie, labels, classes, config.exact_up_to, seed)
+    assert isinstance(config, EditedNearestNeighboursConfig)
+    return under.without_disagreeing(lie, labels, classes, config, seed)
+
+
+def _cleaned(
+    config: SMOTEENNConfig | SMOTETomekConfig,
+    rows: TrainingRows,
+    made: Made,
+    labels: Index,
+    notices: tuple[str, ...],
+    seed: int,
+) -> Resampled:
+    """Clean what SMOTE has made together with what was there, in every class."""
+    new = made.rows(np.arange(len(made)))
+    lie = points(stack([take(rows.rows, slice(None)), new]), nominal_parts(rows.schema))
+    both = np.concatenate([rows.labels, labels])
+    step: Config
+    if isinstance(config, SMOTEENNConfig):
+        step = EditedNearestNeighboursConfig(
+            n_neighbors=config.n_neighbors, kind_sel=config.kind_sel, exact_up_to=config.exact_up_to
+        )
+    else:
+        step = TomekLinksConfig(exact_up_to=config.exact_up_to)
+    stay = _clean(step, lie, both, set(range(len(rows.counts))), seed)
+    old, young = np.flatnonzero(stay[: len(rows)]), np.flatnonzero(stay[len(rows) :])
+    notices += _approximate(step, len(both))
+    return Resampled(old, Given(take(new, young), made.parents[young]), labels[young], notices)
+
+
+def _approximate(config: Config, n: int) -> tuple[str, ...]:
+    limit = getattr(config, "exact_up_to", n)
+    if n <= limit:
+        return ()
+    return (f"neighbours among the {n:,} training rows are approximate; exact_up_to: {n} makes them exact",)
+
+
+def load(config: Imported) -> Any:
+    """Return a sampler of imbalanced-learn, or one like it.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there, takes other arguments, or does not resample.
+    """
+    factory = config.load()
+    arguments = dict(config.kwargs)
+    try:
+        sampler = factory(**arguments)
+    except TypeError as error:
+        known = listed(inspect.signature(factory).parameters, 20)
+        raise ConfigError(f"data.imbalance: {config.path}: {error}; it takes {known}") from error
+    if not hasattr(sampler, "fit_resample"):
+        raise ConfigError(
+            f"data.imbalance: {config.path} has no fit_resample; name a sampler of imbalanced-learn, such as "
+            "imblearn.under_sampling:OneSidedSelection"
+        )
+    return sampler
+
+
+def _imported(config: Imported, rows: TrainingRows, seed: int) -> Resampled:
+    sampler = load(config)
+    if "random_state" in getattr(sampler, "get_params", dict)() and "random_state" not in config.kwargs:
+        sampler.set_params(
+            random_state=int(np.random.SeedSequence(seed, spawn_key=(14,)).generate_state(1)[0])
+        )
+    numbers = points(rows.rows, [])
+    try:
+        found, labels = sampler.fit_resample(numbers, rows.labels)
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"data.imbalance: {config.path} refused the training rows: {error}") from error
+    index = getattr(sampler, "sample_indices_", None)
+    if index is not None:
+        return Resampled(np.sort(np.asarray(index, np.int64)), nothing_made(rows), np.empty(0, np.int64))
+    kept, new = _known_again(numbers, np.ascontiguousarray(found, np.float32))
+    order = new[np.argsort(np.asarray(labels)[new], kind="stable")]
+    made = Prepared(np.asarray(found, np.float32)[order], np.empty((len(order), 0), np.int32))
+    parents = np.full((len(order), 2), -1, np.int64)
+    return Resampled(kept, Given(made, parents), np.asarray(labels, np.int64)[order])
+
+
+def _known_again(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> tuple[Index, Index]:
+    """Return which rows of before are among those after, and which of those after are new."""
+    row = np.dtype((np.void, before.dtype.itemsize * before.shape[1]))
+    old, young = np.ascontiguousarray(before).view(row)[:, 0], after.view(row)[:, 0]
+    order = np.argsort(old, kind="stable")
+    # The second of equal rows after is the second of equal rows before.
+    place = np.argsort(young, kind="stable")
+    nth = np.arange(len(young)) - np.searchsorted(young[place], young[place])
+    at = np.searchsorted(old[order], young[place]) + nth
+    known = (at < len(old)) & (old[order][np.minimum(at, len(old) - 1)] == young[place])
+    return np.sort(order[at[known]]), np.sort(place[~known])
+
+
+def _require_memory(config: Config, rows: TrainingRows) -> None:
+    width = rows.rows.numeric.shape[1] + 2 * rows.rows.categorical.shape[1]
+    # The matrix, what the search makes of it in float64, and neighbours.
+    need, there = len(rows) * (width * 12 + 64), local_totals().memory
+    if there is not None and need > there / 2:
+        raise DataError(
+            f"data.imbalance: {CHOICE.name_of(config)} needs all {len(rows):,} training rows at once, about "
+            f"{need / 2**30:.1f} GiB, more than half of the {there / 2**30:.1f} GiB of this machine; "
+            "random_under_sampler and smote do not, or use fewer rows"
+        )

@@ -1,0 +1,1 @@
+"""Which rows make up a batch where that is not left to chance: quotas of the classes."""
