@@ -94,12 +94,25 @@ def test_a_run_that_came_to_nothing_gives_its_folder_to_the_next_experiment(run:
         run.write_text("logs/worker-0.txt", "error\n")
     with run.claim(changed(seed=1)):
         assert run.config() == changed(seed=1)
+        assert not run.exists("logs"), "they are of the other experiment"
         run.write_text("checkpoints/1/state.json", "{}")
     with pytest.raises(ConfigError, match="another experiment"), run.claim(EXPERIMENT):
         pytest.fail("the block must not run")
 
 
-@pytest.mark.parametrize("text", ["", "name: site\n", "- a\n", "a: [", "data: {path: [a.parquet]}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name: site\n",
+        "- a\n",
+        "a: [",
+        "data: {path: [a.parquet]}\n",
+        "data: train.csv\nseed: 1\n",
+        "data: {path: [a.parquet], target: [y]}\ncluster: {}\nseed: x\n",
+        "data: {path: a.csv, target: y}\ncluster: k8s\nseed: 1\n",
+    ],
+)
 def test_a_config_that_is_not_of_a_run_is_kept(run: RunFolder, text: str) -> None:
     run.write_text(CONFIG, text)
     with pytest.raises(StorageError, match="not Shoal's: restore it, or use another folder") as raised:
@@ -203,7 +216,7 @@ def test_of_several_drivers_at_once_one_wins(run: RunFolder, stale: bool) -> Non
         run.write_json(
             LEASE, {"host": socket.gethostname(), "pid": 2**22 + 1, "process_start": "1", "token": "x"}
         )
-        run.write_text(CONFIG, "data: {}\nseed: 0\n")
+        run.write_text(CONFIG, to_yaml(EXPERIMENT))
     command = [sys.executable, "-c", RACE, run.uri]
     drivers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)

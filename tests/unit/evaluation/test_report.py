@@ -19,6 +19,13 @@ from shoal.evaluation.report import collect, render, write_report
 from shoal.evaluation.report.markup import interval, number
 from shoal.evaluation.report.plots import _VARIABLES
 
+CONFIG = """\
+data: {{path: a.parquet, target: y{more}}}
+training: {{epochs: 3}}
+evaluation: {{confidence: 0.9}}
+cluster: {{}}
+seed: 0
+"""
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "br", "wbr", "path", "use", "rect"}
 TARGETS = {
@@ -117,9 +124,7 @@ def _run(path: Path, task: str, history: bool = True, provenance: bool = True) -
     run = RunFolder.open(str(path / "my run"))
     parts = [_predictions(task, 120, "test", 0), _predictions(task, 60, "validation", 1)]
     run.write_table("predictions.parquet", pa.concat_tables(parts))
-    run.write_text(
-        "config.yaml", "data: {target: y}\ntraining: {epochs: 3}\nevaluation: {confidence: 0.9}\nseed: 0\n"
-    )
+    run.write_text("config.yaml", CONFIG.format(more=""))
     if history:
         first = resolve_scoring("auto", task)[0].name
         run.write_table("history.parquet", _history(first))
@@ -255,7 +260,7 @@ def test_private_names_are_said_and_private_classes_are_not(tmp_path: Path) -> N
 
 def test_groups_are_warned_of_and_provenance_can_be_passed(tmp_path: Path) -> None:
     run = _run(tmp_path, "regression", provenance=False)
-    run.write_text("config.yaml", "data: {target: y, group: shop}\nseed: 0\n")
+    run.write_text("config.yaml", CONFIG.format(more=", group: shop"))
     manifest = _manifest("regression", {"train": 400, "validation": 60, "test": 120})
     page = render(collect(run, manifest, _scores(run, "regression"), {"seed": 12345}))
     assert "Rows share groups (shop)" in page
