@@ -14,6 +14,7 @@ Placement = Literal["inline", "task", "group"]
 THIS_PROCESS = "this process"  # a part that reserves nothing
 _EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _GIB_FROM = 0.1 * 2**30  # smaller sizes are shown in MiB, not as 0.0 GiB
+_MIB_FROM = 0.1 * 2**20
 _SHARES = (0.5, 0.25, 0.1, 0.01)
 
 
@@ -336,7 +337,14 @@ def _row(name: str, count: int, cpus: float, gpus: float, memory: float, disk: f
 def _amount(value: float, what: str, unit: bool = True) -> str:
     if what in _UNITS:
         return _number(value) + (f" {_UNITS[what]}{'' if value == 1 else 's'}" if unit else "")
-    return f"{value / 2**30:.1f} GiB" if value >= _GIB_FROM else f"{value / 2**20:.1f} MiB"
+    return format_size(value)
+
+
+def format_size(value: float) -> str:
+    """Write a number of bytes for reading."""
+    if value >= _GIB_FROM:
+        return f"{value / 2**30:.1f} GiB"
+    return f"{value / 2**20:.1f} MiB" if value >= _MIB_FROM else f"{value / 2**10:.1f} KiB"
 
 
 def _number(value: float) -> str:

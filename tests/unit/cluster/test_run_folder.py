@@ -62,7 +62,7 @@ def test_the_same_experiment_on_another_cluster_is_the_same_run(run: RunFolder) 
 
 def test_a_tuple_is_a_list(run: RunFolder) -> None:
     for path in (("a.parquet",), ["a.parquet"]):
-        with run.claim(changed(data={"path": path})):
+        with run.claim(changed(data={"path": path, "target": ["y"]})):
             pass
 
 
@@ -130,7 +130,7 @@ def test_types_matter_to_the_difference() -> None:
 
 def test_credentials_are_not_stored_but_the_run_is_found_again(run: RunFolder) -> None:
     for secret in ("SECRET", "ROTATED"):
-        with run.claim(changed(data={"path": [f"s3://KEY:{secret}@bucket/x"]})):
+        with run.claim(changed(data={"path": [f"s3://KEY:{secret}@bucket/x"], "target": ["y"]})):
             pass
     assert "SECRET" not in run.read_bytes(CONFIG).decode()
     assert "SECRET" not in to_yaml({"p": "s3://KEY:SECRET@bucket/x"})
@@ -165,10 +165,11 @@ def test_a_claim_that_fails_releases_the_lease(run: RunFolder) -> None:
     assert run.list() == [CONFIG]
 
 
+HELD: dict[str, Any] = {"data": {"path": ["a"], "target": ["y"]}, "cluster": {}, "seed": 0}
 HOLD = """
 import sys, time
 from shoal.cluster.run_folder import RunFolder
-with RunFolder.open(sys.argv[1]).claim({"data": {}, "seed": 0}):
+with RunFolder.open(sys.argv[1]).claim({"data": {"path": ["a"], "target": ["y"]}, "cluster": {}, "seed": 0}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -183,13 +184,13 @@ def test_a_live_driver_keeps_others_out_and_a_killed_one_is_taken_over(run: RunF
                 pytest.raises(
                     StorageError, match=rf"in use by process {other.pid} on {socket.gethostname()} \(since 20"
                 ),
-                run.claim({"data": {}, "seed": 0}),
+                run.claim(HELD),
             ):
                 pytest.fail("the block must not run")
         finally:
             other.kill()
     heard = Heard()
-    with run.claim({"data": {}, "seed": 0}, heard):
+    with run.claim(HELD, heard):
         pass
     assert len(heard.notices) == 1
     assert f"taking over from process {other.pid}" in heard.notices[0]
@@ -202,7 +203,7 @@ from shoal.cluster.run_folder import RunFolder
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    with RunFolder.open(sys.argv[1]).claim({"data": {}, "seed": 0}):
+    with RunFolder.open(sys.argv[1]).claim({"data": {"path": ["a"], "target": ["y"]}, "cluster": {}, "seed": 0}):
         print("won", flush=True)
         sys.stdin.read()
 except StorageError:
@@ -216,7 +217,7 @@ def test_of_several_drivers_at_once_one_wins(run: RunFolder, stale: bool) -> Non
         run.write_json(
             LEASE, {"host": socket.gethostname(), "pid": 2**22 + 1, "process_start": "1", "token": "x"}
         )
-        run.write_text(CONFIG, to_yaml(EXPERIMENT))
+        run.write_text(CONFIG, to_yaml(HELD))
     command = [sys.executable, "-c", RACE, run.uri]
     drivers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)
