@@ -58,13 +58,13 @@ class RunFolder(Storage):
         """
         if not self.exists(CONFIG):
             return None
-        fix = "it was changed or damaged, or is not Shoal's: restore it, or use another folder"
+        fix = "it is not Shoal's, or was changed or damaged, and stays as it is: restore it, or use another folder"
         try:
             found = YAML(typ="safe", pure=True).load(self.read_bytes(CONFIG))
         except YAMLError as error:
             raise StorageError(f"{self._show(CONFIG)} is not YAML; {fix}") from error
         if not _is_resolved(found):
-            raise StorageError(f"{self._show(CONFIG)} is no whole experiment; {fix}")
+            raise StorageError(f"{self._show(CONFIG)} is no resolved experiment; {fix}")
         return found
 
     @contextmanager

@@ -79,7 +79,7 @@ class FitOutcome:
     resumed_from
         Step at which each restart went on, in order.
     repeated
-        Steps that are known to have been done again after restarts; up to half a second of them a restart are not.
+        Steps that are known to have been done again after restarts: all but those of the last moment before each.
     time
         One line on where the time went.
     """
@@ -373,8 +373,6 @@ class Loop:
         """Look up with all workers where that is due: write a checkpoint or stop, where one is due or asked."""
         if self.position < self.lookout.due_at:
             return
-        if self.strategy.rank == 0:
-            self.keeper.note(self.position, self.repeated)
         orders = self.lookout.look(self.position)
         if not orders.checkpoint:
             return
@@ -456,6 +454,8 @@ class Loop:
     def _advance(self, epoch: int) -> None:
         total = self.config.epochs * self.plan.steps_per_epoch
         self.reporter.advance(self.position, total, f"epoch {epoch + 1}")
+        if self.strategy.rank == 0:
+            self.keeper.note(self.position, self.repeated)
 
     def _settle(self) -> None:
         """Make the losses of the last steps those of all workers."""

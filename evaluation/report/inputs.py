@@ -143,7 +143,8 @@ def _left_out(facts: ReportFacts) -> Html:
 def _columns(facts: ReportFacts) -> Html:
     rows = []
     for column in facts.manifest.schema_.columns:
-        width = f"{column.cardinality:,} codes" if column.type == "categorical" else f"{column.width} numbers"
+        of_text = column.type == "categorical"
+        width = plural(column.cardinality, "code") if of_text else plural(column.width, "number")
         missing = "yes" if column.has_missing else "no"
         rows.append([column.name, column.type, column.arrow_type, width, missing, column.reason])
     return table(

@@ -155,7 +155,7 @@ def errors(facts: ReportFacts) -> Html:
         )
     name = facts.target.columns[0]
     wide = np.quantile(np.abs(part.y - part.scores), [0.5, 0.9])
-    units = f" {STANDARD}" if facts.hides_units else ""
+    units = " standard deviations" if facts.hides_units else ""
     return section(
         "errors",
         "Errors",

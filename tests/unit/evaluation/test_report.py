@@ -384,4 +384,4 @@ def test_one_row_is_no_plural(tmp_path: Path) -> None:
     assert "On 1 test row, which" in said
     assert "1 row read from 1 file, " in said
     assert "1 row: no label" in said
-    assert re.search(r"\b1 (rows|files)\b", said) is None
+    assert re.search(r"\b1 (rows|files|numbers|codes)\b", said) is None

@@ -146,7 +146,10 @@ def killed_after(run: Storage, looks: int, saved: int) -> RunKeeper:
     return RunKeeper(run, 1e9, 2, asked)
 
 
-def test_steps_that_are_done_again_are_counted_and_said(tmp_path: Path) -> None:
+def test_steps_that_are_done_again_are_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.training.loop.ADVANCE_SECONDS", -1.0)  # after every step
     run = Storage.open(str(tmp_path))
     for looks, saved in ((12, 7), (5, 0), (3, 0)):  # to step 12, then twice from step 7: to 12 and to 10
         with pytest.raises(Killed):
