@@ -14,6 +14,8 @@ from pyarrow import fs
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.errors import FullError, StorageError
+from shoal.cluster.machine import free_disk
+from shoal.cluster.resources import format_size
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 # A secret may hold a slash, which pyarrow refuses with a message that repeats the URI; a port is no secret.
@@ -96,10 +98,11 @@ def locate(uri: str, config: StorageConfig) -> tuple[str, fs.FileSystem, str]:
 
 
 @contextmanager
-def explained(verb: str, where: str, *also: type[Exception]) -> Iterator[None]:
+def explained(verb: str, where: str, *also: type[Exception], size: int | None = None) -> Iterator[None]:
     """Turn what a filesystem raises within the block into a `StorageError` with cause and fix.
 
-    Only `OSError` and the classes in `also` are taken for the filesystem's; everything else passes.
+    Only `OSError` and the classes in `also` are taken for the filesystem's; everything else passes. ``size`` is how many
+    bytes are to be written, where that is known.
     """
     kinds: tuple[type[Exception], ...] = (OSError, *also)
     try:
@@ -111,6 +114,8 @@ def explained(verb: str, where: str, *also: type[Exception]) -> Iterator[None]:
         ):  # Arrow says it at length, with a path that may be a temporary one
             cause = "its folder is not there, or cannot be made" if verb == "write" else "nothing is there"
         kind = FullError if _is_full(error) else StorageError
+        if kind is FullError:
+            cause = _full(error, where, size)
         message = f"cannot {verb} {redact(where)}: {cause}; {_fix(error, where)}"
     else:
         return
@@ -169,10 +174,23 @@ def _is_full(error: Exception) -> bool:
     ) or "No space left" in str(error)
 
 
+def _full(error: Exception, where: str, size: int | None) -> str:
+    """Say what is used up, how much is wanted, and how much there is."""
+    used_up = {
+        errno.EDQUOT: "the quota there is used up",
+        errno.EFBIG: "the limit of a file's size is reached",
+    }
+    what = used_up.get(getattr(error, "errno", None) or 0, "no space is left there")
+    known = [f"it takes {format_size(size)}"] if size is not None else []
+    if what.startswith("no space") and os.path.isabs(where):
+        known.append(f"{format_size(free_disk(Path(where)))} are free")
+    return what + (f" ({', '.join(known)})" if known else "")
+
+
 def _fix(error: Exception, where: str) -> str:
     number, text = getattr(error, "errno", None), str(error)
     if _is_full(error):
-        return "the disk, quota or file size limit is used up: free some space, or choose another place"
+        return "free some space, or choose another place"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS) or isinstance(error, PermissionError):
         return "it may not be written or read: change its permissions, or choose another place"
     if "ACCESS_DENIED" in text or "403" in text or "InvalidAccessKeyId" in text:

@@ -8,11 +8,13 @@ from typing import Literal
 
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.errors import ConfigError, ResourceError
+from shoal.cluster.sharding.names import plural
 
 Placement = Literal["inline", "task", "group"]
 THIS_PROCESS = "this process"  # a part that reserves nothing
 _EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _GIB_FROM = 0.1 * 2**30  # smaller sizes are shown in MiB, not as 0.0 GiB
+_MIB_FROM = 0.1 * 2**20
 _SHARES = (0.5, 0.25, 0.1, 0.01)
 
 
@@ -50,6 +52,8 @@ class Part:
         How many there are at a time.
     cpus, gpus, memory, disk
         What each takes; memory and disk in bytes.
+    most
+        How many there may come to be; 0 for `count`.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Part:
     gpus: float = 0.0
     memory: float = 0.0
     disk: float = 0.0
+    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,16 @@ class Shape:
         """Whether the group may shrink and grow."""
         return self.max_workers > self.num_workers
 
-    def capped(self, most: int) -> "Shape":
-        """Return a shape that does not grow beyond ``most`` workers."""
-        return replace(self, max_workers=min(self.max_workers, most))
+    def within(self, shards: int) -> "Shape":
+        """Return a shape that does not grow beyond a worker a logical shard.
+
+        Raises
+        ------
+        ConfigError
+            If even the least workers are more than that.
+        """
+        refuse_idle(self.num_workers, shards)
+        return replace(self, max_workers=min(self.max_workers, shards))
 
     @property
     def workers(self) -> str:
@@ -123,7 +135,8 @@ class Shape:
     @property
     def demand(self) -> Demand:
         """The fit's own part of the resource sum; Ray Train's controller takes no CPU."""
-        return Demand((Part("workers", self.num_workers, self.cpus_per_worker, self.gpus_per_worker),))
+        each = (self.cpus_per_worker, self.gpus_per_worker)
+        return Demand((Part("workers", self.num_workers, *each, most=self.max_workers),))
 
 
 _WHAT = ("cpus", "gpus", "memory", "disk")
@@ -162,6 +175,21 @@ def check(demand: Demand, total: Totals, maximum: Totals | None = None) -> None:
             f"{largest.count} {largest.name} of {_number(largest.cpus)} CPUs and {_number(largest.gpus)} GPUs do not "
             f"fit on the {len(nodes)} nodes of {limit.where} (nodes of {each}): a worker cannot be spread over nodes. "
             "Lower cluster.cpus_per_worker, cluster.gpus_per_worker or cluster.num_workers"
+        )
+
+
+def refuse_idle(workers: int, shards: int) -> None:
+    """Refuse more workers than there are logical shards, of which each reads its own.
+
+    Raises
+    ------
+    ConfigError
+        With the numbers, and what to change.
+    """
+    if workers > shards:
+        raise ConfigError(
+            f"{workers} workers cannot share {plural(shards, 'logical shard')}: set cluster.num_workers to at most {shards}, or "
+            f"data.shards to at least {workers}"
         )
 
 
@@ -270,6 +298,8 @@ def _fix(demand: Demand, limit: Totals, what: str) -> str:
     fixes = []
     if (workers := int((left + _EPSILON) // each)) >= 1:
         fixes.append(f"cluster.num_workers: {workers}")
+        if workers > 1 and part.most > part.count:  # a range was asked for
+            fixes.insert(0, f"cluster.num_workers: [1, {workers}]")
     name = "cluster.cpus_per_worker" if what == "cpus" else "cluster.gpus_per_worker"
     if (share := _share(left / part.count)) is not None:
         fixes.append(f"{name}: {share:g}")
@@ -307,7 +337,14 @@ def _row(name: str, count: int, cpus: float, gpus: float, memory: float, disk: f
 def _amount(value: float, what: str, unit: bool = True) -> str:
     if what in _UNITS:
         return _number(value) + (f" {_UNITS[what]}{'' if value == 1 else 's'}" if unit else "")
-    return f"{value / 2**30:.1f} GiB" if value >= _GIB_FROM else f"{value / 2**20:.1f} MiB"
+    return format_size(value)
+
+
+def format_size(value: float) -> str:
+    """Write a number of bytes for reading."""
+    if value >= _GIB_FROM:
+        return f"{value / 2**30:.1f} GiB"
+    return f"{value / 2**20:.1f} MiB" if value >= _MIB_FROM else f"{value / 2**10:.1f} KiB"
 
 
 def _number(value: float) -> str:

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -58,14 +58,13 @@ class RunFolder(Storage):
         """
         if not self.exists(CONFIG):
             return None
-        fix = "it was changed or damaged, or is not Shoal's: restore it, or use another folder"
+        fix = "it is not Shoal's, or was changed or damaged, and stays as it is: restore it, or use another folder"
         try:
             found = YAML(typ="safe", pure=True).load(self.read_bytes(CONFIG))
         except YAMLError as error:
             raise StorageError(f"{self._show(CONFIG)} is not YAML; {fix}") from error
-        # The first and the last section, so that a file which was cut short is no whole one.
-        if not isinstance(found, dict) or not {"data", "seed"} <= found.keys():
-            raise StorageError(f"{self._show(CONFIG)} is no whole experiment; {fix}")
+        if not _is_resolved(found):
+            raise StorageError(f"{self._show(CONFIG)} is no resolved experiment; {fix}")
         return found
 
     @contextmanager
@@ -93,6 +92,7 @@ class RunFolder(Storage):
         """
         with held(self.storage, reporter, wait=wait):
             if not self.is_of(config):
+                self.delete("logs")  # of an experiment that came to nothing
                 self.write_text(CONFIG, to_yaml(config))
             yield self
 
@@ -126,6 +126,17 @@ class RunFolder(Storage):
                 f"{self.uri} is no run folder: it has no {CONFIG} but holds {', '.join(foreign[:3])}"
                 f"{' and more' if len(foreign) > 3 else ''}; choose another --out"
             )
+
+
+def _is_resolved(found: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether values are those of a resolved experiment: they have its sections, the last one too, and `data` its keys."""
+    return (
+        isinstance(found, dict)
+        and found.keys() >= {"data", "cluster", "seed"}
+        and all(isinstance(found[section], dict) for section in ("data", "cluster"))
+        and found["data"].keys() >= {"path", "target"}
+        and isinstance(found["seed"], int)
+    )
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

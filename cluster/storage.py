@@ -13,6 +13,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
+from pyarrow.types import is_floating, is_integer
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.errors import StorageError
@@ -118,8 +119,15 @@ class Storage:
                 ) from error
 
     @contextmanager
-    def write_stream(self, name: str) -> Iterator[pa.NativeFile]:
+    def write_stream(self, name: str, size: int | None = None) -> Iterator[pa.NativeFile]:
         """Write a file that appears whole when the block ends well, and never when it does not.
+
+        Parameters
+        ----------
+        name
+            Where in the folder.
+        size
+            How many bytes it will have, where that is known; for messages.
 
         Yields
         ------
@@ -132,15 +140,15 @@ class Storage:
             If the place is full, read-only or missing. A former file of that name stays as it was.
         """
         if self.filesystem.type_name in _RENAMES:
-            with self._renamed(name) as sink:
+            with self._renamed(name, size) as sink:
                 yield sink
         else:
-            with self._put(name) as sink:
+            with self._put(name, size) as sink:
                 yield sink
 
     def write_bytes(self, name: str, data: bytes | memoryview) -> None:
         """Write a whole file."""
-        with self.write_stream(name) as sink:
+        with self.write_stream(name, memoryview(data).nbytes) as sink:
             sink.write(data)
 
     def write_text(self, name: str, text: str) -> None:
@@ -153,8 +161,10 @@ class Storage:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file."""
+        # A dictionary of values that seldom come twice costs memory, and then gives up.
+        repeating = [f.name for f in table.schema if not (is_floating(f.type) or is_integer(f.type))]
         with self.write_stream(name) as sink:
-            pq.write_table(table, sink)
+            pq.write_table(table, sink, use_dictionary=repeating)
 
     def delete(self, name: str = "") -> None:
         """Delete a file, or a folder with all that is in it; nothing happens where there is none."""
@@ -176,10 +186,10 @@ class Storage:
         return f"{self.uri.rstrip('/')}/{name.strip('/')}" if name else self.uri
 
     @contextmanager
-    def _renamed(self, name: str) -> Iterator[pa.NativeFile]:
+    def _renamed(self, name: str, size: int | None) -> Iterator[pa.NativeFile]:
         folder, _, base = self._at(name).rpartition("/")
         temporary = f"{folder}/{_TEMPORARY}{secrets.token_hex(4)}-{base}"
-        with explained("write", self._show(name)):
+        with explained("write", self._show(name), size=size):
             made = self._absent(folder)
             self.filesystem.create_dir(folder, recursive=True)
             try:
@@ -202,13 +212,14 @@ class Storage:
         return tuple(path for path in (Path(folder), *Path(folder).parents) if not path.exists())
 
     @contextmanager
-    def _put(self, name: str) -> Iterator[pa.NativeFile]:
+    def _put(self, name: str, size: int | None) -> Iterator[pa.NativeFile]:
         # An Arrow output stream that is dropped half-way still completes its upload, so the data wait in a
         # local file until the block has ended well.
-        with explained("write", self._show(name)), tempfile.TemporaryFile() as spool:
-            sink = pa.PythonFile(spool, mode="w")
-            yield sink
-            sink.flush()
+        with explained("write", self._show(name), size=size), tempfile.TemporaryFile() as spool:
+            with explained("write", tempfile.gettempdir(), size=size):  # TMPDIR sets another one
+                sink = pa.PythonFile(spool, mode="w")
+                yield sink
+                sink.flush()
             spool.seek(0)
             with self.filesystem.open_output_stream(self._at(name), compression=None) as upload:
                 shutil.copyfileobj(spool, upload, 1 << 23)

@@ -15,6 +15,7 @@ _ALLOWED = {
     "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
 }
+_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
 _KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -31,9 +32,11 @@ _KINDS = {
 }
 
 
-def must_be(details: ErrorDetails, form: str = "") -> str:
-    """Return what a value must be; `form` describes the pattern of a text."""
+def must_be(details: ErrorDetails, form: str = "", bounds: str = "") -> str:
+    """Return what a value must be; `form` describes the pattern of a text, `bounds` both bounds of a number."""
     kind = details["type"]
+    if bounds and kind in _BOUNDS:
+        return bounds
     if kind == "string_pattern_mismatch":
         return f"of the form {form or details['ctx']['pattern']}"
     if kind in _ALLOWED:

@@ -52,6 +52,8 @@ class Metric:
         Rows -> sums ``[G, q]``.
     finish
         (sums ``[..., q]``, form) -> values ``[...]``; form is binary, multiclass, multilabel or regression.
+    in_units
+        Whether its values are in the target's units.
     ranks
         (events, others), each ``[..., m]`` by score level -> values ``[...]``.
     """
@@ -66,6 +68,7 @@ class Metric:
     tally: Callable[[Rows], Floats] | None = None
     finish: Finish | None = None
     ranks: Callable[[Floats, Floats], Floats] | None = None
+    in_units: bool = False
 
     def value(self, y: Array, scores: Array, threshold: float = 0.5, weights: Array | None = None) -> float:
         """Compute the metric; NaN where it is undefined (`undefined` says why), never an exception.
@@ -195,12 +198,12 @@ _ALL = (
     Metric(
         "rmse", "Root mean squared error", REGRESSION, False, "value",
         "Typical size of an error in the target's units, large errors weighing more.",
-        (0, _INF), tally=formulas.residual_sums, finish=formulas.rmse,
+        (0, _INF), tally=formulas.residual_sums, finish=formulas.rmse, in_units=True,
     ),
     Metric(
         "mae", "Mean absolute error", REGRESSION, False, "value",
         "Average size of an error in the target's units.",
-        (0, _INF), tally=formulas.residual_sums, finish=formulas.mae,
+        (0, _INF), tally=formulas.residual_sums, finish=formulas.mae, in_units=True,
     ),
     Metric(
         "r2", "R²", REGRESSION, True, "value",

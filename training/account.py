@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from shoal.cluster.sharding.names import plural
 from shoal.training.strategies.base import Strategy
 
 WHATS = ("data", "step", "communication", "validation", "checkpoint")
@@ -36,8 +37,11 @@ class Account:
         for what, value in seconds.items():
             self.seconds[what] += value
 
-    def summary(self, strategy: Strategy) -> str:
-        """Return one line about worker 0, and the worker that waited least for the others; on every worker alike."""
+    def summary(self, strategy: Strategy, repeated: int = 0) -> str:
+        """Return one line about worker 0, the worker that waited least for the others, and steps that were done again.
+
+        Called by every worker; the line is worker 0's.
+        """
         everyone = strategy.gather_objects(self.seconds)
         if everyone is None:
             return ""
@@ -48,7 +52,8 @@ class Account:
             if what == "step" and len(everyone) > 1 and math.isfinite(own["communication"]):
                 share += f" ({own['communication'] / max(total, 1e-9):.0%} communication)"
             shares.append(share)
-        return f"{total:.1f} s: {', '.join(shares)}{_slowest(everyone)}"
+        again = f"; at least {plural(repeated, 'step')} done again after a restart" if repeated else ""
+        return f"{total:.1f} s: {', '.join(shares)}{_slowest(everyone)}{again}"
 
 
 def _slowest(everyone: list[dict[str, float]]) -> str:

@@ -179,9 +179,9 @@ def page() -> str:
         "# What may be combined",
         "",
         "Generated from `training/allowed.py` by `make docs`. A cell says in which placements (`cluster.placement`) and on",
-        "which devices a strategy, an optimiser and a precision are allowed together; every cell that is allowed on CPUs is",
-        "trained in the tests and compared with a loop in plain torch. What is refused is refused by `shoal check`, before",
-        "anything starts.",
+        "which devices a strategy, an optimiser and a precision are allowed together: everywhere, but for what it names. Every",
+        "cell that is allowed on CPUs is trained in the tests and compared with a loop in plain torch. What is refused is",
+        "refused by `shoal check`, before anything starts.",
     ]
     for strategy in AXES["strategy"]:
         lines += ["", f"## `training.strategy: {strategy}`", ""]
@@ -209,12 +209,11 @@ def _cell(given: Mapping[str, str]) -> str:
         return "refused"
     placements = [p for p in AXES["placement"] if any(w["placement"] == p for w in where)]
     devices = [d for d in AXES["device"] if any(w["device"] == d for w in where)]
-    text = "everywhere" if len(placements) == len(AXES["placement"]) else ", ".join(placements)
-    return (
-        text
-        if len(devices) == len(AXES["device"])
-        else f"{text}; {' and '.join(d.upper() for d in devices)}s only"
+    placed = "" if len(placements) == len(AXES["placement"]) else ", ".join(placements)
+    on = (
+        "" if len(devices) == len(AXES["device"]) else f"on {' and '.join(d.upper() for d in devices)}s alone"
     )
+    return ", ".join(filter(None, (placed, on))) or "everywhere"
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from shoal.training.device import own_threads
 from shoal.training.loop import FitOutcome, Loop
 from shoal.training.memory import ArrayDataset, ArrayPart
 from shoal.training.models import Factory, build_model
+from shoal.training.soundness import require_finite
 from shoal.training.strategies.base import Strategy
 
 _SHARDS = 1  # one process reads everything: one logical shard is the plainest plan
@@ -155,6 +156,7 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         dataset = ArrayDataset(schema, parts, _SHARDS)
         loop = Loop(module, dataset, training, Strategy(torch.device("cpu")), monitor, seed, Silent())
         self.outcome_: FitOutcome = loop.run()
+        require_finite(module, {}, training, self.outcome_.skipped, self.outcome_.steps)
         answered = schema.model_copy(update={"target": loop.target})
         self.trained_model_ = TrainedModel(module, answered, model_config)
         self.n_iter_ = self.outcome_.epochs

@@ -34,6 +34,7 @@ from shoal.training.sampling.plan import ClassPlan
 from shoal.training.sampling.shares import class_shares, seen
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge, Scores
+from shoal.training.soundness import slower
 from shoal.training.stepping import Stepper
 from shoal.training.strategies.base import Fragment, Strategy
 
@@ -79,6 +80,8 @@ class FitOutcome:
         Steps left out because their gradient was no finite number.
     resumed_from
         Step at which each restart went on, in order.
+    repeated
+        Steps that are known to have been done again after restarts: all but those of the last moment before each.
     time
         One line on where the time went.
     """
@@ -94,6 +97,7 @@ class FitOutcome:
     gradient_error: float
     skipped: int = 0
     resumed_from: tuple[int, ...] = ()
+    repeated: int = 0
     time: str = ""
     notices: tuple[str, ...] = ()
 
@@ -197,6 +201,7 @@ class Loop:
         self._waited = 0.0  # for other workers, before this start
         self.position = 0
         self.resumed_from: list[int] = []
+        self.repeated = 0  # steps that were done before, in this run
         self.train_seconds = self.epoch_seconds = 0.0
         self._losses = np.empty(0)  # of the epoch's steps so far, over all workers
         self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
@@ -265,9 +270,15 @@ class Loop:
             )
         if skipped:
             shown = ", ".join(str(s + 1) for s in self.stepper.skipped[:10])
+            most = 2 * skipped > self.position
             self.notices.append(
                 f"{skipped} of {self.position} steps were left out, because their gradient was no finite number: "
                 f"{shown}{' …' if skipped > 10 else ''}"
+                + (
+                    f". That is most of them, so the model is hardly trained: {slower(self.config)}"
+                    if most
+                    else ""
+                )
             )
         return FitOutcome(
             steps=self.position,
@@ -281,7 +292,8 @@ class Loop:
             gradient_error=self.stepper.gradient_error,
             skipped=skipped,
             resumed_from=tuple(self.resumed_from),
-            time=self.account.summary(self.strategy),
+            repeated=self.repeated,
+            time=self.account.summary(self.strategy, self.repeated),
             notices=tuple(self.notices),
         )
 
@@ -303,6 +315,9 @@ class Loop:
         checkpoint = found if self.strategy.rank == 0 or where is None else Checkpoint.open(where)
         if checkpoint is not None:
             self._take_over(checkpoint)
+        if self.strategy.rank == 0:
+            reached, before = self.keeper.reached()
+            self.repeated = before + max(0, reached - self.position)
         total = self.config.epochs * self.plan.steps_per_epoch
         self.stepper.prepare(min(self.position, total - 1))
         if checkpoint is not None:
@@ -446,6 +461,8 @@ class Loop:
     def _advance(self, epoch: int) -> None:
         total = self.config.epochs * self.plan.steps_per_epoch
         self.reporter.advance(self.position, total, f"epoch {epoch + 1}")
+        if self.strategy.rank == 0:
+            self.keeper.note(self.position, self.repeated)
 
     def _settle(self) -> None:
         """Make the losses of the last steps those of all workers."""

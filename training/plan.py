@@ -15,7 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.cluster.errors import ConfigError, DataError
+from shoal.cluster.errors import DataError
+from shoal.cluster.resources import refuse_idle
 from shoal.cluster.sharding.dataset import ShardRows
 
 Index = NDArray[np.int64]
@@ -117,11 +118,7 @@ class EpochPlan:
         ConfigError
             If there are more workers than shards.
         """
-        if workers > self.n_shards:
-            raise ConfigError(
-                f"{workers} workers cannot share {self.n_shards} logical shards: set cluster.num_workers to at most "
-                f"{self.n_shards}, or data.shards to at least {workers}"
-            )
+        refuse_idle(workers, self.n_shards)
         return range(worker, self.n_shards, workers)
 
     def positions(self, epoch: int, step: int, stop: int, worker: int, workers: int) -> Index:

@@ -135,7 +135,7 @@ def predictions_table(parts: dict[str, Judged], target: Target) -> pa.Table:
     for split, judged in parts.items():
         columns: dict[str, object] = {
             "row_id": judged.row_id,
-            "split": pa.array([split] * len(judged.label)).dictionary_encode(),
+            "split": pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(judged.label), np.int32)), [split]),
         }
         names = [str(c) for c in target.classes]
         if target.task == "regression":

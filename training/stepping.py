@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.cluster.components import Choice
 from shoal.cluster.errors import RunError
+from shoal.cluster.sharding.names import plural
 from shoal.training.batches import Batch, BatchReader
-from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
+from shoal.training.config import SearchConfig, TrainingConfig
 from shoal.training.device import AUTOCAST, DTYPES
 from shoal.training.draws import DrawContext
 from shoal.training.losses.build import Loss
 from shoal.training.optimizers.searching import Searched
 from shoal.training.plan import EpochPlan
 from shoal.training.proof import prove_gradient, prove_slots
+from shoal.training.soundness import slower
 from shoal.training.strategies.base import Strategy
 
 _SHOWN_ROWS = 20  # row ids in a message
@@ -169,10 +170,9 @@ class Stepper:
 
     def _which(self, ids: list[Any], rows: int) -> str:
         """Say which rows are wrong, and what to do about it."""
-        name = Choice(OPTIMIZERS).name_of(self.config.optimizer)
-        slower = f"lower training.optimizer.{name}.learning_rate or set training.clip_norm"
+        fix = slower(self.config)
         if not ids:
-            return f"the loss of each of its {rows} rows is finite: {slower}"
+            return f"the loss of each of its {plural(rows, 'row')} is finite: {fix}"
         schema = self.reader.dataset.schema
         if schema.id in schema.private:
             shown = "their ids are private"
@@ -180,8 +180,8 @@ class Stepper:
             first = ", ".join(str(i) for i in ids[:_SHOWN_ROWS])
             shown = f"id {first}{' and more' if len(ids) > _SHOWN_ROWS else ''}"
         if len(ids) == rows:  # the weights, rather than the rows
-            return f"so is the loss of all {rows} rows of the batch ({shown}): {slower}"
-        return f"{len(ids)} of its {rows} rows have such a loss ({shown}): mend them, or {slower}"
+            return f"so is the loss of all {rows} rows of the batch ({shown}): {fix}"
+        return f"{len(ids)} of its {rows} rows have such a loss ({shown}): mend them, or {fix}"
 
     def _wrong_rows(self, batch: Batch, position: int) -> np.ndarray:
         """Return this worker's positions whose loss is not finite."""

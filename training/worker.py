@@ -20,6 +20,7 @@ from shoal.training.device import own_threads
 from shoal.training.loop import FitOutcome, Loop, Monitor
 from shoal.training.models import build_model
 from shoal.training.scores import predictions_table
+from shoal.training.soundness import require_finite
 from shoal.training.strategies.base import Strategy
 
 
@@ -151,11 +152,13 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
     outcome = loop.run()
     judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     if strategy.rank == 0:
+        parts = {split: j for split, j in judged.items() if j is not None}
+        scores = {split: j.score for split, j in parts.items()}
+        require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
         schema = dataset.schema.model_copy(update={"target": loop.target})
         trained = TrainedModel(model, schema, job.model, provenance={"data": key})
         trained.save(run)
         run.write_table("history.parquet", loop.history.table())
-        parts = {split: j for split, j in judged.items() if j is not None}
         if parts:
             run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))
     log.write(f"done: {outcome.stopped}, {outcome.steps} steps")

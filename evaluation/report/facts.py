@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from shoal.cluster.run_folder import CONFIG, RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target
@@ -16,6 +17,7 @@ from shoal.training.config import TrainingConfig
 from shoal.training.early_stopping import EarlyStopping
 
 HISTORY, PREDICTIONS, PROVENANCE = "history.parquet", "predictions.parquet", "provenance.json"
+STANDARD = "standard deviations of the target"
 _MACRO = {"average_precision", "roc_auc", "f1", "precision", "recall"}
 
 
@@ -92,6 +94,11 @@ class ReportFacts:
         return any(name in self.manifest.schema_.private for name in self.target.columns)
 
     @property
+    def hides_units(self) -> bool:
+        """Whether the target's numbers are given in standard deviations, because they are private."""
+        return self.private and self.target.task == "regression"
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes or labels, numbers where the target is private."""
         if self.private:
@@ -104,12 +111,14 @@ class ReportFacts:
         names: dict[str, None] = {}
         for part in self.metrics.values():
             names |= dict.fromkeys(part)
-        return [
-            replace(METRICS[name], label=f"{METRICS[name].label} (macro)")
-            if is_macro(name, self.target.task)
-            else METRICS[name]
-            for name in names
-        ]
+        return [self._worded(METRICS[name]) for name in names]
+
+    def _worded(self, metric: Metric) -> Metric:
+        if is_macro(metric.name, self.target.task):
+            return replace(metric, label=f"{metric.label} (macro)")
+        if self.hides_units:
+            return replace(metric, meaning=metric.meaning.replace("the target's units", STANDARD))
+        return metric
 
     @property
     def best(self) -> Best | None:
@@ -158,7 +167,7 @@ def collect(
             parts[split] = Part(*labels_and_scores(rows, manifest.schema_.target))
     if provenance is None:
         provenance = run.read_json(PROVENANCE) if run.exists(PROVENANCE) else {}
-    return ReportFacts(
+    facts = ReportFacts(
         name=run.uri.rstrip("/").rpartition("/")[2],
         manifest=manifest,
         metrics=metrics,
@@ -168,4 +177,36 @@ def collect(
         config_text=run.read_bytes(CONFIG).decode() if run.exists(CONFIG) else "",
         provenance=dict(provenance),
         threshold=threshold,
+    )
+    return _standardised(facts) if facts.hides_units else facts
+
+
+def _standardised(facts: ReportFacts) -> ReportFacts:
+    """Turn every number in the target's units into standard deviations from the mean, both of the training rows."""
+    target, history, provenance = facts.target, facts.history, dict(facts.provenance)
+    center, scale = target.center, target.scale
+    in_units = [name for name, metric in METRICS.items() if metric.in_units]
+
+    def scaled(name: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        bounds = ("value", "low", "high") if name in in_units else ()
+        return {k: v / scale if k in bounds and v is not None else v for k, v in entry.items()}
+
+    if history is not None:
+        of_them = pc.is_in(pc.cast(history["metric"], pa.string()), pa.array(in_units))
+        values = pc.if_else(of_them, pc.divide(history["value"], scale), history["value"])
+        history = history.set_column(history.column_names.index("value"), "value", values)
+    first = next(iter(facts.metrics.get(facts.judged, {})), "")
+    if (best := provenance.get("fit", {}).get("best")) is not None and first in in_units:
+        provenance["fit"] = {**provenance["fit"], "best": best / scale}
+    hidden = target.model_copy(update={"center": 0.0, "scale": 1.0})
+    schema = facts.manifest.schema_.model_copy(update={"target": hidden})
+    return replace(
+        facts,
+        manifest=facts.manifest.model_copy(update={"schema_": schema}),
+        metrics={
+            p: {n: scaled(n, entry) for n, entry in found.items()} for p, found in facts.metrics.items()
+        },
+        parts={p: Part((r.y - center) / scale, (r.scores - center) / scale) for p, r in facts.parts.items()},
+        history=history,
+        provenance=provenance,
     )

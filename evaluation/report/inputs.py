@@ -3,7 +3,8 @@
 import numpy as np
 
 from shoal.cluster.sharding.manifest import SPLITS
-from shoal.evaluation.report.facts import ReportFacts
+from shoal.cluster.sharding.names import plural
+from shoal.evaluation.report.facts import STANDARD, ReportFacts
 from shoal.evaluation.report.markup import (
     Html,
     count,
@@ -62,15 +63,19 @@ def _rows_sentence(facts: ReportFacts) -> Html:
     manifest, target = facts.manifest, facts.target
     kept = sum(split.rows for split in manifest.splits.values())
     files = len(manifest.sources)
-    source = f" from {count(files)} file{'s' if files != 1 else ''}" if files else ""
+    source = f" from {plural(files, 'file')}" if files else ""
     kind = manifest.split_kind
-    parts = [f"{count(manifest.rows_read)} rows read{source}, {count(kept)} used."]
+    parts = [f"{plural(manifest.rows_read, 'row')} read{source}, {count(kept)} used."]
     if kind:
         parts.append(f"Split: {kind}.")
     if target.reason:
         parts.append(f"Task: {target.task} ({target.reason}).")
     if target.task == "binary":
         parts.append(f"The event is {facts.class_names[1]}.")
+    if facts.hides_units:
+        parts.append(
+            f"The target is private: its numbers, and errors, are given in {STANDARD} from its mean, both of the training rows."
+        )
     return paragraph(*parts)
 
 
@@ -141,10 +146,7 @@ def _resampled(facts: ReportFacts) -> Html | str:
 
 def _left_out(facts: ReportFacts) -> Html:
     manifest = facts.manifest
-    lines = [
-        Html(f"{count(rows)} row{'s' if rows != 1 else ''}: {text(why)}")
-        for why, rows in manifest.left_out.items()
-    ]
+    lines = [Html(f"{plural(rows, 'row')}: {text(why)}") for why, rows in manifest.left_out.items()]
     lines += [
         Html(f"column <code>{text(name)}</code>: {text(why)}")
         for name, why in manifest.dropped.items()
@@ -162,7 +164,8 @@ def _left_out(facts: ReportFacts) -> Html:
 def _columns(facts: ReportFacts) -> Html:
     rows = []
     for column in facts.manifest.schema_.columns:
-        width = f"{column.cardinality:,} codes" if column.type == "categorical" else f"{column.width} numbers"
+        of_text = column.type == "categorical"
+        width = plural(column.cardinality, "code") if of_text else plural(column.width, "number")
         missing = "yes" if column.has_missing else "no"
         rows.append([column.name, column.type, column.arrow_type, width, missing, column.reason])
     return table(

@@ -9,7 +9,7 @@ from shoal.evaluation.metrics import METRICS, as_rows
 from shoal.evaluation.report import figures
 from shoal.evaluation.report.baseline import baselines
 from shoal.evaluation.report.classes import class_table, confusion_table, mix_ups
-from shoal.evaluation.report.facts import Part, ReportFacts
+from shoal.evaluation.report.facts import STANDARD, Part, ReportFacts
 from shoal.evaluation.report.markup import (
     Html,
     figure,
@@ -155,12 +155,14 @@ def errors(facts: ReportFacts) -> Html:
         )
     name = facts.target.columns[0]
     wide = np.quantile(np.abs(part.y - part.scores), [0.5, 0.9])
+    units = " standard deviations" if facts.hides_units else ""
     return section(
         "errors",
         "Errors",
         paragraph(
-            f"Half of the {facts.judged} predictions are within {number(wide[0])} of the truth, "
-            f"nine in ten within {number(wide[1])}."
+            f"Half of the {facts.judged} predictions are within {number(wide[0])}{units} of the truth, "
+            f"nine in ten within {number(wide[1])}.",
+            f"The target is private: both axes of both plots are in {STANDARD}." if units else "",
         ),
         grid(
             figure(

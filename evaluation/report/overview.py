@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shoal.cluster.sharding.names import plural
 from shoal.evaluation.metrics import Metric
 from shoal.evaluation.report.baseline import WORDS, baselines
 from shoal.evaluation.report.facts import ReportFacts
@@ -40,11 +41,11 @@ def headline(facts: ReportFacts) -> Html:
         return paragraph("No rows were held out: there is no score to report.", css="warning")
     without = baselines(metrics, facts.manifest, facts.parts[part], facts.threshold)
     first, entry = metrics[0], facts.metrics[part][metrics[0].name]
-    rows = count(len(facts.parts[part].y))
+    n = len(facts.parts[part].y)
     who = (
-        f"On {rows} test rows, which took no part in training or in any choice,"
+        f"On {plural(n, 'test row')}, which took no part in training or in any choice,"
         if part == "test"
-        else f"On {rows} validation rows, which also steered the training (so this flatters the model),"
+        else f"On {plural(n, 'validation row')}, which also steered the training (so this flatters the model),"
     )
     value = number(entry["value"], first.limits)
     if entry["value"] is None:
@@ -75,7 +76,7 @@ def warnings(facts: ReportFacts) -> Html:
         name, rows = min(counts.items(), key=lambda item: item[1])
         if rows < FEW:
             found.append(
-                f"Only {rows} {facts.judged} row{'s' if rows != 1 else ''} of {name}: intervals of so few are rough."
+                f"Only {plural(rows, f'{facts.judged} row')} of {name}: intervals of so few are rough."
             )
     if facts.config.get("data", {}).get("group"):
         found.append(
@@ -105,7 +106,7 @@ def _compared(facts: ReportFacts, metric: Metric, without: float | None) -> Html
         all_rows = sum(counts)
         rate = (
             f"The base rate is {share(counts[1], all_rows)}: "
-            f"{count(counts[1])} of {count(all_rows)} rows are {facts.class_names[1]}."
+            f"{count(counts[1])} of {plural(all_rows, 'row')} {'is' if counts[1] == 1 else 'are'} {facts.class_names[1]}."
         )
     low, high = entry["low"], entry["high"]
     reference = f"Without a model, {WORDS[facts.target.task]}, it would be {number(without, metric.limits)}"

@@ -4,9 +4,10 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from shoal.cluster.components import Imported
@@ -25,6 +26,7 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "evaluation.threshold": None,
 }
 
+_NO_SECTION = ("model_type", "model_attributes_type")
 _MEMBERS = ("literal[", "dict[", "function-after[")  # how pydantic's location names members of a union
 
 
@@ -74,8 +76,11 @@ def check_written(document: Document, experiment: Any, root: Slot) -> None:
         raise ConfigError("\n".join(lines))
 
 
-def unknown_key(path: KeyPath, slot: Slot) -> str:
-    """Say that the last key of `path` is not one of `slot`, with the nearest name and the allowed ones."""
+def unknown_key(path: KeyPath, slot: Slot, below: Sequence[str] = ()) -> str:
+    """Say that the last key of `path` is not one of `slot`, with the nearest name and the allowed ones.
+
+    `below` are keys that were meant to follow.
+    """
     key, plain = str(path[-1]), _without_components(path)
     if plain in RESERVED and RESERVED[plain] is None:
         return f"{dotted(path)} is not supported yet in this version; leave it out"
@@ -83,7 +88,7 @@ def unknown_key(path: KeyPath, slot: Slot) -> str:
         return f"{plain.rpartition('.')[0]}: {key} is not supported yet in this version"
     if there := _of_another_component(key, path):
         return f"{dotted(path)} is not a key; it belongs to {there}; {_allowed(slot)}"
-    guess = nearest(key, slot.keys) or _elsewhere(key, plain)
+    guess = (_elsewhere(below[-1]) if below else None) or _elsewhere(key) or nearest(key, slot.keys)
     return (
         f"{dotted(path) or 'an empty name'} is not a key; "
         + (f"did you mean {guess}? " if guess else "")
@@ -99,16 +104,26 @@ def _of_another_component(key: str, path: KeyPath) -> str:
     """Name the components of the same place that have `key`; empty where none has."""
     from shoal.experiment import ROOT
 
-    choice = _slot(path[:-2], ROOT).choice if len(path) > 1 else None
-    names = [name for name, cls in choice.registry.items() if key in cls.model_fields] if choice else []
+    names = _components_with(key, _slot(path[:-2], ROOT)) if len(path) > 1 else []
     return " or ".join(f"{dotted(path[:-2])}.{name}" for name in names)
 
 
-def _elsewhere(key: str, plain: str) -> str | None:
-    """Where else `key` is one; not where another component of the same place has it."""
+def _components_with(key: str, slot: Slot) -> list[str]:
+    """Name the components that may be chosen in `slot` and have `key`."""
+    registry = slot.choice.registry if slot.choice is not None else {}
+    return [name for name, cls in registry.items() if key in cls.model_fields]
+
+
+def _elsewhere(key: str) -> str | None:
+    """Where `key` is one, with the name of the component where only one has it."""
     from shoal.experiment import ROOT
 
-    return next((k for k in all_keys(ROOT) if k.rsplit(".", 1)[-1] == key and k != plain), None)
+    place = next((k for k in all_keys(ROOT) if k.rsplit(".", 1)[-1] == key), None)
+    if place is None:
+        return None
+    parent = place.rpartition(".")[0]
+    names = _components_with(key, _slot(tuple(parent.split(".")), ROOT)) if parent else []
+    return f"{parent}.{names[0]}.{key}" if len(names) == 1 else place
 
 
 def _without_components(path: KeyPath) -> str:
@@ -184,16 +199,30 @@ def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
         o for e in group if e["type"] == "literal_error" for o in e["ctx"]["expected"].split("'")[1::2]
     ]
     guess = nearest(value, options) if isinstance(value, str) else None
+    keys = ""
+    if kind in _NO_SECTION and slot.model is not None:
+        keys, inside = f": {', '.join(slot.keys)}", _taking(value, slot.model)
+        guess = f"{name}.{inside[0]}" if len(inside) == 1 else None
     return (
         f"{name}: {describe(value)} is not allowed; "
         + (f"did you mean {guess}? " if guess else "")
-        + f"it must be {_join(group, slot)}"
+        + f"it must be {_join(group, slot)}{keys}"
         + (f" ({slot.description})" if slot.is_section and slot.description else "")
     )
 
 
 def _join(group: list[ErrorDetails], slot: Slot) -> str:
-    return ", or ".join(dict.fromkeys(must_be(details, slot.description) for details in group))
+    return ", or ".join(dict.fromkeys(must_be(details, slot.description, slot.bounds) for details in group))
+
+
+def _taking(value: Any, section: type[BaseModel]) -> list[str]:
+    """Name the keys of a section that would take a value by themselves."""
+    found = []
+    for key in section.model_fields:
+        with suppress(ValidationError):
+            section.model_validate({key: value})
+            found.append(key)
+    return found
 
 
 def _component(name: str, path: KeyPath, value: Any, slot: Slot) -> str:
@@ -202,13 +231,15 @@ def _component(name: str, path: KeyPath, value: Any, slot: Slot) -> str:
     if isinstance(value, Mapping) and len(value) > 1:
         return (
             f"{name} has {len(value)} keys ({', '.join(map(str, value))}); it takes one component, "
-            f"such as {{{names[0]}: {{…}}}}; allowed: {', '.join(names)}"
+            f"such as {{{next((n for n in value if n in names), names[0])}: {{…}}}}; allowed: {', '.join(names)}"
         )
     wanted = slot.choice.name_of(value)
     if wanted is None:
         return f"{name} is {describe(value)}; it takes a component's name; allowed: {', '.join(names)}"
     if wanted in (RESERVED.get(_without_components(path)) or ()):
         return f"{name}: {wanted} is not supported yet in this version; allowed: {', '.join(names)}"
+    if owners := _components_with(wanted, slot):
+        return f"{name}: {wanted} is a key of {' or '.join(owners)}; write {name}: {{{owners[0]}: {{{wanted}: …}}}}"
     guess = nearest(wanted, names)
     hint = f"did you mean {guess}? " if guess else ""
     return f"{name}: there is no {shown(wanted)}; {hint}allowed: {', '.join(names)}"

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -25,6 +25,7 @@ class Slot:
     is_list: bool = False
     default: Any = None
     description: str = ""
+    bounds: str = ""  # of a number that has two: "from 0 to 3"
 
     @property
     def keys(self) -> list[str]:
@@ -96,7 +97,7 @@ def all_keys(slot: Slot, prefix: str = "") -> Iterator[str]:
 def _of_field(info: FieldInfo) -> Slot:
     slot = _of(info.annotation, tuple(info.metadata))
     default = None if info.default is PydanticUndefined else info.default
-    return Slot(slot.model, slot.choice, slot.values, slot.is_list, default, info.description or "")
+    return replace(slot, default=default, description=info.description or "")
 
 
 def _of(annotation: Any, metadata: tuple[Any, ...]) -> Slot:
@@ -109,11 +110,23 @@ def _of(annotation: Any, metadata: tuple[Any, ...]) -> Slot:
         return _of(inner, tuple(more))
     if origin in (Union, types.UnionType):
         found = [_of(member, ()) for member in get_args(annotation)]
-        return next((s for s in found if s.model or s.choice or s.values is not None), Slot())
+        return next((s for s in found if s.model or s.choice or s.values is not None or s.bounds), Slot())
     if origin in (dict, Mapping):
         return Slot(values=get_args(annotation)[1])
     if origin in (tuple, list):
         return Slot(values=get_args(annotation)[0], is_list=True)
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return Slot(model=annotation)
-    return Slot()
+    return Slot(bounds=_bounds(metadata))
+
+
+def _bounds(metadata: tuple[Any, ...]) -> str:
+    """Say between what a number must lie; empty where it is bounded on one side, or on none."""
+    found: dict[str, Any] = {}
+    for item in metadata:
+        for bound in getattr(item, "metadata", (item,)):  # a Field within Annotated holds them
+            found |= {key: getattr(bound, key) for key in ("ge", "gt", "le", "lt") if hasattr(bound, key)}
+    if found.keys() == {"ge", "le"}:
+        return f"from {found['ge']} to {found['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " and ".join(f"{words[key]} {value}" for key, value in found.items()) if len(found) == 2 else ""

@@ -36,7 +36,7 @@ def _write(document: Document, keys: list[str], value: Any, slot: Slot, place: s
     for i, key in enumerate(keys):
         child = slot.child(key)
         if child is None:
-            raise ConfigError(f"{place}: {unknown_key((*path, key), slot)}")
+            raise ConfigError(f"{place}: {unknown_key((*path, key), slot, keys[i + 1 :])}")
         path = (*path, key)
         if i == len(keys) - 1:
             node[key] = value

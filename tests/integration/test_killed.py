@@ -56,8 +56,12 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return load_file(run / "model" / "model.safetensors")
 
 
+def fit_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "provenance.json").read_text())["fit"]  # type: ignore[no-any-return]
+
+
 def resumed_from(run: Path) -> list[int]:
-    return json.loads((run / "provenance.json").read_text())["fit"]["resumed_from"]  # type: ignore[no-any-return]
+    return fit_of(run)["resumed_from"]  # type: ignore[no-any-return]
 
 
 def assert_equal(run: Path, whole: Path) -> None:
@@ -98,6 +102,9 @@ def test_a_killed_driver(
     done = at - (2 if workers > 1 else 0)  # the proof of a group passes forward twice
     assert 0 < start < done, f"killed in step {done}"
     record_property("steps_repeated", done - start)
+    # The steps of the last moment are not known of.
+    assert 0 <= fit_of(run)["repeated"] <= done - start
+    assert not (run / "logs" / "steps.json").exists()
 
     assert main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     assert resumed_from(tmp_path / "whole") == []

@@ -171,6 +171,7 @@ def test_a_killed_worker_costs_the_steps_since_the_checkpoint_and_changes_nothin
     # Two forward passes of the proof come before the first step.
     assert 0 < resumed < at - 2, f"killed in step {at - 2}"
     record_property("steps_repeated", at - 2 - resumed)
+    assert 0 <= outcome.repeated <= at - 2 - resumed
     assert any("was lost; the group starts again" in text for text in listener.notices)
     whole = run(digits, tmp_path / "whole", "group", 2, model=killed, **settings)
     assert whole[0].resumed_from == ()

@@ -2,16 +2,20 @@
 
 import math
 import secrets
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal
 
+from shoal.cluster.errors import StorageError
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints.files import FOLDER, Checkpoint, Part, latest, write_part, written
 
 NONE_LEFT = "no checkpoint is left that can be used: training begins anew"
 
 Asked = Literal["", "checkpoint", "stop"]
+REACHED = "logs/steps.json"  # how far a fit came, so that steps which are done again are counted
+_PUT_SECONDS = 30.0  # between two puts of it to an object store, which take their time
 
 
 class Keeper:
@@ -23,6 +27,13 @@ class Keeper:
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that verifies, and what is wrong with newer ones."""
         return None, []
+
+    def reached(self) -> tuple[int, int]:
+        """Return a step to which the fit came before this start, and how many had been done again until then."""
+        return 0, 0
+
+    def note(self, position: int, repeated: int) -> None:
+        """Let the next start know what `reached` returns; called by worker 0 alone."""
 
     def name(self, position: int) -> str:
         """Return a new checkpoint's name, which worker 0 tells the others."""
@@ -63,10 +74,28 @@ class RunKeeper(Keeper):
         self._attempt = f"{FOLDER}/{secrets.token_hex(4)}"
         self._writer = ThreadPoolExecutor(1, "shoal-checkpoint")
         self._writing: Future[None] | None = None
+        self._noted = -math.inf
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
         """Return the newest checkpoint that verifies, and what is wrong with newer ones."""
         return latest(self.run)
+
+    def reached(self) -> tuple[int, int]:
+        """Return a step to which the fit came before this start, and how many had been done again until then."""
+        try:
+            found = (
+                self.run.read_json(REACHED) if self.run.exists(REACHED) else {"position": 0, "repeated": 0}
+            )
+            return int(found["position"]), int(found["repeated"])
+        except (StorageError, KeyError, TypeError, ValueError):  # only a count: a damaged one stops nothing
+            return 0, 0
+
+    def note(self, position: int, repeated: int) -> None:
+        """Let the next start know what `reached` returns; called by worker 0 alone."""
+        now = time.monotonic()
+        if self.run.is_local or now - self._noted >= _PUT_SECONDS:
+            self._noted = now
+            self.run.write_json(REACHED, {"position": position, "repeated": repeated})
 
     def save(self, part: Part, name: str, last: bool) -> None:
         """Write a copy of the part, then delete what is beyond `keep`; one at a time.

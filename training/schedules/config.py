@@ -3,7 +3,7 @@
 All of them multiply the optimiser's learning rate, so that it stays the one number to tune: their values are shares of it.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
@@ -22,6 +22,18 @@ class ScheduleConfig(Config):
     warmup: Annotated[int, Field(ge=0)] = Field(
         0, description="units in which the rate first rises linearly, at every step, to the optimiser's"
     )
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def _is_counted(cls, value: Any) -> Any:
+        if isinstance(value, float) and not value.is_integer():
+            unit = cls.model_fields["unit"]
+            examples = {"step": "warmup: 100 with unit: step", "epoch": "warmup: 1 with unit: epoch"}
+            fix = ", or ".join(examples[u] for u in get_args(unit.annotation))
+            raise ValueError(
+                f"a warm-up is no share but a whole number, of {unit.default}s where unit is left out: write {fix}"
+            )
+        return value
 
 
 class ByStep(ScheduleConfig):

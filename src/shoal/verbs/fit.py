@@ -14,6 +14,7 @@ from shoal.cluster.resources import Demand, Part, Shape, Totals, address_of, che
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.manifest import Manifest
+from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.dataset import ShardResult, shard
@@ -124,11 +125,9 @@ def _train(
     stages = Stages(reporter)
     with stages.stage("shard", "sharding"):
         data = shard(experiment, name=name, reporter=reporter)
-    if shape.max_workers > data.manifest.n_shards:
-        shape = shape.capped(data.manifest.n_shards)
-        reporter.notice(
-            f"the group grows to {data.manifest.n_shards} workers at most, one for each logical shard (data.shards)"
-        )
+    wanted, shape = shape, shape.within(data.manifest.n_shards)
+    if shape != wanted:
+        reporter.notice(capped(data.manifest.n_shards))
     task = data.manifest.schema_.target.task
     monitor = resolve_scoring(experiment.evaluation.scoring, task)[0]
     job = job_of(experiment, data, shape, run, monitor)
@@ -138,6 +137,11 @@ def _train(
         return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
     except StorageError as error:  # a disk that fills up under way is no wrong request
         raise RunError(str(error)) from error
+
+
+def capped(shards: int) -> str:
+    """Say that a group does not grow as far as was asked."""
+    return f"the group grows to {plural(shards, 'worker')} at most, one for each logical shard (data.shards)"
 
 
 def job_of(
@@ -207,6 +211,7 @@ def _finish(
     """Judge the predictions that the fit left, and write what a finished run has."""
     from shoal.evaluation.report import write_report
     from shoal.training.checkpoints.files import FOLDER
+    from shoal.training.checkpoints.keeper import REACHED
 
     manifest = data.manifest
     for notice in outcome.notices:
@@ -233,6 +238,7 @@ def _finish(
     run.write_json(PROVENANCE, provenance(stages, **seen))
     run.write_json("metrics.json", scores)  # last: it says that the run is complete
     run.delete(FOLDER)
+    run.delete(REACHED)
     reporter.done()
     return _result(run, manifest, scores, run.read_json(PROVENANCE))
 

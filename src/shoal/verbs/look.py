@@ -32,6 +32,7 @@ class Look:
     columns: tuple[Column, ...]
     dropped: dict[str, str]
     parts: dict[str, int]
+    shards: int
     split_kind: str
     class_rows: dict[str, int]
     notices: tuple[str, ...] = ()
@@ -45,7 +46,7 @@ class Look:
             "classes": {str(name): rows for name, rows in self.class_rows.items()},
             "columns": {c.name: {"type": c.type, "reason": c.reason} for c in self.columns},
             "dropped": self.dropped,
-            "split": {"kind": self.split_kind, "rows": self.parts},
+            "split": {"kind": self.split_kind, "rows": self.parts, "shards": self.shards},
             "notices": list(self.notices),
         }
 
@@ -80,6 +81,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         tuple(found.features.columns),
         {**excluded, **found.features.dropped},
         {name: found.plan.part(i).stop - found.plan.part(i).start for i, name in enumerate(SPLITS)},
+        found.plan.n_shards,
         found.split_kind,
         {} if private else _class_rows(found.labels, found.target),
         (*source.notices, *found.notices, *notices, *found.features.notices),
@@ -138,6 +140,7 @@ def check(
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
+    from shoal.verbs.fit import capped
     from shoal.verbs.writable import require_cache, require_writable
 
     experiment, _ = given(experiment)
@@ -152,6 +155,9 @@ def check(
         RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
     resolve_scoring(experiment.evaluation.scoring, found.target.task)
+    wanted, shape = shape, shape.within(found.shards)
+    if shape != wanted:
+        found = replace(found, notices=(*found.notices, capped(found.shards)))
     asked, rows = experiment.training.batch_size, found.parts["train"]
     if isinstance(asked, int) and asked > rows:
         large = f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"

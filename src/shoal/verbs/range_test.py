@@ -85,7 +85,7 @@ def find_learning_rate(
         stages = Stages(heard)
         with stages.stage("shard", "sharding"):
             data = shard(experiment, name=name, reporter=heard)
-        shape = shape.capped(data.manifest.n_shards) if shape.max_workers > data.manifest.n_shards else shape
+        shape = shape.within(data.manifest.n_shards)
         job = job_of(experiment, data, shape, run, monitor=None)
         job = job.of_losses_alone(_training(experiment.training, data.manifest.splits["train"].rows))
         demand += copies(experiment, data, shape)

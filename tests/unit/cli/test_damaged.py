@@ -153,3 +153,25 @@ def test_a_full_disk_ends_every_verb_with_1_and_no_wrong_advice(run, folder, tmp
     assert "free some space, or choose another place" in done.stderr
     assert "--out" not in done.stderr
     assert not (tmp_path / "p.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("non_finite", "left_out"), [("skip", "; 20 of 21 steps had been left out"), ("stop", "")]
+)
+def test_predictions_that_are_no_numbers_are_no_success(shoal, folder, non_finite, left_out):
+    out = folder / f"wild-{non_finite}"
+    wild = ["model=mlp", "training.optimizer={sgd: {learning_rate: 1e30}}"]
+    wild += [f"training.non_finite={non_finite}"]
+    if non_finite == "stop":  # the gradient of the only step is finite
+        wild += ["training.batch_size=full", "training.epochs=1"]
+    options = [argument for value in wild for argument in ("--set", value)]
+    done = shoal("train", folder / "small.yaml", *options, "--out", out)
+    assert done.code == 1
+    assert (
+        "30 of 30 validation predictions and 60 of 60 test predictions are no finite numbers"
+        f"{left_out}. Nothing of it is kept: lower training.optimizer.sgd.learning_rate or set training.clip_norm"
+    ) in done.err
+    assert {p.name for p in out.iterdir()} == {"config.yaml", "log.txt", "logs"}
+    assert shoal("train", folder / "small.yaml", "--quiet", "--out", out).code == 0, (
+        "the folder is free again"
+    )

@@ -91,6 +91,15 @@ def test_help_shows_the_options_that_matter(shoal, verb, absent):
     assert every - shown == set(absent)
 
 
+def test_python_m_shoal_is_the_same_command():
+    command = [sys.executable, "-m", "shoal"]
+    said = subprocess.run([*command, "--version"], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.startswith("shoal ")
+    wrong = subprocess.run([*command, "chekc"], capture_output=True, text=True, check=False, timeout=60)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("error: ")
+
+
 def test_version_and_schema(shoal):
     assert shoal("--version").out.startswith("shoal 0.")
     assert shoal("schema").out == shoal("schema", "--json").out

@@ -132,6 +132,44 @@ def test_path_and_target_are_enough(tmp_path):
             "cluster:\n  storage:\n    secret_key: x\n",
             "experiment.yaml:6: cluster.storage.secret_key is not a key",
         ),
+        (
+            "training: {zero_stage: 2}\n",
+            "training.zero_stage is not a key; did you mean training.strategy.deepspeed.zero_stage?",
+        ),
+        (
+            "training: {offload_optimizer: true}\n",
+            "did you mean training.strategy.deepspeed.offload_optimizer?",
+        ),
+        (
+            "training: {strategy: {zero_stage: 2}}\n",
+            "training.strategy: zero_stage is a key of deepspeed; write training.strategy: {deepspeed: {zero_stage: …}}",
+        ),
+        (
+            "training: {strategy: {deepspeed: {}, zero_stage: 2}}\n",
+            "it takes one component, such as {deepspeed: {…}}",
+        ),
+        (
+            "training: {strategy: {deepspeed: {zero_stage: 4}}}\n",
+            "training.strategy.deepspeed.zero_stage: 4 is not allowed; it must be from 0 to 3",
+        ),
+        (
+            "training: {optimizer: {adam: {betas: [0.9, 1.5]}}}\n",
+            "training.optimizer.adam.betas[1]: 1.5 is not allowed; it must be at least 0 and below 1",
+        ),
+        (
+            "training: {checkpoint: 10m}\n",
+            "training.checkpoint: '10m' is not allowed; did you mean training.checkpoint.every? it must be a section of "
+            "keys: every, keep",
+        ),
+        (
+            "training: {schedule: {cosine: {warmup: 0.1}}}\n",
+            "training.schedule.cosine.warmup: 0.1 is not allowed; a warm-up is no share but a whole number, of steps where "
+            "unit is left out: write warmup: 100 with unit: step, or warmup: 1 with unit: epoch",
+        ),
+        (
+            "training: {schedule: {reduce_on_plateau: {warmup: 0.5}}}\n",
+            "of epochs where unit is left out: write warmup: 1 with unit: epoch",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line_and_what_is_allowed(tmp_path, text, line):
@@ -233,6 +271,14 @@ def test_overrides_follow_the_rules_of_the_file(tmp_path):
         (
             "training.loss={cross_entropy: {class_weights: balance}}",
             "class_weights: 'balance' is not allowed; did you mean balanced? it must be balanced, or a section of names",
+        ),
+        (
+            "strategy.zero_stage=2",
+            "strategy is not a key; did you mean training.strategy.deepspeed.zero_stage? allowed: data, model",
+        ),
+        (
+            "training.checkpoint=10m",
+            "training.checkpoint: '10m' is not allowed; did you mean training.checkpoint.every?",
         ),
         ("tuning.trials=3", "tuning is not supported yet in this version"),
     ],

@@ -438,9 +438,26 @@ def test_values_that_are_long_are_cut(shoal, folder):
     assert len(shoal("check", folder / "long.yaml").err) < 400
 
 
+def test_check_says_how_far_a_group_grows(shoal, folder):
+    done = shoal("check", folder / "small.yaml", "--set", "cluster.num_workers=[1, 999999999999]")
+    assert done.code == 0
+    # 210 training rows: as many shards as shoal shard makes of them.
+    made = shoal("shard", folder / "small.yaml", "--json").json
+    shards = made["shards"]
+    assert (
+        f"the group grows to {shards} workers at most, one for each logical shard (data.shards)" in done.out
+    )
+    assert f"1 to {shards} workers, placed group" in done.out
+    one = ["--set", "cluster.num_workers=2", "--set", "data.shards=1"]
+    for verb in ("check", "train"):
+        refused = shoal(verb, folder / "small.yaml", *one)
+        assert refused.code == 2
+        assert "2 workers cannot share 1 logical shard: set cluster.num_workers to at most 1" in refused.err
+
+
 def test_what_turns_checkpoints_off_is_said(shoal, folder):
     done = shoal("check", folder / "small.yaml", "--set", "training.checkpoint=false")
-    assert "false is not allowed; it must be a section of keys (null writes none)" in done.err
+    assert "false is not allowed; it must be a section of keys: every, keep (null writes none)" in done.err
 
 
 def test_places_that_are_not_there_are_called_so(shoal, run, folder):

@@ -267,6 +267,25 @@ def test_a_closed_port_is_named() -> None:
 
 def test_a_group_is_capped_at_the_shards_there_are() -> None:
     pair = Shape(2, 1.0, 0.0, "group", max_workers=8)
-    assert pair.capped(4) == Shape(2, 1.0, 0.0, "group", max_workers=4)
-    assert pair.capped(16) == pair
-    assert not pair.capped(2).is_elastic
+    assert pair.within(4) == Shape(2, 1.0, 0.0, "group", max_workers=4)
+    assert pair.within(16) == pair
+    assert not pair.within(2).is_elastic
+    with pytest.raises(
+        ConfigError, match=r"2 workers cannot share 1 logical shard.*data\.shards to at least 2"
+    ):
+        pair.within(1)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "fix"),
+    [
+        (8, "Set cluster.num_workers: [1, 8], or cluster.num_workers: 8, or cluster.cpus_per_worker: 0.5"),
+        (1, "Set cluster.num_workers: 1, or cluster.cpus_per_worker: 0.1"),
+    ],
+)
+def test_who_asked_for_a_range_is_offered_one_that_fits(cpus: int, fix: str) -> None:
+    with pytest.raises(ResourceError) as raised:
+        check(Shape(9, 1.0, 0.0, "group", max_workers=12).demand, Totals(cpus))
+    assert str(raised.value).endswith(fix)
+    if "[1, 8]" in fix:
+        check(Shape(1, 1.0, 0.0, "group", max_workers=8).demand, Totals(cpus))

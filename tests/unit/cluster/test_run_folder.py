@@ -62,7 +62,7 @@ def test_the_same_experiment_on_another_cluster_is_the_same_run(run: RunFolder) 
 
 def test_a_tuple_is_a_list(run: RunFolder) -> None:
     for path in (("a.parquet",), ["a.parquet"]):
-        with run.claim(changed(data={"path": path})):
+        with run.claim(changed(data={"path": path, "target": ["y"]})):
             pass
 
 
@@ -94,15 +94,30 @@ def test_a_run_that_came_to_nothing_gives_its_folder_to_the_next_experiment(run:
         run.write_text("logs/worker-0.txt", "error\n")
     with run.claim(changed(seed=1)):
         assert run.config() == changed(seed=1)
+        assert not run.exists("logs"), "they are of the other experiment"
         run.write_text("checkpoints/1/state.json", "{}")
     with pytest.raises(ConfigError, match="another experiment"), run.claim(EXPERIMENT):
         pytest.fail("the block must not run")
 
 
-@pytest.mark.parametrize("text", ["", "name: site\n", "- a\n", "a: [", "data: {path: [a.parquet]}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "name: site\n",
+        "- a\n",
+        "a: [",
+        "data: {path: [a.parquet]}\n",
+        "data: train.csv\nseed: 1\n",
+        "data: {path: [a.parquet], target: [y]}\ncluster: {}\nseed: x\n",
+        "data: {path: a.csv, target: y}\ncluster: k8s\nseed: 1\n",
+    ],
+)
 def test_a_config_that_is_not_of_a_run_is_kept(run: RunFolder, text: str) -> None:
     run.write_text(CONFIG, text)
-    with pytest.raises(StorageError, match="not Shoal's: restore it, or use another folder") as raised:
+    with pytest.raises(
+        StorageError, match=r"not Shoal's, .* stays as it is: restore it, or use another"
+    ) as raised:
         run.claim(EXPERIMENT).__enter__()
     assert "--out" not in str(raised.value), "report and predict have no such option"
     assert "delete" not in str(raised.value)
@@ -117,7 +132,7 @@ def test_types_matter_to_the_difference() -> None:
 
 def test_credentials_are_not_stored_but_the_run_is_found_again(run: RunFolder) -> None:
     for secret in ("SECRET", "ROTATED"):
-        with run.claim(changed(data={"path": [f"s3://KEY:{secret}@bucket/x"]})):
+        with run.claim(changed(data={"path": [f"s3://KEY:{secret}@bucket/x"], "target": ["y"]})):
             pass
     assert "SECRET" not in run.read_bytes(CONFIG).decode()
     assert "SECRET" not in to_yaml({"p": "s3://KEY:SECRET@bucket/x"})
@@ -152,10 +167,11 @@ def test_a_claim_that_fails_releases_the_lease(run: RunFolder) -> None:
     assert run.list() == [CONFIG]
 
 
+HELD: dict[str, Any] = {"data": {"path": ["a"], "target": ["y"]}, "cluster": {}, "seed": 0}
 HOLD = """
 import sys, time
 from shoal.cluster.run_folder import RunFolder
-with RunFolder.open(sys.argv[1]).claim({"data": {}, "seed": 0}):
+with RunFolder.open(sys.argv[1]).claim({"data": {"path": ["a"], "target": ["y"]}, "cluster": {}, "seed": 0}):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -170,13 +186,13 @@ def test_a_live_driver_keeps_others_out_and_a_killed_one_is_taken_over(run: RunF
                 pytest.raises(
                     StorageError, match=rf"in use by process {other.pid} on {socket.gethostname()} \(since 20"
                 ),
-                run.claim({"data": {}, "seed": 0}),
+                run.claim(HELD),
             ):
                 pytest.fail("the block must not run")
         finally:
             other.kill()
     heard = Heard()
-    with run.claim({"data": {}, "seed": 0}, heard):
+    with run.claim(HELD, heard):
         pass
     assert len(heard.notices) == 1
     assert f"taking over from process {other.pid}" in heard.notices[0]
@@ -189,7 +205,7 @@ from shoal.cluster.run_folder import RunFolder
 print("ready", flush=True)
 sys.stdin.readline()
 try:
-    with RunFolder.open(sys.argv[1]).claim({"data": {}, "seed": 0}):
+    with RunFolder.open(sys.argv[1]).claim({"data": {"path": ["a"], "target": ["y"]}, "cluster": {}, "seed": 0}):
         print("won", flush=True)
         sys.stdin.read()
 except StorageError:
@@ -203,7 +219,7 @@ def test_of_several_drivers_at_once_one_wins(run: RunFolder, stale: bool) -> Non
         run.write_json(
             LEASE, {"host": socket.gethostname(), "pid": 2**22 + 1, "process_start": "1", "token": "x"}
         )
-        run.write_text(CONFIG, "data: {}\nseed: 0\n")
+        run.write_text(CONFIG, to_yaml(HELD))
     command = [sys.executable, "-c", RACE, run.uri]
     drivers = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(3)

@@ -4,6 +4,7 @@ import pickle
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,8 @@ import pytest
 from pyarrow import fs
 
 from shoal.cluster.config import StorageConfig
-from shoal.cluster.errors import StorageError
-from shoal.cluster.filesystems import _fix, locate
+from shoal.cluster.errors import FullError, StorageError
+from shoal.cluster.filesystems import _fix, explained, locate
 from shoal.cluster.storage import Storage, copy, redact
 
 TABLE = pa.table({"a": [1, 2, 3], "b": ["x", None, "z"]})
@@ -136,8 +137,10 @@ def test_a_full_disk_is_named_and_the_old_file_stays(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
-    assert f"cannot write {tmp_path}/f: " in done.stdout
-    assert "free some space, or choose another place 1\n" in done.stdout
+    assert done.stdout == (
+        f"cannot write {tmp_path}/f: the limit of a file's size is reached (it takes 1.0 MiB); free some space, or choose "
+        "another place 1\n"
+    )
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("f", b"old")]
 
 
@@ -147,6 +150,33 @@ def test_no_space_has_the_same_message() -> None:
         sink.write(b"x" * 100_000)
     assert raised.value.errno == errno.ENOSPC
     assert "free some space" in _fix(raised.value, "/x")
+
+
+@pytest.mark.parametrize(
+    ("where", "size", "said"),
+    [
+        ("/x/f", 2**20, "no space is left there (it takes 1.0 MiB, 0.5 GiB are free)"),
+        ("/x/f", None, "no space is left there (0.5 GiB are free)"),
+        ("s3://b/f", 2000, "no space is left there (it takes 2.0 KiB)"),
+    ],
+)
+def test_a_full_disk_is_told_in_our_words(
+    monkeypatch: pytest.MonkeyPatch, where: str, size: int | None, said: str
+) -> None:
+    monkeypatch.setattr("shoal.cluster.filesystems.free_disk", lambda _: 2**29)
+    with pytest.raises(FullError) as raised, explained("write", where, size=size):
+        raise OSError(errno.ENOSPC, "Error writing bytes to file. Detail: [errno 28] No space left on device")
+    assert str(raised.value) == f"cannot write {where}: {said}; free some space, or choose another place"
+
+
+def test_a_full_disk_of_what_waits_for_its_upload_is_named() -> None:
+    storage = Storage.open("memory://bucket/folder")
+    with (
+        pytest.raises(FullError, match=f"cannot write {tempfile.gettempdir()}: no space is left there"),
+        storage.write_stream("f"),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not storage.exists("f")
 
 
 @pytest.mark.parametrize("folder", ["file/inside", "/proc/none/x"])

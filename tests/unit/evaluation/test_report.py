@@ -19,6 +19,13 @@ from shoal.evaluation.report import collect, render, write_report
 from shoal.evaluation.report.markup import interval, number
 from shoal.evaluation.report.plots import _VARIABLES
 
+CONFIG = """\
+data: {{path: a.parquet, target: y{more}}}
+training: {{epochs: 3}}
+evaluation: {{confidence: 0.9}}
+cluster: {{}}
+seed: 0
+"""
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "br", "wbr", "path", "use", "rect"}
 TARGETS = {
@@ -117,9 +124,7 @@ def _run(path: Path, task: str, history: bool = True, provenance: bool = True) -
     run = RunFolder.open(str(path / "my run"))
     parts = [_predictions(task, 120, "test", 0), _predictions(task, 60, "validation", 1)]
     run.write_table("predictions.parquet", pa.concat_tables(parts))
-    run.write_text(
-        "config.yaml", "data: {target: y}\ntraining: {epochs: 3}\nevaluation: {confidence: 0.9}\nseed: 0\n"
-    )
+    run.write_text("config.yaml", CONFIG.format(more=""))
     if history:
         first = resolve_scoring("auto", task)[0].name
         run.write_table("history.parquet", _history(first))
@@ -255,7 +260,7 @@ def test_private_names_are_said_and_private_classes_are_not(tmp_path: Path) -> N
 
 def test_groups_are_warned_of_and_provenance_can_be_passed(tmp_path: Path) -> None:
     run = _run(tmp_path, "regression", provenance=False)
-    run.write_text("config.yaml", "data: {target: y, group: shop}\nseed: 0\n")
+    run.write_text("config.yaml", CONFIG.format(more=", group: shop"))
     manifest = _manifest("regression", {"train": 400, "validation": 60, "test": 120})
     page = render(collect(run, manifest, _scores(run, "regression"), {"seed": 12345}))
     assert "Rows share groups (shop)" in page
@@ -330,3 +335,53 @@ def test_scores_that_are_no_numbers_make_no_curves_and_no_noise(tmp_path: Path, 
     write_report(run, _manifest(task, {"train": 300, "validation": 60, "test": 120}), _scores(run, task))
     page = run.read_bytes("report.html").decode()
     assert ("Scores of the test rows are NaN or infinite" in page) == (task != "regression")
+
+
+def _affine(folder: Path, factor: float, shift: float, private: bool) -> str:
+    """Render the report of numbers times a factor plus a shift, both powers of two: exact in floating point."""
+    run = _run(folder, "regression", provenance=False)
+    table = run.read_table("predictions.parquet")
+    for name in ("label", "prediction"):
+        values = np.round(table[name].to_numpy() * 256) / 256 * factor + shift
+        table = table.set_column(table.column_names.index(name), name, pa.array(values))
+    run.write_table("predictions.parquet", table)
+    history = run.read_table("history.parquet")
+    steered = np.array([name == "rmse" for name in history["metric"].to_pylist()])
+    values = np.where(steered, history["value"].to_numpy() * factor, history["value"].to_numpy())
+    run.write_table("history.parquet", history.set_column(4, "value", pa.array(values)))
+    target = TARGETS["regression"]
+    target = target.model_copy(update={"center": 5.0 * factor + shift, "scale": 2.0 * factor})
+    rows = {"train": 400, "validation": 60, "test": 120}
+    manifest = _manifest(
+        "regression", rows, target=target, private=target.columns if private else ("customer",)
+    )
+    found = evaluate(table, target, resolve_scoring("auto", "regression"), confidence=0.9, replicates=100)
+    return render(collect(run, manifest, found, {"fit": {"best": 0.9 * factor}}))
+
+
+def test_a_private_number_leaves_no_trace_of_its_units(tmp_path: Path) -> None:
+    """What a report shows of it does not depend on where it begins and how it is measured."""
+    kept = _affine(tmp_path / "a", 1.0, 0.0, private=True)
+    assert kept == _affine(tmp_path / "b", 1024.0, 2.0**20, private=True)
+    assert "in standard deviations of the target from its mean" in kept
+    assert "the target&#x27;s units" not in kept
+    shown = _affine(tmp_path / "a", 1.0, 0.0, private=False)
+    assert shown != _affine(tmp_path / "b", 1024.0, 2.0**20, private=False)
+    assert "standard deviations of" not in shown
+    assert "the target&#x27;s units" in shown
+
+
+def test_one_row_is_no_plural(tmp_path: Path) -> None:
+    run = _run(tmp_path, "binary")
+    table = run.read_table("predictions.parquet")
+    events = [i for i in range(120) if table["label"][i].as_py() == EVIL]
+    run.write_table("predictions.parquet", table.take(events[:1]))
+    manifest = _manifest("binary", {"train": 1, "test": 1}).model_copy(
+        update={"rows_read": 1, "left_out": {"no label": 1}, "sources": ("a.parquet",)}
+    )
+    page = render(collect(run, manifest, _scores(run, "binary")))
+    said = " ".join(_checked(page).words)
+    assert "On 1 test row, which" in said
+    assert "1 row read from 1 file, " in said
+    assert "1 row: no label" in said
+    assert re.search(r"\b1 (rows|files|numbers|codes)\b", said) is None

@@ -56,6 +56,11 @@ def test_a_refused_fit_writes_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cell_of_the_page_does_not_contradict_itself() -> None:
+    assert "| `adam` | everywhere | everywhere | everywhere | on GPUs alone |" in page()
+    assert "| `adam` | group | refused | group | group, on GPUs alone |" in page()
+
+
 def test_the_page_is_of_this_table() -> None:
     written = Path(__file__).parents[3] / "docs" / "allowed.md"
     assert written.read_text() == page(), "run make docs"

@@ -297,3 +297,17 @@ def test_a_search_from_no_number_stops_the_run_or_is_left_out(name: str) -> None
         fit(dataset, optimizer=name, batch_size="full")[0].run()
     outcome = fit(dataset, optimizer=name, batch_size=50, non_finite="skip")[0].run()
     assert outcome.skipped == 3  # one step an epoch has the row
+
+
+def test_a_fit_of_few_steps_is_said_to_be_hardly_trained() -> None:
+    loop, _ = fit(
+        make_dataset("binary", rows=203),
+        optimizer={"sgd": {"learning_rate": 1e30}},
+        precision="fp32",
+        non_finite="skip",
+    )
+    (notice,) = loop.run().notices
+    assert notice.startswith("14 of 15 steps were left out")
+    assert notice.endswith(
+        "the model is hardly trained: lower training.optimizer.sgd.learning_rate or set training.clip_norm"
+    )

@@ -18,7 +18,7 @@ from shoal.cluster.progress import Silent
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints import lookout
 from shoal.training.checkpoints.files import latest, written
-from shoal.training.checkpoints.keeper import Keeper, RunKeeper, prune
+from shoal.training.checkpoints.keeper import REACHED, Keeper, RunKeeper, prune
 from shoal.training.config import MLPConfig, TrainingConfig
 from shoal.training.loop import Loop
 from shoal.training.losses.build import Loss
@@ -122,9 +122,51 @@ def test_a_fit_may_be_stopped_again_and_again(tmp_path: Path) -> None:
         with pytest.raises(StoppedError):
             loop(stops_after(run, 3), optimizer="adamw").run()
     again = loop(RunKeeper(run, 1e9, 2))
-    assert again.run().resumed_from == (3, 6, 9, 12, 15, 18)
+    outcome = again.run()
+    assert outcome.resumed_from == (3, 6, 9, 12, 15, 18)
+    assert outcome.repeated == 0, "each stop wrote a checkpoint"
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(again)[name], tensor), name
+
+
+class Killed(BaseException):
+    """What a SIGKILL is to a loop: nothing after it is done."""
+
+
+def killed_after(run: Storage, looks: int, saved: int) -> RunKeeper:
+    """Asks for a checkpoint at one look, which there is one of after each step, and dies in a later one."""
+    counted = iter(range(1, looks + 1))
+
+    def asked() -> Any:
+        look = next(counted)
+        if look == looks:
+            raise Killed
+        return "checkpoint" if look == saved else ""
+
+    return RunKeeper(run, 1e9, 2, asked)
+
+
+def test_steps_that_are_done_again_are_counted_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shoal.training.loop.ADVANCE_SECONDS", -1.0)  # after every step
+    run = Storage.open(str(tmp_path))
+    for looks, saved in ((12, 7), (5, 0), (3, 0)):  # to step 12, then twice from step 7: to 12 and to 10
+        with pytest.raises(Killed):
+            loop(killed_after(run, looks, saved)).run()
+    last = loop(RunKeeper(run, 1e9, 2))
+    outcome = last.run()
+    assert outcome.resumed_from == (7,)
+    assert outcome.repeated == 5 + 5 + 3
+    assert outcome.time.endswith("; at least 13 steps done again after a restart")
+    assert loop(RunKeeper(Storage.open(str(tmp_path / "other")), 1e9, 2)).run().repeated == 0
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"position": "x", "repeated": 0}'])
+def test_a_damaged_count_of_steps_stops_nothing(tmp_path: Path, text: str) -> None:
+    run = Storage.open(str(tmp_path))
+    run.write_text(REACHED, text)
+    assert loop(RunKeeper(run, 1e9, 2)).run().repeated == 0
 
 
 def test_a_damaged_checkpoint_is_left_out_for_the_one_before(tmp_path: Path) -> None:
