@@ -3,8 +3,9 @@
     python benchmarks/convergence.py DATA.parquet TARGET [--split-column NAME] [--plot FILE.png]
 
 The first is logistic regression with an L2 penalty on the training rows of a Parquet file, by Shoal's loop in fp64 with one
-thread; the second a quadratic of 200 unknowns with condition number 1e4. A pass is an epoch, or one evaluation of loss and
-gradient inside a line search. Each first-order optimiser runs at several learning rates, and its best one counts.
+thread, its optimum by scikit-learn's Newton-CG; the second a quadratic of 200 unknowns with condition number 1e4. A pass is
+one evaluation of loss and gradient over all rows, at once, in batches or inside a line search. First-order optimisers run at
+several learning rates; AdamW also with a cosine to 0 over several budgets of passes, and for each gap the best run counts.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix, hstack
+from sklearn.linear_model import LogisticRegression
 
 from shoal.cluster.progress import EpochRecord, Silent
 from shoal.cluster.sharding.config import DataConfig
@@ -25,14 +28,27 @@ from shoal.cluster.sharding.service import shard
 from shoal.cluster.storage import Storage
 from shoal.training.config import LinearConfig, TrainingConfig
 from shoal.training.loop import Loop
-from shoal.training.models import build_model
+from shoal.training.models import InputEncoder, build_model
 from shoal.training.optimizers.lbfgs import LBFGS
 from shoal.training.optimizers.nonlinear_cg import NonlinearCG
 from shoal.training.strategies.base import Strategy
 
 L2 = 1e-4
-GAPS = (1e-2, 3e-3, 1e-3, 1e-4)  # of the objective above its optimum, relative: where a fit counts as there
+GAPS = (
+    1e-2,
+    3e-3,
+    1e-3,
+    1e-4,
+    1e-5,
+    1e-6,
+)  # of the objective above its optimum, relative: where a fit counts as there
 PASSES = 100
+POINTS = 50  # of a curve, at most
+BUDGETS = {
+    1024: (30, 100, 300, 1000),
+    "full": (100, 300, 1000, 3000),
+}  # passes of AdamW's schedule, by batch size
+RATES: dict[int | str, tuple[float, ...]] = {1024: (1e-3, 3e-3, 1e-2), "full": (1e-2, 3e-2, 1e-1)}
 
 
 @dataclass
@@ -51,15 +67,17 @@ class Curve:
 
 
 class Watch(Silent):
-    """Computes the objective over all training rows after each epoch; its time is not the fit's."""
+    """Computes the objective over all training rows after every few epochs; its time is not the fit's."""
 
-    def __init__(self) -> None:
-        self.curve = Curve([], [], [])
+    def __init__(self, every: int) -> None:
+        self.curve, self.every = Curve([], [], []), every
         self.loop: Loop | None = None
 
     def epoch(self, record: EpochRecord) -> None:
         """Note where the fit is."""
         assert self.loop is not None
+        if record.epoch % self.every and not self.loop.stepper.searched:
+            return
         evaluations = sum(row[4] for row in self.loop.history.rows if row[3] == "evaluations")
         self.curve.passes.append(evaluations or float(record.epoch))
         self.curve.seconds.append(self.loop.train_seconds)
@@ -79,15 +97,36 @@ def objective(loop: Loop) -> float:
     return total / rows + L2 / 2 * sum(float(p.square().sum()) for p in weights)
 
 
+def optimum_of(dataset: ShardedDataset) -> float:
+    """Return the least objective, by scikit-learn's Newton-CG on one-hot columns."""
+    encoder = InputEncoder(dataset.schema, embedding=None)
+    parts = [dataset.shard("train", v) for v in range(dataset.n_shards)]
+    numeric = encoder.fill(torch.tensor(np.concatenate([p.numeric for p in parts])).double()).numpy()
+    codes, columns = np.concatenate([p.categorical for p in parts]), [csr_matrix(numeric)]
+    n = len(codes)
+    for i, column in enumerate(dataset.schema.categorical):
+        ones = (np.ones(n), (np.arange(n), codes[:, i]))
+        columns.append(csr_matrix(ones, shape=(n, column.cardinality)))
+    x, y = hstack(columns).tocsr(), np.concatenate([p.label for p in parts])
+    found = LogisticRegression(C=1 / (L2 * n), solver="newton-cg", tol=1e-9, max_iter=1000).fit(x, y)
+    margins = (2 * y - 1) * found.decision_function(x)
+    return float(np.logaddexp(0, -margins).mean() + L2 / 2 * (found.coef_**2).sum())
+
+
 def fit(
-    dataset: ShardedDataset, optimizer: dict[str, Any], batch_size: int | str, epochs: int = PASSES
+    dataset: ShardedDataset,
+    optimizer: dict[str, Any],
+    batch_size: int | str,
+    epochs: int = PASSES,
+    schedule: str = "constant",
 ) -> Curve:
     """Fit logistic regression and return how its objective fell."""
-    watch = Watch()
+    watch = Watch(max(1, epochs // POINTS))
     config = {
         "optimizer": optimizer,
         "batch_size": batch_size,
         "epochs": epochs,
+        "schedule": schedule,
         "l2": L2,
         "precision": "fp64",
     }
@@ -103,19 +142,38 @@ def best(curves: Sequence[tuple[str, Curve]], target: float) -> tuple[str, Curve
     return min(curves, key=lambda named: (named[1].passes_to(target), named[1].values[-1]))
 
 
+def adamw(dataset: ShardedDataset, batch_size: int | str) -> list[tuple[str, Curve]]:
+    """Fit with AdamW and a cosine over ever larger budgets; of the rates, those that came lowest go on to the next one."""
+    rates, found = RATES[batch_size], []
+    for budget in BUDGETS[batch_size]:
+        ends = {}
+        for rate in rates:
+            values = {"learning_rate": rate, "weight_decay": 0.0}
+            curve = fit(dataset, {"adamw": values}, batch_size, budget, "cosine")
+            name = f"adamw {rate:g}, batch {batch_size}, cosine over {budget:,}"
+            found.append((name, curve))
+            ends[rate] = curve.values[-1]
+            print(f"  {name}: ends at {curve.values[-1]:.9f} after {curve.seconds[-1]:.0f} s", flush=True)
+        rates = tuple(sorted(ends, key=lambda rate: ends[rate]))[: max(1, len(rates) - 1)]
+    return found
+
+
 def regressions(dataset: ShardedDataset) -> tuple[dict[str, Curve], float]:
     """Fit with each optimiser; return the curves and the optimum."""
-    search = {"max_iter": 5, "tolerance_grad": 1e-9, "tolerance_change": 1e-14}
-    optimum = min(fit(dataset, {"lbfgs": {**search, "max_iter": 500, "history_size": 50}}, "full", 5).values)
-    target, curves = optimum * (1 + GAPS[1]), {}
-    for name, rates in (("adamw", (1e-3, 1e-2)), ("sgd", (1e-2, 1e-1))):
-        found = []
-        for rate in rates:
-            values = {"learning_rate": rate} | ({"weight_decay": 0.0} if name == "adamw" else {})
-            found.append((f"{name} {rate:g}, batch 1024", fit(dataset, {name: values}, 1024)))
-        curves |= [best(found, target)]
-    curves["lbfgs"] = fit(dataset, {"lbfgs": search}, "full", 60)
-    curves["nonlinear_cg"] = fit(dataset, {"nonlinear_cg": search}, "full", 60)
+    search = {"max_iter": 10, "tolerance_grad": 1e-9, "tolerance_change": 1e-14}
+    optimum = optimum_of(dataset)
+    print(f"optimum {optimum:.12f}", flush=True)
+    curves = {
+        "lbfgs": fit(dataset, {"lbfgs": search}, "full", 60),
+        "lbfgs, history 50": fit(dataset, {"lbfgs": {**search, "history_size": 50}}, "full", 60),
+        "nonlinear_cg": fit(dataset, {"nonlinear_cg": search}, "full", 60),
+    }
+    show("logistic regression", curves, {f"{g:g} above": optimum * (1 + g) for g in GAPS}, optimum)
+    for batch_size in BUDGETS:
+        found = adamw(dataset, batch_size)
+        for gap in GAPS:
+            name, curve = best(found, optimum * (1 + gap))
+            curves[name] = curve
     return curves, optimum
 
 

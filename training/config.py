@@ -329,6 +329,16 @@ class TrainingConfig(Config):
     checkpoint: CheckpointConfig | None = Field(CheckpointConfig(), description="null writes none")
 
     @model_validator(mode="after")
+    def _patience_can_run(self) -> "TrainingConfig":
+        stopping = self.early_stopping
+        if stopping is not None and stopping.warmup >= self.epochs:
+            raise ValueError(
+                f"early_stopping.warmup: {stopping.warmup} leaves no epoch of epochs: {self.epochs} in which patience runs; use "
+                "a smaller one, or more epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _l1_of_groups_is_applied(self) -> "TrainingConfig":
         if self.l1 is None and any(group.l1 is not None for group in self.parameter_groups):
             raise ValueError(
