@@ -130,7 +130,8 @@ class SearchConfig(Config):
         1e-7, description="converged where no element of the gradient is above it"
     )
     tolerance_change: NonNegative = Field(
-        1e-9, description="converged where weights and objective change by less"
+        1e-14,
+        description="converged where the objective (lbfgs), or objective and weights (nonlinear_cg), change by less",
     )
 
 
