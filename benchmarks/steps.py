@@ -2,10 +2,10 @@
 
     python benchmarks/steps.py [--repeats 7]
 
-Both sides train the same module (32 numbers, ReLU layers, one logit) by the same fused Adam on the same rows in memory, with one
-thread; by hand: index a batch, forward, `BCEWithLogitsLoss`, backward, step. Shoal's side also plans the batches, checks that each
-gradient is finite, and keeps its history. They take turns, each of them first in every other one; printed are medians of the
-processor's milliseconds a step, which other programs disturb less than the clock's, and the median of the pairs' ratios.
+Both sides train the same module (32 numbers, ReLU layers, one logit) by the same fused Adam on the same rows in memory, with
+one thread; by hand: index a batch, forward, `BCEWithLogitsLoss`, backward, step. Shoal's side also plans the batches, checks that
+each gradient is finite, and keeps its history. They take turns, each of them first in every other one; printed are medians of
+the processor's milliseconds a step, which other programs disturb less than the clock's, and the median of the pairs' ratios.
 """
 
 import argparse

@@ -137,20 +137,19 @@ class BatchReader:
     def _gather(
         self, position: NDArray[np.int64], permutations: dict[int, NDArray[np.int64]], ahead: int = 0
     ) -> Batch:
-        shard_of, place_of = position % self.plan.n_shards, position // self.plan.n_shards
         example = next(iter(self.shards.values()))
-        n = len(position)
+        n, own = len(position), len(self.shards)
         numeric = np.empty((n, example.numeric.shape[1]), np.float32)
         categorical = np.empty((n, example.categorical.shape[1]), np.int32)
         label = np.empty((n, *example.label.shape[1:]), example.label.dtype)
-        for v, shard in self.shards.items():
-            here = np.flatnonzero(shard_of == v)
-            rows = permutations[v][(place_of[here] + ahead) % max(1, len(permutations[v]))]
-            numeric[here], categorical[here], label[here] = (
-                shard.numeric[rows],
-                shard.categorical[rows],
-                shard.label[rows],
-            )
+        for i in range(min(own, n)):  # positions go round this worker's shards, one place further each time
+            place, v = divmod(int(position[i]), self.plan.n_shards)
+            here, shard = slice(i, None, own), self.shards[v]
+            places = np.arange(place + ahead, place + ahead + len(label[here]))
+            rows = np.take(permutations[v], places, mode="wrap")
+            numeric[here] = np.take(shard.numeric, rows, axis=0)
+            categorical[here] = np.take(shard.categorical, rows, axis=0)
+            label[here] = np.take(shard.label, rows, axis=0)
         return Batch(
             torch.from_numpy(numeric),
             torch.from_numpy(categorical),

@@ -138,7 +138,9 @@ class SearchConfig(Config):
 class LBFGSConfig(SearchConfig):
     """L-BFGS with a strong-Wolfe line search (`torch.optim.LBFGS`; Liu and Nocedal 1989); wants batch_size: full."""
 
-    history_size: Annotated[int, Field(ge=1)] = Field(10, description="pairs of steps and gradients kept")
+    history_size: Annotated[int, Field(ge=1)] = Field(
+        50, description="pairs of steps and gradients kept, each twice the size of the weights"
+    )
 
 
 class NonlinearCGConfig(SearchConfig):
