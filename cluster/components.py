@@ -48,6 +48,21 @@ class Imported(Config):
         return found
 
 
+def load_imported(*sections: Config) -> None:
+    """Import the components of the user's own among the values of sections, so that one that is not there is found early.
+
+    Raises
+    ------
+    ConfigError
+        As `Imported.load`.
+    """
+    for section in sections:
+        for name in type(section).model_fields:
+            value = getattr(section, name)
+            if isinstance(value, Imported):
+                value.load()
+
+
 @dataclass(frozen=True, eq=False)  # hashed by identity, so that a field may be a choice or None
 class Choice:
     """Annotation of a field whose value is one of a registry's components.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoal.cluster.sharding.dataset import ShardRows
 from shoal.cluster.sharding.manifest import Schema
-from shoal.training.plan import EpochPlaces, EpochPlan, Index
+from shoal.training.plan import EpochPlaces, EpochPlan, Group, Index
 
 WINDOW_ROWS = 1 << 15  # rows gathered at once
 EVALUATION_ROWS = 4096  # rows of a forward pass without gradients
@@ -130,30 +130,27 @@ class BatchReader:
         for start in range(first_step, plan.steps_per_epoch, self.window):
             stop = min(start + self.window, plan.steps_per_epoch)
             position = plan.positions(epoch, start, stop, self.worker, self.workers)
-            rows = self._gather(position, *places.of(position))
+            rows = self._gather(position, places.groups(position))
             if self.partners:
                 assert isinstance(places, EpochPlaces)  # refused with other plans
-                rows = replace(rows, partner=self._gather(position, *places.of(position, 1)))
+                rows = replace(rows, partner=self._gather(position, places.groups(position, ahead=1)))
             for step in range(start, stop):
                 low, high = plan.bounds(step)
                 first, last = np.searchsorted(position, (low, high))
                 batch = rows.part(int(first), int(last))
                 yield replace(batch, global_rows=high - low)
 
-    def _gather(self, position: Index, shard_of: Index, row_of: Index) -> Batch:
+    def _gather(self, position: Index, groups: Iterator[Group]) -> Batch:
         example = next(iter(self.shards.values()))
         n = len(position)
         numeric = np.empty((n, example.numeric.shape[1]), np.float32)
         categorical = np.empty((n, example.categorical.shape[1]), np.int32)
         label = np.empty((n, *example.label.shape[1:]), example.label.dtype)
-        for v, shard in self.shards.items():
-            here = np.flatnonzero(shard_of == v)
-            rows = row_of[here]
-            numeric[here], categorical[here], label[here] = (
-                shard.numeric[rows],
-                shard.categorical[rows],
-                shard.label[rows],
-            )
+        for v, here, rows in groups:
+            shard = self.shards[v]
+            numeric[here] = np.take(shard.numeric, rows, axis=0)
+            categorical[here] = np.take(shard.categorical, rows, axis=0)
+            label[here] = np.take(shard.label, rows, axis=0)
         return Batch(
             torch.from_numpy(numeric),
             torch.from_numpy(categorical),

@@ -131,14 +131,17 @@ class SearchConfig(Config):
         1e-7, description="converged where no element of the gradient is above it"
     )
     tolerance_change: NonNegative = Field(
-        1e-9, description="converged where weights and objective change by less"
+        1e-14,
+        description="converged where the objective (lbfgs), or objective and weights (nonlinear_cg), change by less",
     )
 
 
 class LBFGSConfig(SearchConfig):
     """L-BFGS with a strong-Wolfe line search (`torch.optim.LBFGS`; Liu and Nocedal 1989); wants batch_size: full."""
 
-    history_size: Annotated[int, Field(ge=1)] = Field(10, description="pairs of steps and gradients kept")
+    history_size: Annotated[int, Field(ge=1)] = Field(
+        50, description="pairs of steps and gradients kept, each twice the size of the weights"
+    )
 
 
 class NonlinearCGConfig(SearchConfig):
@@ -329,6 +332,16 @@ class TrainingConfig(Config):
     )
     early_stopping: EarlyStoppingConfig | None = EarlyStoppingConfig()
     checkpoint: CheckpointConfig | None = Field(CheckpointConfig(), description="null writes none")
+
+    @model_validator(mode="after")
+    def _patience_can_run(self) -> "TrainingConfig":
+        stopping = self.early_stopping
+        if stopping is not None and stopping.warmup >= self.epochs:
+            raise ValueError(
+                f"early_stopping.warmup: {stopping.warmup} leaves no epoch of epochs: {self.epochs} in which patience runs; use "
+                "a smaller one, or more epochs"
+            )
+        return self
 
     @model_validator(mode="after")
     def _l1_of_groups_is_applied(self) -> "TrainingConfig":

@@ -290,6 +290,8 @@ def _wrong(error: ValidationError) -> str:
         return f"{name} is {shown(first['ctx']['tag'])}; allowed: {first['ctx']['expected_tags'].replace(chr(39), '')}"
     if kind == "union_tag_not_found":
         return f"{name} is {shown(first['input'])}; it takes a component's name, or {{name: {{…}}}}"
+    if kind == "value_error" and not name:  # of several parameters at once
+        return str(first["ctx"]["error"])
     if kind == "value_error":
         return f"{name} is {shown(first['input'])}; {first['ctx']['error']}"
     same = [

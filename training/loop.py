@@ -169,8 +169,9 @@ class Loop:
         if self.config.activation_checkpointing:
             recompute_activations(self.model)
         self.model.to(self.strategy.device, DTYPES[self.config.precision])
+        private = bool(set(target.columns) & set(self.dataset.schema.private))
         loss = build_loss(
-            self.config.loss, target, self.dataset.class_rows("train"), sum(rows), self.config.epochs
+            self.config.loss, target, self.dataset.class_rows("train"), sum(rows), self.config.epochs, private
         )
         self.target = answered(seen(target, self.dataset.class_rows("train"), shares), self.config.loss)
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
@@ -194,6 +195,7 @@ class Loop:
             greater_is_better=self.stopping.greater_is_better,
             learning_rate=getattr(optimizer, "learning_rate", 1.0),
         )
+        self.notices += self.schedule.notices
         self._factors: list[float] = []  # of the epoch's steps so far, where they differ
         self._scores: list[float] = []  # of all epochs, on the validation rows
         self.lookout = Lookout(self.strategy, self.keeper)

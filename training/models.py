@@ -196,6 +196,11 @@ def takes_types(body: nn.Module) -> bool:
 class OneHotWeights(nn.Embedding):
     """Weights of one-hot columns, looked up: unlike the embeddings of a deeper model, they are what a penalty is for."""
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Return ``[B, C, K]`` of codes ``[B, C]``."""
+        # The gradient of narrow rows is several times as fast as by an embedding's backward pass, and the same to the bit.
+        return torch.index_select(self.weight, 0, input.flatten()).view(*input.shape, -1)
+
 
 class Linear(nn.Module):
     """A weight a number and a weight a category: the same as linear regression on one-hot columns."""

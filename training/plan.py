@@ -8,7 +8,7 @@ are even to one row, every row is read once an epoch, and worker w of W takes th
 Shape legend: V shards, W workers, S steps an epoch, N rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -42,8 +42,15 @@ def generator(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
+# A shard, the positions of it among some, and their rows in it.
+Group = tuple[int, slice | Index, Index]
+
+
 class Places(Protocol):
     """Where the rows of an epoch's positions lie."""
+
+    def groups(self, positions: Index) -> Iterator[Group]:
+        """Return the rows of a worker's positions, all of a range of steps, shard by shard."""
 
     def of(self, positions: Index) -> tuple[Index, Index]:
         """Return shard and row in it of each position, int64."""
@@ -152,11 +159,19 @@ class EpochPlaces:
     plan: EpochPlan
     permutations: Mapping[int, Index]
 
-    def of(self, positions: Index, ahead: int = 0) -> tuple[Index, Index]:
-        """Return shard and row in it of each position, int64; or of the row that comes so much later in its shard."""
+    def of(self, positions: Index) -> tuple[Index, Index]:
+        """Return shard and row in it of each position, int64."""
         shard, place = positions % self.plan.n_shards, positions // self.plan.n_shards
         row = np.empty_like(place)
         for v, order in self.permutations.items():
             here = np.flatnonzero(shard == v)
-            row[here] = order[(place[here] + ahead) % max(1, len(order))]
+            row[here] = order[place[here]]
         return shard, row
+
+    def groups(self, positions: Index, ahead: int = 0) -> Iterator[Group]:
+        """Return the rows of a worker's positions in a range of steps; or those that come so much later in their shards."""
+        own, n = len(self.permutations), len(positions)
+        for i in range(min(own, n)):  # positions go round the worker's shards, one place further each time
+            place, v = divmod(int(positions[i]), self.plan.n_shards)
+            places = np.arange(place + ahead, place + ahead + len(range(i, n, own)))
+            yield v, slice(i, None, own), np.take(self.permutations[v], places, mode="wrap")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -239,7 +239,7 @@ class Stepper:
         self.draws.step, self.draws.rows = position, part.position
         lower = AUTOCAST.get(self.config.precision)
         other, share = part.partner, self._share(position)
-        with torch.autocast(self.strategy.device.type, lower, enabled=lower is not None):
+        with torch.autocast(self.strategy.device.type, lower) if lower is not None else nullcontext():
             if other is None:
                 logits = module(part.numeric, part.categorical)
             else:
@@ -274,6 +274,9 @@ class Stepper:
         # In step with the others, the number of parts must be known to all: none has more rows than the step.
         most = batch.global_rows if self.strategy.lockstep else len(batch)
         n = max(1, min(self.config.gradient_accumulation, most))
+        if n == 1 and len(batch):
+            yield batch, 1.0
+            return
         for start, stop in pairwise(np.linspace(0, len(batch), n + 1).astype(int)):
             if start < stop:
                 yield batch.part(int(start), int(stop)), 1.0

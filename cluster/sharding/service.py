@@ -257,15 +257,27 @@ def _blocks(
 
 def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
     """Fit the statistics on the training rows, and complete the schema."""
-    plan, features = decided.plan, decided.features
-    said_before = len(features.notices)
-    statistics = Statistics(features.columns)
+    plan = decided.plan
+    statistics = Statistics(decided.features.columns)
     for index, block in enumerate(blocks.blocks):
         last = min(block.last, plan.n_shards)
         if block.first >= last:
             continue
         base = plan.offsets[block.first]
         statistics.add(blocks.load(index), [int(o - base) for o in plan.offsets[block.first : last + 1]])
+    return complete(statistics, decided, data)
+
+
+def complete(statistics: Statistics, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
+    """Return the schema with the statistics of the training rows, and what to say aloud.
+
+    Raises
+    ------
+    DataError
+        If no column is left, or one's numbers cannot be standardised.
+    """
+    features = decided.features
+    said_before = len(features.notices)
     columns = []
     notices: list[str] = []
     for column in drop_constant(features.columns, statistics.constant, features):
@@ -274,7 +286,7 @@ def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, li
         notices += said
     target = decided.target
     if target.task == "regression":
-        of_train = decided.labels[plan.part(0)]
+        of_train = decided.labels[decided.plan.part(0)]
         target = target.model_copy(
             update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}
         )

@@ -90,7 +90,9 @@ class Loss:
         return float((found if found.dim() == 1 else found.mean(1)).sum(dtype=torch.float64))
 
 
-def build_loss(config: Config, target: Target, class_rows: Sequence[int], total: int, epochs: int) -> Loss:
+def build_loss(
+    config: Config, target: Target, class_rows: Sequence[int], total: int, epochs: int, private: bool = False
+) -> Loss:
     """Return the loss that a config names.
 
     Parameters
@@ -103,6 +105,8 @@ def build_loss(config: Config, target: Target, class_rows: Sequence[int], total:
         Training rows of each class, or with each of several labels; all training rows.
     epochs
         Of the fit.
+    private
+        Whether a message must not name the classes.
 
     Raises
     ------
@@ -121,11 +125,11 @@ def build_loss(config: Config, target: Target, class_rows: Sequence[int], total:
     if not isinstance(config, LossConfig):
         return Loss(partial(_number, config, target))
     rows = torch.tensor(class_rows, dtype=torch.int64)
-    values = _classes(config, target, rows)
+    values = _classes(config, target, rows, private)
     if config.class_weights is None:
         return Loss(values)
     first = int(config.reweight_from * epochs) if isinstance(config, LDAMConfig) else 0
-    return Loss(values, _weights(config, target, rows, total), first)
+    return Loss(values, _weights(config, target, rows, total, private), first)
 
 
 def answered(target: Target, config: Config) -> Target:
@@ -133,7 +137,7 @@ def answered(target: Target, config: Config) -> Target:
     return target.model_copy(update={"link": "log"}) if isinstance(config, PoissonConfig) else target
 
 
-def _classes(config: LossConfig, target: Target, rows: Tensor) -> Values:
+def _classes(config: LossConfig, target: Target, rows: Tensor, private: bool) -> Values:
     """Return the unweighted loss of classes; multi-label logits are taken element by element."""
     several = target.task == "multilabel"
     match config:
@@ -146,7 +150,7 @@ def _classes(config: LossConfig, target: Target, rows: Tensor) -> Values:
         case FocalConfig():
             base = classification.bce if several else classification.cross_entropy
             return lambda z, y: classification.focal(base(z, y), config.gamma)
-    _need_rows(config, target, rows)
+    _need_rows(config, target, rows, private)
     if isinstance(config, LDAMConfig):
         margins = classification.ldam_margins(rows, config.max_margin)
 
@@ -162,31 +166,34 @@ def _classes(config: LossConfig, target: Target, rows: Tensor) -> Values:
     )
 
 
-def _weights(config: LossConfig, target: Target, rows: Tensor, total: int) -> Callable[[Tensor], Tensor]:
+def _weights(
+    config: LossConfig, target: Target, rows: Tensor, total: int, private: bool
+) -> Callable[[Tensor], Tensor]:
     """Return the weight of each row by its class, or of each of several labels by whether a row has it."""
     assert config.class_weights is not None
     named = isinstance(config.class_weights, dict) and EFFECTIVE not in config.class_weights
     if target.task != "multilabel":
         if not named:
-            _need_rows(config, target, rows)
-        by_class = class_weights(config.class_weights, rows, target.classes)
+            _need_rows(config, target, rows, private)
+        by_class = class_weights(config.class_weights, rows, target.classes, private)
         return lambda y: by_class.to(y.device)[y]
     if named:
-        yes = class_weights(config.class_weights, rows, target.classes)
+        yes = class_weights(config.class_weights, rows, target.classes, private)
         no = torch.ones_like(yes)
     else:
-        _need_rows(config, target, torch.minimum(rows, total - rows))
+        _need_rows(config, target, torch.minimum(rows, total - rows), private)
         both = [class_weights(config.class_weights, torch.stack([total - n, n]), (False, True)) for n in rows]
         no, yes = torch.stack(both).unbind(1)
     return lambda y: torch.where(y.bool(), yes.to(y.device), no.to(y.device))
 
 
-def _need_rows(config: LossConfig, target: Target, rows: Tensor) -> None:
+def _need_rows(config: LossConfig, target: Target, rows: Tensor, private: bool) -> None:
     empty = [str(target.classes[i]) for i in np.flatnonzero(rows.numpy() == 0)]
     if empty:
+        which = f"{len(empty)} of them" if private else ", ".join(empty[:10])
         raise ConfigError(
             f"training.loss: {Choice(LOSSES).name_of(config)} needs training rows of every class, with and without it; there are "
-            f"none for {', '.join(empty[:10])}; use cross_entropy or weights by class, or give more rows"
+            f"none for {which}; use cross_entropy or weights by class, or give more rows"
         )
 
 

@@ -1,11 +1,14 @@
 """The losses of `training.loss`."""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from shoal.cluster.components import Choice
 from shoal.cluster.config import Config
+from shoal.cluster.wording import must_be, shown
 
 Weight = Annotated[float, Field(gt=0)]
 
@@ -18,23 +21,55 @@ class EffectiveNumberConfig(Config):
     )
 
 
-def _one_way(weights: Any) -> Any:
-    """Refuse weights by class and by number of rows at once."""
-    if isinstance(weights, dict):
-        wrong = {k for k, v in weights.items() if isinstance(v, EffectiveNumberConfig) != (k == EFFECTIVE)}
-        if wrong or (EFFECTIVE in weights and len(weights) > 1):
-            raise ValueError("give a number for each class, or effective_number alone with its beta")
+EFFECTIVE = "effective_number"
+
+
+def _readable(weights: Any) -> Any:
+    """Refuse a table that cannot be read, in words that pydantic has not for one of several ways to write it."""
+    if weights == EFFECTIVE:
+        return {EFFECTIVE: EffectiveNumberConfig()}
+    if not isinstance(weights, Mapping):
+        return weights
+    if not weights:
+        raise ValueError(
+            "it weighs no class; give {class: weight}, balanced or effective_number, or leave it out"
+        )
+    if EFFECTIVE in weights:
+        others = [str(name) for name in weights if name != EFFECTIVE]
+        if others:
+            raise ValueError(
+                f"{EFFECTIVE} weighs all classes, and {', '.join(others[:5])} {'is' if len(others) == 1 else 'are'} "
+                "there too; give one of the two"
+            )
+        return {EFFECTIVE: _effective_number(weights[EFFECTIVE])}
+    wrong = [f"{name} is {shown(weight)}" for name, weight in weights.items() if not _is_weight(weight)]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong[:5])}; a class's weight must be a number above 0, such as 2.5")
     return weights
 
 
-EFFECTIVE = "effective_number"
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _effective_number(value: Any) -> EffectiveNumberConfig:
+    try:
+        return EffectiveNumberConfig.model_validate({} if value is None else value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    name, fix = ".".join([EFFECTIVE, *map(str, first["loc"])]), "such as {effective_number: {beta: 0.999}}"
+    if first["type"] == "extra_forbidden":
+        raise ValueError(f"{name} is not a key; allowed: beta, {fix}")
+    raise ValueError(f"{name} is {shown(first['input'])}; it must be {must_be(first)}, {fix}")
+
+
 ClassWeights = Literal["balanced"] | dict[str | int | float | bool, Weight | EffectiveNumberConfig]
 
 
 class LossConfig(Config):
     """What all losses of classes share."""
 
-    class_weights: Annotated[ClassWeights | None, AfterValidator(_one_way)] = Field(
+    class_weights: Annotated[ClassWeights | None, BeforeValidator(_readable)] = Field(
         None,
         description="balanced, {effective_number: {beta: …}}, or {class: weight}, where a class not named weighs 1; of several "
         "labels, the weight of the rows that have the label",
@@ -78,6 +113,15 @@ class LDAMConfig(LossConfig):
         0.0,
         description="share of the epochs before class_weights begin (deferred re-weighting, their section 3.3)",
     )
+
+    @model_validator(mode="after")
+    def _reweights_by_something(self) -> "LDAMConfig":
+        if self.reweight_from and self.class_weights is None:
+            raise ValueError(
+                f"reweight_from: {self.reweight_from:g} says when class_weights begin, and there are none: give class_weights, "
+                "such as balanced, or leave reweight_from out"
+            )
+        return self
 
 
 class LogitAdjustedConfig(LossConfig):

@@ -11,7 +11,9 @@ from shoal.cluster.sharding.manifest import Scalar
 from shoal.training.losses.config import EFFECTIVE, ClassWeights, EffectiveNumberConfig
 
 
-def class_weights(config: ClassWeights, rows: Tensor, classes: Sequence[Scalar]) -> Tensor:
+def class_weights(
+    config: ClassWeights, rows: Tensor, classes: Sequence[Scalar], private: bool = False
+) -> Tensor:
     """Return the weight of each class.
 
     Parameters
@@ -24,6 +26,8 @@ def class_weights(config: ClassWeights, rows: Tensor, classes: Sequence[Scalar])
         int64 ``[K]``, training rows of each class, all above 0.
     classes
         Their names.
+    private
+        Whether a message must not name them.
 
     Returns
     -------
@@ -50,9 +54,10 @@ def class_weights(config: ClassWeights, rows: Tensor, classes: Sequence[Scalar])
     for name, weight in config.items():
         if str(name) not in names:
             near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.0)
+            known = f"the nearest is {near[0]!r}, and all are: {', '.join(list(names)[:20])}"
             raise ConfigError(
-                f"training.loss: class_weights name {name!r}, which is no class; the nearest is {near[0]!r}, and all are: "
-                f"{', '.join(list(names)[:20])}"
+                f"training.loss: class_weights name {name!r}, which is no class; "
+                f"{'the classes are private (data.private)' if private else known}"
             )
         assert isinstance(weight, float)
         weights[names[str(name)]] = weight

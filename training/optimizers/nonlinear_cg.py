@@ -10,16 +10,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.lbfgs import _strong_wolfe
 
-from shoal.training.optimizers.searching import Closure, Searched, bounded
+from shoal.training.optimizers.searching import Closure, Searched, bounded, change
 
 METHODS = ("polak_ribiere_plus", "hager_zhang", "fletcher_reeves")
 _SUFFICIENT, _CURVATURE = 1e-4, 0.1  # c1 and c2 of the Wolfe conditions; Nocedal and Wright, section 5.2
 _SEARCH = 20  # evaluations of one search
 _ORTHOGONAL = 0.1  # share of the last gradient in this one from which conjugacy is lost; their equation 5.52
 _LONGEST = 10.0  # times the last step: the first trial of a search
-_ROUNDING = (
-    1e-6  # share of the objective below which its changes are told by slopes; Hager and Zhang's epsilon
-)
 _ETA = 0.01  # Hager and Zhang, equation 1.6
 
 
@@ -65,7 +62,7 @@ class NonlinearCG(torch.optim.Optimizer):
         max_iter: int = 20,
         max_eval: int | None = None,
         tolerance_grad: float = 1e-7,
-        tolerance_change: float = 1e-9,
+        tolerance_change: float = 1e-14,
         restart: int | None = None,
     ) -> None:
         if method not in METHODS:
@@ -150,16 +147,10 @@ class NonlinearCG(torch.optim.Optimizer):
     def _along(
         self, evaluate: Closure, level: float, slope: Tensor, x: Tensor, t: float, d: Tensor
     ) -> tuple[float, Tensor]:
-        """Return how the objective changes from x, where it is ``level`` with ``slope``, to ``x + t d``; its gradient there.
-
-        Near an optimum the objective changes by less than its rounding error. There the change is told by the slopes at
-        both ends, which is exact for a quadratic and makes the search's test that of Hager and Zhang, equation 4.1.
-        """
+        """Return how the objective changes from x, where it is ``level`` with ``slope``, to ``x + t d``; its gradient there."""
         vector_to_parameters(x + t * d, self._all())
         loss, gradient = bounded(float(evaluate().detach()), self._gradient(), level)
-        if abs(loss - level) <= _ROUNDING * abs(level):
-            return float(t) * float(slope + gradient.dot(d)) / 2, gradient
-        return loss - level, gradient
+        return change(loss, level, float(t), float(slope), float(gradient.dot(d))), gradient
 
     def _direction(self, gradient: Tensor, state: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the next direction and the objective's slope along it; the steepest descent where conjugacy is lost."""

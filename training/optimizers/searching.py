@@ -25,6 +25,9 @@ REASONS = {
     "non_finite": "the objective or its gradient is no finite number",
 }
 CONVERGED = ("gradient", "change", "line_search")
+_ROUNDING = (
+    1e-6  # share of the objective below which its changes are told by slopes; Hager and Zhang's epsilon
+)
 _FAR = 1e10  # times the objective before: an objective that is no number counts as this much, and is stepped back from
 
 
@@ -64,3 +67,15 @@ def bounded(loss: float, gradient: Tensor, start: float) -> tuple[float, Tensor]
     if math.isfinite(loss) and bool(torch.isfinite(gradient).all()):
         return loss, gradient
     return start + _FAR * max(1.0, abs(start)), torch.zeros_like(gradient)
+
+
+def change(loss: float, level: float, t: float, slope: float, there: float) -> float:
+    """Return how much an objective changes along a line, from ``level`` with ``slope`` to ``loss`` with slope ``there`` at t.
+
+    Near an optimum the objective changes by less than its rounding error. There the change is told by the slopes at
+    both ends, which is exact for a quadratic and makes a search's test that of Hager and Zhang (2005), "A new conjugate
+    gradient method with guaranteed descent and an efficient line search", equation 4.1.
+    """
+    if abs(loss - level) <= _ROUNDING * abs(level):
+        return t * (slope + there) / 2
+    return loss - level

@@ -9,7 +9,7 @@ Nothing here depends on the number of workers but which of the rows are whose.
 Shape legend: V shards, K classes, S steps an epoch, N rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.dataset import ShardRows
-from shoal.training.plan import EpochPlan, Index, generator
+from shoal.training.plan import EpochPlan, Group, Index, generator
 
 _STEPS, _SHARDS, _ROWS = 3, 4, 5  # first words of spawn keys: what a draw is for
 
@@ -128,15 +128,20 @@ class ClassPlaces:
         classes = range(len(plan.totals))
         self._rows = {(v, c): np.flatnonzero(s.label == c) for v, s in shards.items() for c in classes}
 
-    def of(self, positions: Index) -> tuple[Index, Index]:
-        """Return shard and row in it of each position, int64."""
+    def groups(self, positions: Index) -> Iterator[Group]:
+        """Return the rows of positions, shard by shard."""
         code, cycle, shard, depth = self.plan.streams(self.epoch, positions)
-        row = np.empty_like(depth)
         for v, c, k in np.unique(np.stack([shard, code, cycle], axis=1), axis=0).tolist():
             here = np.flatnonzero((shard == v) & (code == c) & (cycle == k))
             rows = self._rows[v, c]
             order = generator(self.plan.seed, _ROWS, c, k, v).permutation(len(rows))
-            row[here] = rows[order[depth[here]]]
+            yield v, here, rows[order[depth[here]]]
+
+    def of(self, positions: Index) -> tuple[Index, Index]:
+        """Return shard and row in it of each position, int64."""
+        shard, row = np.empty_like(positions), np.empty_like(positions)
+        for v, here, rows in self.groups(positions):
+            shard[here], row[here] = v, rows
         return shard, row
 
 

@@ -137,6 +137,15 @@ class OneCycleConfig(ByStep):
             raise ValueError(f"one_cycle rises by itself: use pct_start in place of warmup: {self.warmup}")
         return self
 
+    @model_validator(mode="after")
+    def _momentum_falls_first(self) -> "OneCycleConfig":
+        if self.base_momentum > self.max_momentum:
+            raise ValueError(
+                f"base_momentum: {self.base_momentum:g} is above max_momentum: {self.max_momentum:g}, and the momentum goes from "
+                "max to base and back; give base_momentum the smaller one"
+            )
+        return self
+
 
 class PlateauConfig(ScheduleConfig):
     """Times factor where the validation score stops improving (`ReduceLROnPlateau`); counts in epochs.

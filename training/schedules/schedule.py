@@ -53,8 +53,13 @@ class Schedule:
     Raises
     ------
     ConfigError
-        If the warm-up takes the whole fit, momentum is to be cycled where there is none, or the user's factory makes no
-        scheduler.
+        If the warm-up takes the whole fit, a milestone is beyond it, momentum is to be cycled where there is none, or the
+        user's factory makes no scheduler.
+
+    Attributes
+    ----------
+    notices
+        What the schedule would do and this fit is too short for.
     """
 
     def __init__(
@@ -81,6 +86,9 @@ class Schedule:
         self.cycles_momentum = isinstance(config, OneCycleConfig) and _cycles(config, momentum)
         self._dummy = torch.optim.SGD([torch.zeros(1)], lr=self._base, momentum=0.9)
         units = (total - self._warmup) // self._unit
+        self.notices = _idle(
+            config, (total - self._warmup - 1) // self._unit, "epoch" if by_epoch else "step"
+        )
         self._scheduler: Any = None
         if isinstance(config, Imported):
             self._scheduler = _users(config, self._dummy, total, steps_per_epoch)
@@ -116,6 +124,33 @@ class Schedule:
                 self._scores = epoch + 1
                 if not math.isnan(score) and (epoch + 1) * self._per_epoch > self._warmup:
                     self._scheduler.step(score)
+
+
+def _idle(config: Config, last: int, unit: str) -> list[str]:
+    """Refuse milestones that this fit does not reach, and say of a schedule that it changes nothing.
+
+    Parameters
+    ----------
+    last
+        Units after the warm-up that are over when the last step is taken.
+    """
+    fit = f"this fit lasts {last + 1:,} {unit}s, warm-up aside"
+    if isinstance(config, MultiStepConfig) and config.milestones[-1] > last:
+        beyond = ", ".join(f"{m:,}" for m in config.milestones if m > last)
+        raise ConfigError(
+            f"training.schedule.multi_step.milestones: {beyond} would never be reached: {fit}; use smaller ones, leave them out, "
+            "or train longer (training.epochs)"
+        )
+    least = None
+    if isinstance(config, StepConfig):
+        least, key = config.step_size, "step.step_size"
+    elif isinstance(config, PlateauConfig):  # the best epoch, those without improvement, and one to act in
+        least, key = config.patience + 2, "reduce_on_plateau.patience"
+    if least is None or least <= last:
+        return []
+    return [
+        f"training.schedule.{key} is so long that the learning rate stays as it is: {fit}; use a smaller one"
+    ]
 
 
 def _cycles(config: OneCycleConfig, momentum: bool) -> bool:

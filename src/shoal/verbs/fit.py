@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.cluster.components import Imported
+from shoal.cluster.components import load_imported
 from shoal.cluster.errors import ConfigError, DataError, RunError, StorageError
 from shoal.cluster.machine import free_disk
 from shoal.cluster.progress import Reporter, Silent
@@ -97,8 +97,9 @@ def train(
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
     run = RunFolder.open(run_uri(experiment, "train", name, out), experiment.cluster.storage)
-    if isinstance(experiment.model, Imported):
-        experiment.model.load()  # a factory that is not there is found now, not after the sharding
+    load_imported(
+        experiment, experiment.training
+    )  # one that is not there is found now, not after the sharding
     shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
     require_cache(experiment.cluster, shape)

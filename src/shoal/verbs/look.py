@@ -5,18 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.decide import decide
+from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates
-from shoal.cluster.sharding.listing import find
-from shoal.cluster.sharding.manifest import SPLITS, Column, Target
+from shoal.cluster.sharding.listing import find, partition_notice
+from shoal.cluster.sharding.manifest import SPLITS, Column, Schema, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
-from shoal.cluster.sharding.service import foresee, roles_of
-from shoal.cluster.sharding.source import open_source
+from shoal.cluster.sharding.service import complete, foresee, roles_of
+from shoal.cluster.sharding.source import Source, open_source
+from shoal.cluster.sharding.statistics import Statistics
 from shoal.experiment import Experiment, given, to_dict
 
 BATCH_ROWS = 262_144
@@ -24,18 +27,40 @@ BATCH_ROWS = 262_144
 
 @dataclass(frozen=True)
 class Look:
-    """What one pass over the data found."""
+    """What the data hold and what sharding would make of them.
+
+    Attributes
+    ----------
+    labels
+        Of each part, ``[n]`` or ``[n, K]``.
+    n_shards
+        V.
+    """
 
     files: int
     rows: int
-    target: Target
-    columns: tuple[Column, ...]
+    schema: Schema
     dropped: dict[str, str]
-    parts: dict[str, int]
-    shards: int
+    labels: dict[str, NDArray[Any]]
+    n_shards: int
     split_kind: str
     class_rows: dict[str, int]
     notices: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> Target:
+        """What is predicted."""
+        return self.schema.target
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The features."""
+        return self.schema.columns
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Rows of each part."""
+        return {name: len(labels) for name, labels in self.labels.items()}
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -46,7 +71,7 @@ class Look:
             "classes": {str(name): rows for name, rows in self.class_rows.items()},
             "columns": {c.name: {"type": c.type, "reason": c.reason} for c in self.columns},
             "dropped": self.dropped,
-            "split": {"kind": self.split_kind, "rows": self.parts, "shards": self.shards},
+            "split": {"kind": self.split_kind, "rows": self.parts, "shards": self.n_shards},
             "notices": list(self.notices),
         }
 
@@ -73,19 +98,40 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
     reporter.done()
     found = decide(merge_away(scans), source.schema, data, seed, chosen)
     foresee(data, found)
+    said = [
+        *source.notices,
+        *partition_notice(files),
+        *found.notices,
+        *notices,
+        *found.features.notices,
+    ]
+    schema, more = _schema(source, found, data)
     private = bool(set(data.target) & set(data.private))
     return Look(
         len(files),
         source.n_rows,
-        found.target,
-        tuple(found.features.columns),
+        schema,
         {**excluded, **found.features.dropped},
-        {name: found.plan.part(i).stop - found.plan.part(i).start for i, name in enumerate(SPLITS)},
+        {name: found.labels[found.plan.part(i)] for i, name in enumerate(SPLITS)},
         found.plan.n_shards,
         found.split_kind,
         {} if private else _class_rows(found.labels, found.target),
-        (*source.notices, *found.notices, *notices, *found.features.notices),
+        (*said, *more),
     )
+
+
+def _schema(source: Source, found: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
+    """Read the features once more, now that the training rows are known, and complete the schema.
+
+    In the order of reading: means may differ from those of the shards in their last bits, and nothing here depends on those.
+    """
+    statistics, start, n_train = Statistics(found.features.columns), 0, found.plan.part(0).stop
+    for piece in pieces(source, [column.name for column in found.features.columns], BATCH_ROWS):
+        place = found.plan.position[start : start + len(piece)]
+        train = piece.filter(pa.array((place >= 0) & (place < n_train)))
+        statistics.add(train, [0, len(train)])
+        start += len(piece)
+    return complete(statistics, found, data)
 
 
 def _class_rows(labels: Any, target: Target) -> dict[str, int]:
@@ -136,16 +182,16 @@ def check(
     ShoalError
         For what would stop the run before it starts.
     """
-    from shoal.cluster.components import Imported
+    from shoal.cluster.components import load_imported
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
+    from shoal.training.rehearsal import labels_alone, rehearse
     from shoal.verbs.fit import capped
     from shoal.verbs.writable import require_cache, require_writable
 
     experiment, _ = given(experiment)
-    if isinstance(experiment.model, Imported):
-        experiment.model.load()
+    load_imported(experiment, experiment.training)
     shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
     require_cache(experiment.cluster, shape)
@@ -154,13 +200,18 @@ def check(
     if out:
         RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
-    resolve_scoring(experiment.evaluation.scoring, found.target.task)
-    wanted, shape = shape, shape.within(found.shards)
+    monitor = resolve_scoring(experiment.evaluation.scoring, found.target.task)[0]
+    wanted, shape = shape, shape.within(found.n_shards)
     if shape != wanted:
-        found = replace(found, notices=(*found.notices, capped(found.shards)))
+        found = replace(found, notices=(*found.notices, capped(found.n_shards)))
     asked, rows = experiment.training.batch_size, found.parts["train"]
+    notices = list(found.notices)
     if isinstance(asked, int) and asked > rows:
-        large = f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
-        found = replace(found, notices=(*found.notices, large))
+        notices.append(
+            f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
+        )
+    dataset = labels_alone(found.schema, found.labels, found.n_shards)
+    notices += rehearse(experiment.model, experiment.training, experiment.seed, dataset, monitor, shape)
+    found = replace(found, notices=tuple(notices))
     workers = f"{shape.workers}, placed {shape.placement}"
     return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))

@@ -129,6 +129,18 @@ def test_logistic_regression_equals_scipys(optimizer: dict[str, Any]) -> None:
     assert fitted.outcome_.epochs < 20
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp64"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "nonlinear_cg"])
+def test_the_defaults_come_near_the_optimum_in_each_precision(optimizer: str, precision: str) -> None:
+    fitted = TorchClassifier(
+        "linear", optimizer, l2=L2, epochs=20, batch_size="full", precision=precision
+    ).fit(X, Y)
+    theirs = scipys("L-BFGS-B")
+    expected = 1 / (1 + np.exp(-(X @ theirs[:-1] + theirs[-1])))
+    np.testing.assert_allclose(fitted.predict_proba(X)[:, 1], expected, rtol=0, atol=1e-5)
+    assert fitted.outcome_.stopped == "converged: no element of the gradient is above tolerance_grad"
+
+
 @given(st.integers(0, 10**6), st.sampled_from(METHODS))
 def test_accepted_steps_satisfy_the_strong_wolfe_conditions(seed: int, name: str) -> None:
     rng = np.random.default_rng(seed)

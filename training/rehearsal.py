@@ -1,0 +1,71 @@
+"""A fit up to its first step, on labels alone: what it would refuse, it refuses here, by the same code."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shoal.cluster.config import Config
+from shoal.cluster.progress import Silent
+from shoal.cluster.resources import Shape
+from shoal.cluster.sharding.manifest import Schema
+from shoal.training.config import TrainingConfig
+from shoal.training.loop import Loop, Monitor
+from shoal.training.memory import ArrayDataset, ArrayPart
+from shoal.training.models import build_model
+from shoal.training.optimizers.build import build_optimizer
+from shoal.training.refusals import refuse_model
+from shoal.training.strategies.base import Strategy
+
+
+def labels_alone(schema: Schema, labels: dict[str, NDArray[np.generic]], n_shards: int) -> ArrayDataset:
+    """Return a dataset whose features are zeros that take no memory.
+
+    Parameters
+    ----------
+    schema
+        With the statistics of the training rows.
+    labels
+        ``[n]`` or ``[n, K]`` of each part.
+    n_shards
+        V.
+    """
+    parts = {}
+    for split, own in labels.items():
+        numeric = np.broadcast_to(np.float32(0), (len(own), schema.numeric_width))
+        codes = np.broadcast_to(np.int32(0), (len(own), len(schema.categorical)))
+        # Class after class, as the sharding service deals them.
+        parts[split] = ArrayPart(numeric, codes, np.sort(own) if own.dtype == np.int64 else own)
+    return ArrayDataset(schema, parts, n_shards)
+
+
+def rehearse(
+    model: Config,
+    training: TrainingConfig,
+    seed: int,
+    dataset: ArrayDataset,
+    monitor: Monitor | None,
+    shape: Shape,
+) -> list[str]:
+    """Build all that a fit has before its first step, and return what it would say aloud.
+
+    One worker stands for all of them; what depends on their number is asked for the number that there will be.
+
+    Parameters
+    ----------
+    model, training, seed, dataset, monitor
+        As `Loop` takes them.
+    shape
+        How the fit would be spread.
+
+    Raises
+    ------
+    ConfigError, DataError
+        What the fit would raise.
+    """
+    module = build_model(model, dataset.schema, seed)
+    loop = Loop(module, dataset, training, Strategy(torch.device("cpu")), monitor, seed, Silent())
+    loop.plan.shards_of(0, shape.num_workers)
+    most = shape.within(dataset.n_shards).max_workers
+    refuse_model(module, training, max(most, shape.num_workers))
+    build_optimizer(training, module)
+    return loop.notices
