@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config
+from shoal.cluster.wording import shown
 
 _WORDS = ("auto", "minority", "majority", "not minority", "not majority", "all")
 
@@ -21,8 +22,8 @@ def _strategy(value: object) -> object:
         if len(counts) == len(value):
             return {str(name): n for name, n in value.items()}
     raise ValueError(
-        f"it must be one of {', '.join(_WORDS)}; a ratio of the smaller to the larger class, above 0 and at most 1; or "
-        "the rows wanted of each class, such as {fraud: 5000}"
+        f"{shown(value)} is none of {', '.join(_WORDS)}; nor a ratio of the smaller to the larger class, above 0 and at most 1; "
+        "nor the rows wanted of each class, such as {fraud: 5000}"
     )
 
 

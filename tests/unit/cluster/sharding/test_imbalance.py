@@ -374,7 +374,7 @@ def test_approximate_neighbours_are_said_and_mostly_right():
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ({"smote": {"sampling_strategy": "most"}}, "it must be one of auto, minority"),
+        ({"smote": {"sampling_strategy": "most"}}, "'most' is none of auto, minority"),
         ({"smote": {"sampling_strategy": 1.5}}, "above 0 and at most 1"),
         ({"smote": {"sampling_strategy": {"k1": -3}}}, "the rows wanted of each class"),
         ({"smote": {"k_neighbors": 0}}, "greater than or equal to 1"),
