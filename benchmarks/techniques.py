@@ -82,6 +82,11 @@ def weights_kept(fitted: TorchClassifier, _x: np.ndarray, _y: np.ndarray) -> flo
     return float((weights != 0).mean())
 
 
+def epochs_done(fitted: TorchClassifier, _x: np.ndarray, _y: np.ndarray) -> float:
+    """Epochs until it stopped."""
+    return float(fitted.n_iter_)
+
+
 def main() -> None:
     cancer = load_breast_cancer(return_X_y=True)
     linear = {
@@ -114,6 +119,13 @@ def main() -> None:
             "ema .99": {**small, "averaging": {"ema": {"decay": 0.99}}},
             "swa from .5": {**small, "averaging": {"swa": {"start": 0.5}}},
         },
+    )
+    long = {"epochs": 200, "batch_size": 32}
+    compare(
+        "early stopping: breast cancer, mlp 64-64, 200 epochs",
+        cancer,
+        {"log loss": nll, "accuracy": accuracy, "epochs": epochs_done},
+        {"none": long, "early stopping, patience 5": {**long, "early_stopping": {"patience": 5}}},
     )
     brief = {"epochs": 8, "batch_size": 32, "optimizer": {"sgd": {"learning_rate": 0.1}}}
     compare(

@@ -151,7 +151,8 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
     found = refusal(cell_of(training, shape))
     if found is not None:
         raise ConfigError(found.why)
-    if isinstance(training.optimizer, SearchConfig) and not isinstance(training.schedule, ConstantConfig):
+    scheduled = not isinstance(training.schedule, ConstantConfig) or training.schedule.warmup
+    if isinstance(training.optimizer, SearchConfig) and scheduled:
         raise ConfigError(
             f"training.schedule: training.optimizer: {Choice(OPTIMIZERS).name_of(training.optimizer)} searches for the length of "
             "each step, so there is nothing to schedule; leave it out"

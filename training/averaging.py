@@ -38,6 +38,12 @@ class WeightAverage:
             1 if isinstance(config, EMAConfig) else (int(config.start * epochs) + 1) * steps_per_epoch
         )
         self.values: dict[str, Tensor] = {}
+        self.notices = []
+        if self._first == epochs * steps_per_epoch > 1 and isinstance(config, SWAConfig):
+            self.notices.append(
+                f"training.averaging: swa from {config.start:g} of {epochs} epochs takes the end of the last one alone, which is "
+                "no average; lower start, or train longer"
+            )
 
     def update(self, position: int) -> None:
         """Take in the weights after ``position`` steps, where they belong to the average."""

@@ -13,6 +13,7 @@ from shoal.training.schedules.config import ConstantConfig, ScheduleChoice
 
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Strength = Annotated[float, Field(ge=0, le=1e6)]  # beyond, the objective is the penalty
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -39,7 +40,7 @@ class SGDConfig(Config):
     learning_rate: Positive = 0.1
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     dampening: NonNegative = 0.0
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
     nesterov: StrictBool = False
 
     @model_validator(mode="after")
@@ -58,14 +59,14 @@ class AdamConfig(Config):
     learning_rate: Positive = 1e-3
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
     amsgrad: StrictBool = False
 
 
 class AdamWConfig(AdamConfig):
     """AdamW, with decoupled weight decay (`torch.optim.AdamW`; Loshchilov and Hutter 2019)."""
 
-    weight_decay: NonNegative = 0.01
+    weight_decay: Strength = 0.01
 
 
 class AdagradConfig(Config):
@@ -73,7 +74,7 @@ class AdagradConfig(Config):
 
     learning_rate: Positive = 1e-2
     lr_decay: NonNegative = 0.0
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
     initial_accumulator_value: NonNegative = 0.0
     eps: Positive = 1e-10
 
@@ -84,7 +85,7 @@ class RMSpropConfig(Config):
     learning_rate: Positive = 1e-2
     alpha: Probability = 0.99
     eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
     momentum: Probability = 0.0
     centered: StrictBool = False
 
@@ -95,7 +96,7 @@ class NAdamConfig(Config):
     learning_rate: Positive = 2e-3
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
     momentum_decay: NonNegative = 4e-3
     decoupled_weight_decay: StrictBool = False
 
@@ -106,7 +107,7 @@ class RAdamConfig(Config):
     learning_rate: Positive = 1e-3
     betas: tuple[Probability, Probability] = (0.9, 0.999)
     eps: Positive = 1e-8
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
     decoupled_weight_decay: StrictBool = False
 
 
@@ -116,7 +117,7 @@ class AdadeltaConfig(Config):
     learning_rate: Positive = 1.0
     rho: Probability = 0.9
     eps: Positive = 1e-6
-    weight_decay: NonNegative = 0.0
+    weight_decay: Strength = 0.0
 
 
 class SearchConfig(Config):
@@ -171,11 +172,11 @@ SEARCHING = ("lbfgs", "nonlinear_cg")  # along a line, with several evaluations 
 class L1Config(Config):
     """A penalty of strength x the sum of absolute weights (lasso; Tibshirani 1996)."""
 
-    subgradient: Positive | None = Field(
+    subgradient: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         None,
         description="strength; its sign goes into the gradient: small weights, seldom zeros; any first-order optimiser",
     )
-    proximal: Positive | None = Field(
+    proximal: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
         None, description="strength; weights are shrunk after each step, exactly to zero: features go"
     )
 
@@ -198,9 +199,17 @@ class ParameterGroupConfig(Config):
         description="a parameter's name, with * and ? as in file names"
     )
     learning_rate: Positive | None = None
-    weight_decay: NonNegative | None = None
-    l1: NonNegative | None = Field(None, description="strength, applied as training.l1 says")
-    l2: NonNegative | None = None
+    weight_decay: Strength | None = None
+    l1: Strength | None = Field(None, description="strength, applied as training.l1 says")
+    l2: Strength | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ParameterGroupConfig":
+        if self.model_dump(exclude={"match"}, exclude_none=True) == {}:
+            raise ValueError(
+                f"the entry for {self.match!r} changes nothing; give a learning_rate, weight_decay, l1 or l2, or leave it out"
+            )
+        return self
 
 
 class MixupConfig(Config):
@@ -302,7 +311,7 @@ class TrainingConfig(Config):
         None,
         description="{subgradient: strength} or {proximal: strength}; not of biases, norms and embeddings",
     )
-    l2: NonNegative = Field(
+    l2: Strength = Field(
         0.0,
         description="strength / 2 x the sum of squared weights, added to the objective; not of biases, norms and embeddings",
     )

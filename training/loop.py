@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.names import plural
@@ -22,7 +23,7 @@ from shoal.training.checkpoints.lookout import Lookout
 from shoal.training.config import SearchConfig, TrainingConfig
 from shoal.training.device import DTYPES
 from shoal.training.draws import DrawContext, combine, install_draws
-from shoal.training.early_stopping import EarlyStopping
+from shoal.training.early_stopping import NOISE, EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses.build import answered, build_loss
 from shoal.training.models import Model, recompute_activations
@@ -186,12 +187,15 @@ class Loop:
             self.average = WeightAverage(
                 self.config.averaging, self.strategy, self.plan.steps_per_epoch, self.config.epochs
             )
+            self.notices += self.average.notices
         optimizer = self.config.optimizer
         self.schedule = Schedule(
             self.config.schedule,
             self.plan.steps_per_epoch,
             self.config.epochs,
-            momentum=bool(getattr(optimizer, "momentum", 0.0)) or hasattr(optimizer, "betas"),
+            momentum=bool(getattr(optimizer, "momentum", 0.0))
+            or hasattr(optimizer, "betas")
+            or isinstance(optimizer, Imported),
             greater_is_better=self.stopping.greater_is_better,
             learning_rate=getattr(optimizer, "learning_rate", 1.0),
         )
@@ -303,7 +307,11 @@ class Loop:
         if self._converged and self.stepper.searched is not None:
             return f"converged: {REASONS[self.stepper.searched.reason]}"
         if self.validates and self.stopping.should_stop and self.monitor is not None:
-            return f"{self.monitor.name} had not improved for {plural(self.stopping.epochs_since, 'epoch')}"
+            margin = self.stopping.margin
+            by = f" by more than {margin:g}" if margin > NOISE else ""
+            return (
+                f"{self.monitor.name} had not improved{by} for {plural(self.stopping.epochs_since, 'epoch')}"
+            )
         return f"all {plural(done, 'epoch')} done"
 
     def _start(self) -> None:
@@ -339,7 +347,7 @@ class Loop:
         self.resumed_from = [*facts["resumed_from"], self.position]
         self.train_seconds = facts["train_seconds"]
         self.history.rows = [tuple(row) for row in facts["history"]]
-        self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since = facts["stopping"]
+        self.stopping.state = facts["stopping"]
         self.stepper.skipped = facts["skipped"]
         self._losses = np.array(facts["losses"], dtype=np.float64)
         self._factors, self._scores = facts["factors"], facts["scores"]
@@ -416,7 +424,7 @@ class Loop:
                 "resumed_from": self.resumed_from,
                 "train_seconds": self.train_seconds,
                 "history": self.history.rows,
-                "stopping": [self.stopping.best, self.stopping.best_epoch, self.stopping.epochs_since],
+                "stopping": self.stopping.state,
                 "skipped": self.stepper.skipped,
                 "losses": self._losses.tolist(),
                 "factors": self._factors,
@@ -534,7 +542,9 @@ class Loop:
 
     def _count_communication(self) -> None:
         """Bring the account up to date with what the strategy has measured since this start."""
-        self.account.seconds["communication"] = self._waited + self.strategy.communication_seconds()
+        # It is a mean over few sampled passes, times all of them, and a part of the steps.
+        waited = self._waited + self.strategy.communication_seconds()
+        self.account.seconds["communication"] = min(waited, self.account.seconds["step"])
 
     def _validate(self, epoch: int) -> float:
         """Score the validation rows; the same value on every worker."""

@@ -5,9 +5,6 @@ Shape legend: B rows, D numeric features, C categorical columns, E encoded featu
 
 import inspect
 import math
-import os
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +17,10 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError, RunError, ShoalError
+from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import FIRST_CATEGORY, Schema
 from shoal.training.config import LinearConfig, MLPConfig
+from shoal.training.users_code import users
 
 Factory = Callable[..., nn.Module]
 
@@ -134,20 +132,12 @@ class Model(nn.Module):
 
         With ``others``, as many prepared inputs, the body sees ``share`` of each encoded row and the rest of another.
         """
-        try:
+        with users("the model's forward"):
             logits = (
                 self._logits(numeric, categorical)
                 if others is None
                 else self._blended(numeric, categorical, share, others)
             )
-        except (
-            Exception
-        ) as error:  # whatever a module of the user's own raises gets its place; the rest goes on
-            if place := _users_line(error):
-                raise RunError(
-                    f"the model's forward failed at {place}: {type(error).__name__}: {error}"
-                ) from error
-            raise
         if logits.shape != (len(numeric), self.n_outputs):
             raise ConfigError(
                 f"the model returned shape {tuple(logits.shape)}; it must return {(len(numeric), self.n_outputs)}: one "
@@ -169,23 +159,6 @@ class Model(nn.Module):
         own, other = both.chunk(2)
         found: Tensor = self.body(share * own + (1.0 - share) * other)
         return found
-
-
-def _users_line(error: Exception) -> str:
-    """Return where in a module of the user's own an error arose; empty where it is another's, or no memory was left."""
-    if isinstance(error, ShoalError | MemoryError | torch.OutOfMemoryError):
-        return ""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    ours = os.path.dirname(os.path.dirname(__file__))
-    libraries = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    others = tuple(f"{folder}{os.sep}" for folder in (ours, *libraries))
-    own = [i for i, f in enumerate(frames) if not f.filename.startswith(others)]
-    # A collective operation that fails inside a layer (ZeRO-3 gathers weights there) is no fault of the layer's.
-    if not own or any(
-        "distributed" in f.filename or "deepspeed" in f.filename for f in frames[own[-1] + 1 :]
-    ):
-        return ""
-    return f"{frames[own[-1]].filename}, line {frames[own[-1]].lineno}"
 
 
 def takes_types(body: nn.Module) -> bool:
@@ -298,18 +271,13 @@ def _user_body(config: Imported, factory: Factory, schema: Schema, width: int, n
         parameters = inspect.signature(factory).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             offered = {name: value for name, value in offered.items() if name in parameters}
-        body = factory(**offered, **config.kwargs)
+        with users(f"model.import: {config.path}", ConfigError):
+            body = factory(**offered, **config.kwargs)
     except TypeError as error:
         raise ConfigError(
             f"model.import: {config.path} could not be called: {error}; it gets schema, n_outputs and n_inputs where it "
             "names them, and the keys written beside import"
         ) from error
-    except Exception as error:  # whatever a factory of the user's own raises gets its place; the rest goes on
-        if place := _users_line(error):
-            raise ConfigError(
-                f"model.import: {config.path} failed at {place}: {type(error).__name__}: {error}"
-            ) from error
-        raise
     if not isinstance(body, nn.Module):
         raise ConfigError(
             f"model.import: {config.path} returned {type(body).__name__}; it must return a torch.nn.Module"

@@ -29,6 +29,7 @@ from shoal.training.losses.config import (
     SquaredErrorConfig,
 )
 from shoal.training.losses.weights import class_weights
+from shoal.training.users_code import users
 
 Values = Callable[[Tensor, Tensor], Tensor]
 """(logits ``[B, K]``, labels) -> ``[B]``, or ``[B, K]`` for several labels."""
@@ -214,7 +215,8 @@ def _number(config: Config, target: Target, logits: Tensor, labels: Tensor) -> T
 def _users(config: Imported, target: Target) -> Values:
     factory = config.load()
     try:
-        found = factory(**config.kwargs)
+        with users(f"training.loss.import: {config.path}", ConfigError):
+            found = factory(**config.kwargs)
     except TypeError as error:
         raise ConfigError(
             f"training.loss.import: {config.path} could not be called: {error}; it gets the keys written beside import"
@@ -228,12 +230,18 @@ def _users(config: Imported, target: Target) -> Values:
         wanted = labels
         if target.task == "regression":
             wanted = ((labels - target.center) / target.scale).to(logits.dtype)
-        losses = found(logits, wanted)
+        with users(f"training.loss.import: {config.path}"):
+            losses = found(logits, wanted)
         if not isinstance(losses, Tensor) or losses.shape != labels.shape[:1]:
             shape = tuple(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
             raise ConfigError(
                 f"training.loss.import: {config.path} gave {shape} for {len(labels)} rows; it must give one value a row, "
                 "unreduced"
+            )
+        if logits.requires_grad and not losses.requires_grad:
+            raise ConfigError(
+                f"training.loss.import: {config.path} gave values without a gradient: compute them from the logits by torch's "
+                "operations, without detach, item or numpy"
             )
         return losses
 

@@ -12,6 +12,7 @@ from shoal.training.config import OPTIMIZERS, TrainingConfig
 from shoal.training.optimizers.lbfgs import LBFGS
 from shoal.training.optimizers.nonlinear_cg import NonlinearCG
 from shoal.training.optimizers.parameters import parameter_groups
+from shoal.training.users_code import users
 
 _CLASSES: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": torch.optim.SGD,
@@ -57,7 +58,8 @@ def build_optimizer(training: TrainingConfig, module: nn.Module) -> torch.optim.
 def _users(config: Imported, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     factory = config.load()
     try:
-        found = factory(groups, **config.kwargs)
+        with users(f"training.optimizer.import: {config.path}", ConfigError):
+            found = factory(groups, **config.kwargs)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"training.optimizer.import: {config.path} could not be called: {error}; it gets groups of parameters, as torch's "
@@ -66,5 +68,10 @@ def _users(config: Imported, groups: list[dict[str, Any]]) -> torch.optim.Optimi
     if not isinstance(found, torch.optim.Optimizer):
         raise ConfigError(
             f"training.optimizer.import: {config.path} returned {type(found).__name__}; it must return a torch.optim.Optimizer"
+        )
+    if isinstance(found, torch.optim.LBFGS):
+        raise ConfigError(
+            f"training.optimizer.import: {config.path} returned an L-BFGS, which looks at the objective several times a step, as "
+            "optimisers by name alone may; use training.optimizer: lbfgs"
         )
     return found

@@ -99,6 +99,14 @@ class CosineWarmRestartsConfig(ByEpoch):
     t_mult: Count = Field(1, description="times as long is each next one")
     min_factor: Share = Field(0.0, description="share of the rate at the end of each")
 
+    @model_validator(mode="after")
+    def _falls(self) -> "CosineWarmRestartsConfig":
+        if self.t_0 == self.t_mult == 1:
+            raise ValueError(
+                f"t_0: 1 {self.unit} begins anew before the rate has fallen; give a longer t_0, or t_mult above 1"
+            )
+        return self
+
 
 class CyclicConfig(ByStep):
     """Up and down in straight lines (`CyclicLR`; Smith 2017)."""
@@ -109,7 +117,18 @@ class CyclicConfig(ByStep):
     step_size_up: Count = Field(2000, description="units from bottom to top")
     step_size_down: Count | None = Field(None, description="units from top to bottom; null for as many")
     mode: Literal["triangular", "triangular2", "exp_range"] = "triangular"
-    gamma: Gamma = Field(1.0, description="of exp_range: times the height, every unit")
+    gamma: Gamma | None = Field(
+        None, description="of exp_range, which needs it: times the height, every unit"
+    )
+
+    @model_validator(mode="after")
+    def _gamma_is_of_exp_range(self) -> "CyclicConfig":
+        if (self.mode == "exp_range") != (self.gamma is not None and self.gamma < 1):
+            raise ValueError(
+                f"mode {self.mode} with gamma {self.gamma}: exp_range needs a gamma below 1, such as 0.999, and the others have "
+                "none; change one of them"
+            )
+        return self
 
 
 class OneCycleConfig(ByStep):

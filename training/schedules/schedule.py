@@ -27,15 +27,18 @@ from shoal.training.schedules.config import (
     StepConfig,
 )
 from shoal.training.schedules.range_test import RangeTestConfig
+from shoal.training.users_code import users
 
 _TIMESCALE = 1000
+_MOMENTUM = 0.9
 
 
 class Schedule:
     """By how much the optimiser's learning rate is multiplied, as a function of the steps done and the scores seen.
 
     torch's scheduler turns an optimiser of its own, with one parameter and the learning rate 1; the real one, which a strategy
-    may have cut in parts, gets the factor. Nothing of it needs to be in a checkpoint.
+    may have cut in parts, gets the factor and, where it moves, the momentum: the same for all of its groups. Nothing of it
+    needs to be in a checkpoint.
 
     Parameters
     ----------
@@ -84,7 +87,7 @@ class Schedule:
             )
         self._base = learning_rate if isinstance(config, Imported) else 1.0
         self.cycles_momentum = isinstance(config, OneCycleConfig) and _cycles(config, momentum)
-        self._dummy = torch.optim.SGD([torch.zeros(1)], lr=self._base, momentum=0.9)
+        self._dummy = torch.optim.SGD([torch.zeros(1)], lr=self._base, momentum=_MOMENTUM)
         units = (total - self._warmup) // self._unit
         self.notices = _idle(
             config, (total - self._warmup - 1) // self._unit, "epoch" if by_epoch else "step"
@@ -92,6 +95,12 @@ class Schedule:
         self._scheduler: Any = None
         if isinstance(config, Imported):
             self._scheduler = _users(config, self._dummy, total, steps_per_epoch)
+            self.cycles_momentum = self.momentum != _MOMENTUM
+            if self.cycles_momentum and not momentum:
+                raise ConfigError(
+                    f"training.schedule.import: {config.path} moves a momentum, and this optimiser has none and no betas; give "
+                    "it cycle_momentum: false, or another optimiser"
+                )
         elif not isinstance(config, ConstantConfig):
             self._scheduler = _build(config, self._dummy, units, self.cycles_momentum, greater_is_better)
         self._scores = 0
@@ -105,7 +114,8 @@ class Schedule:
             due = (position - self._warmup) // self._unit
             while self._turned < due:
                 self._dummy.step()  # torch wants to see the optimiser first
-                self._scheduler.step()
+                with users("training.schedule.import"):
+                    self._scheduler.step()
                 self._turned += 1
         rate: float = self._dummy.param_groups[0]["lr"]
         return float(rate) / self._base
@@ -190,7 +200,7 @@ def _build(
                 config.step_size_up,
                 config.step_size_down,
                 config.mode,
-                config.gamma,
+                config.gamma or 1.0,
                 cycle_momentum=False,
             )
         case OneCycleConfig():
@@ -231,7 +241,8 @@ def _users(config: Imported, dummy: torch.optim.Optimizer, total: int, per_epoch
         parameters = inspect.signature(factory).parameters
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             offered = {name: value for name, value in offered.items() if name in parameters}
-        found = factory(dummy, **offered, **config.kwargs)
+        with users(f"training.schedule.import: {config.path}", ConfigError):
+            found = factory(dummy, **offered, **config.kwargs)
     except TypeError as error:
         raise ConfigError(
             f"training.schedule.import: {config.path} could not be called: {error}; it gets an optimiser, total_steps and "

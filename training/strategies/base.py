@@ -136,7 +136,7 @@ class Strategy:
             group["lr"] = rate * factor
             if momentum is not None and "betas" in group:
                 group["betas"] = (momentum, *group["betas"][1:])
-            elif momentum is not None:
+            elif momentum is not None and group.get("momentum"):
                 group["momentum"] = momentum
 
     def _groups_of_optimizer(self) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 import shoal
 from shoal.cluster.errors import ConfigError
@@ -10,6 +11,7 @@ from shoal.cluster.resources import Shape
 from shoal.experiment import from_dict
 from shoal.training.allowed import AXES, REFUSED, cell_of, cells, needs_group, page, refusal, refuse
 from shoal.training.config import TrainingConfig
+from shoal.training.optimizers.build import build_optimizer
 from shoal.verbs.look import check
 
 
@@ -132,3 +134,33 @@ def test_a_group_of_several_sizes_needs_checkpoints() -> None:
     with pytest.raises(ConfigError, match="needs training.checkpoint"):
         refuse(TrainingConfig(checkpoint=None), shape)
     refuse(TrainingConfig(), shape)
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        (
+            {"epochs": 4, "early_stopping": {"warmup": 4}},
+            "early_stopping.warmup: 4 leaves no epoch of epochs: 4",
+        ),
+        ({"parameter_groups": [{"match": "*"}]}, r"the entry for '\*' changes nothing"),
+        ({"l2": 1e300}, "less than or equal to 1000000"),
+    ],
+)
+def test_what_would_change_nothing_or_all_is_refused(training: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        TrainingConfig.model_validate(training)
+
+
+def test_patience_may_run_in_the_last_epoch() -> None:
+    TrainingConfig.model_validate({"epochs": 4, "early_stopping": {"warmup": 3}})
+
+
+def rosen(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS([p for group in groups for p in group["params"]])  # type: ignore[attr-defined]
+
+
+def test_a_search_of_ones_own_is_refused() -> None:
+    training = TrainingConfig.model_validate({"optimizer": {"import": f"{__name__}:rosen"}})
+    with pytest.raises(ConfigError, match="use training.optimizer: lbfgs"):
+        build_optimizer(training, torch.nn.Linear(2, 1))

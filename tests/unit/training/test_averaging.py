@@ -176,3 +176,11 @@ def test_a_model_that_cannot_be_trained_so_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         make_loop(Strategy(CPU), factory=factory, **training)
+
+
+@pytest.mark.parametrize(("start", "said"), [(0.75, False), (0.9, True)])
+def test_an_average_of_one_epoch_is_said_to_be_none(start: float, said: bool) -> None:
+    loop = make_loop(Strategy(torch.device("cpu")), epochs=8, averaging={"swa": {"start": start}})
+    assert (
+        any("swa from 0.9 of 8 epochs takes the end of the last one alone" in n for n in loop.notices) == said
+    )

@@ -27,6 +27,19 @@ def test_float_noise_is_no_improvement() -> None:
     assert run([0.5, 0.5 + 1e-9, 0.5 + 2e-9], min_delta=0) == (2, 3)
 
 
+def test_the_best_epoch_is_the_best_whatever_patience_waits_for() -> None:
+    stopping = EarlyStopping(EarlyStoppingConfig(patience=3, min_delta=0.1), True)
+    kept = [stopping.update(epoch, score) for epoch, score in enumerate([0.5, 0.55, 0.59, 0.58])]
+    assert kept == [True, True, True, False]
+    assert (stopping.best, stopping.best_epoch, stopping.epochs_since) == (0.59, 2, 3)
+    assert stopping.should_stop
+    again = EarlyStopping(stopping.config, True)
+    again.state = stopping.state
+    assert not again.update(4, 0.595 - 1e-2)
+    assert again.update(5, 0.61)  # better than .5 by .11
+    assert again.epochs_since == 0
+
+
 def test_nan_never_improves() -> None:
     assert run([math.nan, math.nan, math.nan, 0.4]) == (3, 4)
     assert run([math.nan] * 5) == (-1, 5)

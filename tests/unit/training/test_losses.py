@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from scipy.special import huber as scipy_huber
 from scipy.stats import poisson as poisson_distribution
 from sklearn.datasets import load_breast_cancer, load_diabetes
@@ -19,7 +20,7 @@ from support.prepared import make_dataset, make_schema
 from support.scenarios import make_loop
 from torch import Tensor
 
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, RunError
 from shoal.training import TorchClassifier, TorchRegressor
 from shoal.training.artifact import TrainedModel
 from shoal.training.config import TrainingConfig
@@ -378,6 +379,69 @@ def test_a_loss_of_ones_own() -> None:
             loss(value, "regression")
     with pytest.raises(ConfigError, match=r"gave \(\) for 64 rows; it must give one value a row"):
         loss({"import": f"{__name__}:reduced"}, "regression").rows(logits, labels, 0)
+
+
+def broken() -> Any:
+    return lambda logits, wanted: logits.nosuch + wanted
+
+
+def detached() -> Any:
+    return lambda logits, wanted: (logits.detach()[:, 0] - wanted) ** 2
+
+
+def unmade() -> Any:
+    raise OSError("no table of costs")
+
+
+def test_errors_of_a_loss_of_ones_own_are_named_with_their_line() -> None:
+    logits, labels = drawn("regression")
+    with pytest.raises(
+        RunError, match=r":broken failed at .*test_losses.py, line \d+: AttributeError: .*nosuch"
+    ):
+        loss({"import": f"{__name__}:broken"}, "regression").rows(logits, labels, 0)
+    with pytest.raises(ConfigError, match="gave values without a gradient"):
+        loss({"import": f"{__name__}:detached"}, "regression").rows(logits.requires_grad_(), labels, 0)
+    with pytest.raises(ConfigError, match=r":unmade failed at .*, line \d+: OSError: no table of costs"):
+        loss({"import": f"{__name__}:unmade"}, "regression")
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ({}, "it weighs no class"),
+        ({"yes": 0}, "yes is 0; a class's weight must be a number above 0"),
+        ({"yes": True, "no": "2"}, "yes is True, no is '2'; a class's weight must be"),
+        (
+            {"effective_number": 0.9},
+            r"effective_number is 0.9; it must be .* \{effective_number: \{beta: 0.999\}\}",
+        ),
+        ({"effective_number": {"beta": 1}}, r"effective_number.beta is 1; it must be below 1.0, such as"),
+        ({"effective_number": {"bta": 0.9}}, r"effective_number.bta is not a key; allowed: beta"),
+        ({"effective_number": {}, "yes": 2}, "effective_number weighs all classes, and yes is there too"),
+    ],
+)
+def test_class_weights_that_cannot_be_read_are_refused_in_one_sentence(weights: Any, said: str) -> None:
+    with pytest.raises(ValidationError, match=said) as caught:
+        TrainingConfig.model_validate({"loss": {"cross_entropy": {"class_weights": weights}}})
+    assert caught.value.error_count() == 1
+
+
+def test_the_effective_number_may_be_named_alone() -> None:
+    named, whole = (
+        loss({"focal": {"class_weights": value}}, "multiclass", (5, 3, 9)).weights
+        for value in ("effective_number", {"effective_number": {"beta": 0.999}})
+    )
+    labels = torch.arange(3)
+    assert named is not None
+    assert whole is not None
+    assert torch.equal(named(labels), whole(labels))
+
+
+def test_deferred_weights_need_weights() -> None:
+    with pytest.raises(
+        ValidationError, match=r"reweight_from: 0.5 says when class_weights begin, and there are none"
+    ):
+        TrainingConfig.model_validate({"loss": {"ldam": {"reweight_from": 0.5}}})
 
 
 def test_unweighted_runs_ask_nobody() -> None:

@@ -11,7 +11,7 @@ from support.prepared import make_dataset
 from support.scenarios import Error
 from torch.optim import lr_scheduler
 
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.progress import Silent
 from shoal.cluster.resources import Shape
 from shoal.training.allowed import refuse
@@ -76,7 +76,7 @@ TORCHS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
                     "step_size_up": 7,
                     "step_size_down": 4,
                     "mode": mode,
-                    "gamma": 0.9,
+                    **({"gamma": 0.9} if mode == "exp_range" else {}),
                 }
             },
             lambda o, mode=mode: lr_scheduler.CyclicLR(
@@ -224,6 +224,37 @@ def halving(optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.
     return lr_scheduler.StepLR(optimizer, total_steps // 2, 0.5)
 
 
+def one_cycle(optimizer: torch.optim.Optimizer, total_steps: int) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"], total_steps)
+
+
+@pytest.mark.parametrize("optimizer", [{"sgd": {"learning_rate": 0.1}}, "adam"])
+def test_a_scheduler_of_ones_own_moves_the_momentum_too(optimizer: Any) -> None:
+    weights = []
+    for value in ("one_cycle", {"import": f"{__name__}:one_cycle"}):
+        loop = make(optimizer=optimizer, schedule=value, epochs=EPOCHS)
+        loop.run()
+        weights.append(torch.cat([p.detach().ravel() for p in loop.model.parameters()]))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-12)
+
+
+def test_a_scheduler_that_moves_a_momentum_which_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigError, match="moves a momentum, and this optimiser has none"):
+        make(optimizer="adagrad", schedule={"import": f"{__name__}:one_cycle"})
+
+
+def breaks(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (3 - t))
+
+
+def test_a_scheduler_that_fails_is_named_with_its_line() -> None:
+    loop = make(schedule={"import": f"{__name__}:breaks"}, epochs=2)
+    with pytest.raises(
+        RunError, match=r"training.schedule.import failed at .*test_schedules.py, line \d+: ZeroDiv"
+    ):
+        loop.run()
+
+
 def nothing(optimizer: torch.optim.Optimizer, wrong: int = 0) -> None:
     del optimizer, wrong
 
@@ -241,6 +272,16 @@ def test_a_scheduler_of_ones_own_turns_once_a_step() -> None:
         ({"cosine": {"warmup": TOTAL}}, {}, "warm-up of 60 steps leaves nothing .* 60 steps"),
         ({"step": {"warmup": EPOCHS}}, {}, "warm-up of 12 epochs leaves nothing"),
         ({"one_cycle": {"cycle_momentum": True}}, {"momentum": False}, "no momentum and no betas"),
+        (
+            {"multi_step": {"milestones": [3, 11, 12, 40]}},
+            {},
+            "milestones: 12, 40 would never be reached: this fit lasts 12 epochs",
+        ),
+        (
+            {"multi_step": {"milestones": [55], "unit": "step", "warmup": 5}},
+            {},
+            "55 would never .* lasts 55 steps",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(value: Any, options: dict[str, Any], said: str) -> None:
@@ -255,6 +296,13 @@ def test_what_cannot_be_is_refused(value: Any, options: dict[str, Any], said: st
         ({"multi_step": {"milestones": [5, 2]}}, r"milestones must rise, got \[5, 2\]"),
         ({"multi_step": {}}, "milestones"),
         ({"reduce_on_plateau": {"unit": "step"}}, "epoch"),
+        (
+            {"one_cycle": {"base_momentum": 0.95, "max_momentum": 0.9}},
+            "base_momentum: 0.95 is above max_momentum: 0.9",
+        ),
+        ({"cyclic": {"mode": "exp_range"}}, "exp_range needs a gamma below 1"),
+        ({"cyclic": {"gamma": 0.9}}, "mode triangular with gamma 0.9"),
+        ({"cosine_warm_restarts": {"t_0": 1}}, "t_0: 1 epoch begins anew before the rate has fallen"),
     ],
 )
 def test_what_says_nothing_is_refused(value: Any, said: str) -> None:
@@ -263,9 +311,26 @@ def test_what_says_nothing_is_refused(value: Any, said: str) -> None:
 
 
 def test_an_optimiser_that_searches_has_no_schedule() -> None:
-    training = TrainingConfig.model_validate({"optimizer": "lbfgs", "schedule": "cosine"})
-    with pytest.raises(ConfigError, match="there is nothing to schedule"):
-        refuse(training, Shape(1, 1.0, 0.0, "inline"))
+    for value in ("cosine", {"constant": {"warmup": 3}}):
+        training = TrainingConfig.model_validate({"optimizer": "lbfgs", "schedule": value})
+        with pytest.raises(ConfigError, match="there is nothing to schedule"):
+            refuse(training, Shape(1, 1.0, 0.0, "inline"))
+
+
+def test_milestones_that_are_just_reached_pass() -> None:
+    assert factors({"multi_step": {"milestones": [11], "gamma": 0.5}})[-1] == 0.5
+    last = schedule({"multi_step": {"milestones": [54], "unit": "step", "warmup": 5}})
+    assert (last.factor(TOTAL - 2), last.factor(TOTAL - 1)) == (1.0, pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(("patience", "acts"), [(EPOCHS - 3, True), (EPOCHS - 2, False)])
+def test_a_plateau_is_called_too_patient_where_it_can_never_act(patience: int, acts: bool) -> None:
+    made, found = schedule({"reduce_on_plateau": {"patience": patience}}), []
+    for epoch in range(EPOCHS):
+        found.append(made.factor(epoch * PER_EPOCH))
+        made.hear([0.5] * (epoch + 1))
+    assert (len(set(found)) > 1) == acts
+    assert bool(made.notices) != acts
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "multi_step"])
