@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from shoal.cluster.run_folder import CONFIG, RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target
+from shoal.evaluation.deciding.judging import Judging
 from shoal.evaluation.evaluate import Scores, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS, Metric
 from shoal.evaluation.tallies import Array, Floats
@@ -69,7 +70,7 @@ class ReportFacts:
     config: dict[str, Any]
     config_text: str
     provenance: dict[str, Any]
-    threshold: float = 0.5
+    judging: Judging = field(default_factory=Judging)
 
     @property
     def target(self) -> Target:
@@ -100,16 +101,17 @@ class ReportFacts:
 
     @property
     def chosen(self) -> list[Metric]:
-        """The metrics of this run, the one that drove choices first; labels say which are macro averages."""
+        """The metrics of this run, the one that drove choices first; labels tell macro averages and units."""
         names: dict[str, None] = {}
         for part in self.metrics.values():
             names |= dict.fromkeys(part)
-        return [
-            replace(METRICS[name], label=f"{METRICS[name].label} (macro)")
-            if is_macro(name, self.target.task)
-            else METRICS[name]
-            for name in names
-        ]
+        return [replace(METRICS[name], label=self._label(name)) for name in names]
+
+    def _label(self, metric: str) -> str:
+        label, costs = METRICS[metric].label, self.judging.rule.costs
+        if is_macro(metric, self.target.task):
+            return f"{label} (macro)"
+        return f"{label} ({costs.unit})" if metric == "expected_cost" and costs and costs.unit else label
 
     @property
     def best(self) -> Best | None:
@@ -132,7 +134,7 @@ def collect(
     manifest: Manifest,
     metrics: Scores,
     provenance: Mapping[str, Any] | None = None,
-    threshold: float = 0.5,
+    judging: Judging | None = None,
 ) -> ReportFacts:
     """Read a run folder.
 
@@ -142,6 +144,8 @@ def collect(
         What will be, or is, in `metrics.json`.
     provenance
         What will be in `provenance.json`; None reads it, and goes without where it is not written yet.
+    judging
+        How the model decides; None for the usual way.
 
     Raises
     ------
@@ -167,5 +171,5 @@ def collect(
         config=run.config() or {},
         config_text=run.read_bytes(CONFIG).decode() if run.exists(CONFIG) else "",
         provenance=dict(provenance),
-        threshold=threshold,
+        judging=judging or Judging(),
     )

@@ -38,7 +38,7 @@ def headline(facts: ReportFacts) -> Html:
     part, metrics = facts.judged, facts.chosen
     if part not in facts.parts or not metrics:
         return paragraph("No rows were held out: there is no score to report.", css="warning")
-    without = baselines(metrics, facts.manifest, facts.parts[part], facts.threshold)
+    without = baselines(metrics, facts.manifest, facts.parts[part], facts.judging.rule)
     first, entry = metrics[0], facts.metrics[part][metrics[0].name]
     rows = count(len(facts.parts[part].y))
     who = (

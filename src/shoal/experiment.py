@@ -8,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic.json_schema import GenerateJsonSchema
 
 from shoal.cluster.components import Choice
@@ -18,6 +18,7 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
 from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
+from shoal.training.losses.config import BY_COSTS, LOSSES, BCEConfig, CrossEntropyConfig
 from shoal.yaml_file import Document, dump, load
 
 
@@ -30,6 +31,22 @@ class Experiment(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
+
+    @model_validator(mode="after")
+    def _costs_of_weights_are_known(self) -> "Experiment":
+        loss = self.training.loss
+        if getattr(loss, "class_weights", None) != BY_COSTS:
+            return self
+        if self.evaluation.costs is None:
+            raise ValueError(
+                "training.loss: class_weights: costs needs evaluation.costs; name the costs there, or give the weights"
+            )
+        if not isinstance(loss, CrossEntropyConfig | BCEConfig):
+            raise ValueError(
+                f"training.loss: class_weights: costs is for cross_entropy and bce, whose probabilities can be set right again, "
+                f"not for {Choice(LOSSES).name_of(loss)}; give it weights by class, with evaluation.threshold: empirical"
+            )
+        return self
 
 
 _CLUSTER_FILE = "it holds the keys of the cluster section, such as num_workers: 2"

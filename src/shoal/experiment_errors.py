@@ -22,8 +22,7 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "data.imbalance": None,
     "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
     "evaluation.cv": None,
-    "evaluation.costs": None,
-    "evaluation.threshold": None,
+    "evaluation.costs.column": None,
 }
 
 _MEMBERS = ("literal[", "dict[", "function-after[")  # how pydantic's location names members of a union

@@ -27,8 +27,8 @@ def _one_way(weights: Any) -> Any:
     return weights
 
 
-EFFECTIVE = "effective_number"
-ClassWeights = Literal["balanced"] | dict[str | int | float | bool, Weight | EffectiveNumberConfig]
+EFFECTIVE, BY_COSTS = "effective_number", "costs"
+ClassWeights = Literal["balanced", "costs"] | dict[str | int | float | bool, Weight | EffectiveNumberConfig]
 
 
 class LossConfig(Config):
@@ -36,8 +36,8 @@ class LossConfig(Config):
 
     class_weights: Annotated[ClassWeights | None, AfterValidator(_one_way)] = Field(
         None,
-        description="balanced, {effective_number: {beta: …}}, or {class: weight}, where a class not named weighs 1; of several "
-        "labels, the weight of the rows that have the label",
+        description="balanced, costs (what mistakes on a class cost, by evaluation.costs), {effective_number: {beta: …}}, or "
+        "{class: weight}, where a class not named weighs 1; of several labels, the weight of the rows that have the label",
     )
 
 

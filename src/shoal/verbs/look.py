@@ -13,7 +13,7 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import decide
 from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.listing import find
-from shoal.cluster.sharding.manifest import SPLITS, Column, Target
+from shoal.cluster.sharding.manifest import SPLITS, Column, Schema, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import open_source
@@ -137,6 +137,7 @@ def check(
     from shoal.cluster.resources import plan
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
+    from shoal.verbs.decisions import plan_of
     from shoal.verbs.writable import require_cache, require_writable
 
     experiment, _ = given(experiment)
@@ -150,7 +151,12 @@ def check(
     if out:
         RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
-    resolve_scoring(experiment.evaluation.scoring, found.target.task)
+    has_costs = experiment.evaluation.costs is not None
+    resolve_scoring(experiment.evaluation.scoring, found.target.task, costs=has_costs)
+    schema = Schema(columns=found.columns, target=found.target, private=experiment.data.private)
+    train, held_out = ([found.parts[part]] * len(found.target.classes) for part in ("train", "validation"))
+    said = plan_of(experiment, schema, train, held_out).start.notices
+    found = replace(found, notices=(*found.notices, *said))
     asked, rows = experiment.training.batch_size, found.parts["train"]
     if isinstance(asked, int) and asked > rows:
         large = f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
