@@ -101,6 +101,8 @@ def estimate(
         low, high, method = found[metric.name]
         if low == high == value == 1 and metric.needs in ("score", "decision"):
             low, method = _error_free(metric, rows, confidence), EXACT
+        elif low == high and metric.needs == "cost" and (rows.decisions == rows.y).all():
+            low, high, method = *_error_free_cost(metric, rows, confidence), EXACT
         used = 0 if method in (JACKKNIFE, EXACT) else replicates
         result[metric.name] = Estimate(value, low, high, method, used, len(rows.y))
     return result
@@ -188,3 +190,20 @@ def _error_free(metric: Metric, rows: Rows, confidence: float) -> float:
         events = [float(min(e.sum(), (~e).sum())) for e, _ in one_against_rest(rows)]
         n = min(events, default=1.0)
     return float(((1 - confidence) / 2) ** (1 / n))
+
+
+def _error_free_cost(metric: Metric, rows: Rows, confidence: float) -> tuple[float, float]:
+    """Return the interval of a cost or of savings without an error, as if each class had as many errors as fit none in its rows.
+
+    Each of these errors is the dearest of its class; the rates are those of Clopper and Pearson (1934).
+    """
+    costs = rows.rule.costs
+    assert costs is not None
+    n = np.bincount(rows.y, minlength=rows.n_classes)
+    rates = 1 - ((1 - confidence) / 2) ** (1 / np.maximum(n, 1))
+    right = float(n @ np.diag(costs.matrix)) / len(rows.y)
+    worst = right + float(n @ (rates * costs.excess.max(axis=1))) / len(rows.y)
+    if metric.name == "expected_cost":
+        return right, worst
+    without = float(n @ costs.matrix[:, rows.rule.constant]) / len(rows.y)
+    return 1 - worst / without, 1 - right / without

@@ -133,9 +133,10 @@ def _index(name: Any, names: list[str], hidden: bool) -> int:
         return names.index(_text(name))
     if hidden:
         raise ConfigError("evaluation.costs names a class that the target, which is private, does not have")
-    near = difflib.get_close_matches(_text(name), names, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(_text(name), names, n=1, cutoff=0.4)
+    guess = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(
-        f"evaluation.costs names {name!r}, which is no class; the nearest is {near[0]!r}, and all are: {', '.join(names[:20])}"
+        f"evaluation.costs names {name!r}, which is no class; {guess}the classes are {', '.join(names[:20])}"
     )
 
 

@@ -9,6 +9,7 @@ from shoal.training.decision import Calibration
 
 CALIBRATED = "probabilities were calibrated on these rows"
 CHOSEN = "the threshold was chosen on these rows"
+WITHHELD = (CALIBRATED, CHOSEN)
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ def cost_curve(part: Part, rule: Rule, costs: Costs) -> str:
             [here], [cost], "o", ms=7, color=SECOND, mec=PAGE, mew=1.5, label="these rows and costs", zorder=5
         )
         axes.set_xlim(-0.01, 1.01)
-        axes.set_ylim(0, max(0.52, 1.08 * cost))
+        axes.set_ylim(0, max(0.7, 1.3 * cost))
         label_axes(axes, "probability cost of the event, PC(+)", "normalised expected cost")
-        axes.legend(loc="upper left" if here > 0.5 else "upper right")
+        axes.legend(loc="upper center", ncols=2)
         text = f"Cost curve: at a probability cost of {here:.3f}, the chosen threshold's normalised expected cost is {cost:.3f}"
         return svg(figure, "cost-curve", f"{text}; deciding always or never has {min(here, 1 - here):.3f}.")
 

@@ -77,12 +77,14 @@ def costs(facts: ReportFacts) -> Html:
     drawn = []
     if facts.target.task == "binary" and 0 < part.y.sum() < len(part.y):
         drawn = _figures(facts, part, known, float(without / n))
+    sources = _sources(facts, known, confusion_matrix(rows.y, rows.decisions, rows.n_classes), float(total))
+    withheld = facts.judged == "validation" and "expected_cost" in facts.judging.withheld
     return section(
         "costs",
         "Costs",
         _summary(facts, known, float(without / n)),
         grid(*drawn),
-        _sources(facts, known, confusion_matrix(rows.y, rows.decisions, rows.n_classes), float(total)),
+        "" if withheld else sources,
     )
 
 

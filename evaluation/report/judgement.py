@@ -235,7 +235,7 @@ def _explained(kind: str) -> str:
         return " (each row's first-order effect on the value, as DeLong's method for the area under the ROC curve)"
     if kind == EXACT:
         return (
-            " (no error was seen, so drawing rows again shows none; this is the lowest value that fits that)"
+            " (no error was seen, so drawing rows again shows none; this is the worst value that fits that)"
         )
     if "stratified" in kind:
         return " (the share of each class is held as it is among the rows)"

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from shoal.evaluation.deciding.judging import WITHHELD
 from shoal.evaluation.metrics import Metric
 from shoal.evaluation.report.baseline import WORDS, baselines
 from shoal.evaluation.report.facts import ReportFacts
@@ -48,7 +49,9 @@ def headline(facts: ReportFacts) -> Html:
     )
     value = number(entry["value"], first.limits)
     if entry["value"] is None:
-        says = Html(f"{text(who)} {text(first.label)} is undefined: {text(entry.get('reason', ''))}.")
+        reason = entry.get("reason", "")
+        what = "left out" if reason in WITHHELD else "undefined"
+        says = Html(f"{text(who)} {text(first.label)} is {what}: {text(reason)}.")
     else:
         says = Html(f"{text(who)} {text(_lower(first))} is <strong>{value}</strong>.")
     ranges = interval(entry, first.limits)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy import stats
 from sklearn.metrics import confusion_matrix, roc_curve
 
 from shoal.cluster.errors import ConfigError
@@ -112,7 +113,7 @@ def test_what_no_costs_are_is_refused_where_it_is_written(config, said):
         (schema_of(task="regression"), {"false_positive": 1, "false_negative": 2}, "the task is regression"),
         (schema_of("a", "b", task="multilabel"), {"false_positive": 1, "false_negative": 2}, "multilabel"),
         (schema_of("a", "b", "c"), {"false_positive": 1, "false_negative": 2}, "there are 3; write {actual"),
-        (schema_of("ill", "well", "?"), {"actual": {"il": {"well": 1}}}, "'il', which is no class; the nearest is 'ill'"),
+        (schema_of("ill", "well", "?"), {"actual": {"il": {"well": 1}}}, "'il', which is no class; did you mean 'ill'?"),
         (schema_of("ill", "well", "?"), {"actual": {"ill": {"well": 1}}}, "5 mistakes have no cost, such as deciding"),
         (schema_of("a", "b", "c"), {"actual": {"a": {"b": 0}}, "otherwise": 1}, "deciding 'b' where 'a' is actual costs 0, and"),
         (schema_of("a", "b", "c"), {"actual": {"a": {"a": 2}}, "otherwise": 1}, "deciding right 2"),
@@ -184,14 +185,25 @@ def test_intervals_of_costs_equal_the_plain_bootstrap():
     assert cost.low < cost.value < cost.high
 
 
-def test_savings_of_nothing_are_undefined_and_a_perfect_model_is_no_success_rate():
+def test_savings_of_nothing_are_undefined():
     y, costs = np.array([0] * 20), Costs(np.array([[0.0, 1.0], [25.0, 0.0]]))
     nothing = estimate(y, np.full(20, 0.9), [METRICS["savings"]], rule=Rule(Decision(), costs, 0))["savings"]
     assert np.isnan(nothing.value)
     assert "costs nothing on these rows" in nothing.reason
     y = np.array([0, 1] * 20)
-    perfect = estimate(y, y * 0.8 + 0.1, [METRICS["savings"]], rule=Rule(Decision(), costs, 0))["savings"]
-    assert (perfect.value, perfect.low, perfect.method) == (1, 1, "percentile bootstrap, stratified by class")
+
+
+def test_without_an_error_the_interval_has_the_errors_that_none_does_not_exclude():
+    y = np.array([0] * 30 + [1] * 10)
+    rule = Rule(Decision(), Costs(np.array([[0.0, 1.0], [25.0, -2.0]])), constant=1)
+    found = estimate(y, y * 0.8 + 0.1, [METRICS["expected_cost"], METRICS["savings"]], rule=rule)
+    missed, false = (stats.binomtest(0, n).proportion_ci(0.95, "exact").high for n in (10, 30))
+    worst = (30 * false * 1 + 10 * (-2 + missed * 27)) / 40
+    cost, saved = found["expected_cost"], found["savings"]
+    assert (cost.low, cost.value, cost.high) == pytest.approx((-0.5, -0.5, worst))
+    without = (30 - 20) / 40
+    assert (saved.low, saved.value, saved.high) == pytest.approx((1 - worst / without, 3, 3))
+    assert "error-free" in cost.method
 
 
 def test_costs_may_be_scored_by_only_where_there_are_costs():
