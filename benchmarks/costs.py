@@ -2,7 +2,7 @@
 
     python benchmarks/costs.py
 
-A false alarm costs 1, a missed event 25. Each of 40 splits gives 40 % of the rows to training, 30 % to validation and 30 % to
+A false alarm costs 1, a missed event 25. Each of 20 splits gives 40 % of the rows to training, 30 % to validation and 30 % to
 test. A line is the mean cost of a test row over the splits, and the paired difference to the first line with its 95 % interval
 (the corrected t interval of repeated splits: Nadeau and Bengio 2003, Machine Learning 52, section 3, since splits share rows).
 """
@@ -22,7 +22,7 @@ from shoal.evaluation.deciding.plan import plan
 from shoal.evaluation.metrics import METRICS
 from shoal.training import TorchClassifier
 
-SPLITS, TRAIN, VALIDATION, TEST = 40, 0.4, 0.3, 0.3
+SPLITS, TRAIN, VALIDATION, TEST = 20, 0.4, 0.3, 0.3
 COSTS = {"false_positive": 1, "false_negative": 25}
 BY_COST = (2 / 26, 50 / 26)  # weights of the classes, with mean 1
 WAYS: dict[str, tuple[bool, dict[str, object]]] = {

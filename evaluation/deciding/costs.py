@@ -13,6 +13,7 @@ import numpy as np
 
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import plural
 from shoal.evaluation.deciding.config import CostsConfig
 from shoal.training.decision import Decision, Floats
 
@@ -122,8 +123,8 @@ def _by_name(config: CostsConfig, names: list[str], hidden: bool) -> Floats:
         i, j = np.argwhere(np.isnan(matrix))[0]
         which = "" if hidden else f", such as deciding {names[j]!r} where {names[i]!r} is actual"
         raise ConfigError(
-            f"evaluation.costs: {int(np.isnan(matrix).sum())} mistakes have no cost{which}; give otherwise, the cost of every "
-            "other mistake"
+            f"evaluation.costs: {plural(int(np.isnan(matrix).sum()), 'mistake')} without a cost{which}; give otherwise, the cost "
+            "of every other mistake"
         )
     return matrix
 

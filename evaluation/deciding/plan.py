@@ -199,8 +199,8 @@ def _refuse_unfitting(config: EvaluationConfig, task: str) -> None:
         return
     if task == "multiclass" and threshold not in ("auto", "optimal"):
         raise ConfigError(
-            "evaluation.threshold is for two classes, and the task is multiclass: give evaluation.costs, and the class of lowest "
-            "expected cost is decided, or leave it out"
+            "evaluation.threshold is for two classes, and the task is multiclass, where the class of lowest expected cost is "
+            "decided if there are evaluation.costs; leave it out"
         )
     if threshold in ("optimal", "empirical") and config.costs is None:
         other = ", or write {maximise: f1}" if threshold == "empirical" else ", or a number"

@@ -114,7 +114,7 @@ def test_what_no_costs_are_is_refused_where_it_is_written(config, said):
         (schema_of("a", "b", task="multilabel"), {"false_positive": 1, "false_negative": 2}, "multilabel"),
         (schema_of("a", "b", "c"), {"false_positive": 1, "false_negative": 2}, "there are 3; write {actual"),
         (schema_of("ill", "well", "?"), {"actual": {"il": {"well": 1}}}, "'il', which is no class; did you mean 'ill'?"),
-        (schema_of("ill", "well", "?"), {"actual": {"ill": {"well": 1}}}, "5 mistakes have no cost, such as deciding"),
+        (schema_of("ill", "well", "?"), {"actual": {"ill": {"well": 1}}}, "5 mistakes without a cost, such as deciding"),
         (schema_of("a", "b", "c"), {"actual": {"a": {"b": 0}}, "otherwise": 1}, "deciding 'b' where 'a' is actual costs 0, and"),
         (schema_of("a", "b", "c"), {"actual": {"a": {"a": 2}}, "otherwise": 1}, "deciding right 2"),
         (schema_of("a", "b"), {"false_positive": 1e-17, "false_negative": 1e3}, "not be nothing beside"),
