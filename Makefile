@@ -38,6 +38,7 @@ bench: $(STAMP)  ## both sides of every comparison, with ratios; DATA=FILE.parqu
 	@$(BIN)/python benchmarks/reference.py
 	@$(BIN)/python benchmarks/strategies.py
 	@$(BIN)/python benchmarks/techniques.py
+	@$(BIN)/python benchmarks/costs.py
 	@if [ -n "$(DATA)" ]; then \
 	  $(BIN)/python benchmarks/sharding.py "$(DATA)" label --split-column split && \
 	  $(BIN)/python benchmarks/train.py "$(DATA)" && \

@@ -1,7 +1,7 @@
 """From `predictions.parquet` to `metrics.json`: every part's metrics with their intervals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.manifest import Target
+from shoal.evaluation.deciding.costs import USUAL, Rule
 from shoal.evaluation.intervals import Estimate, estimate
 from shoal.evaluation.metrics import Metric
 from shoal.evaluation.tallies import Array, Floats
@@ -66,15 +67,22 @@ def evaluate(
     confidence: float = 0.95,
     replicates: int = 1000,
     seed: int = 0,
-    threshold: float = 0.5,
+    rule: Rule = USUAL,
+    withheld: Mapping[str, str] | None = None,
 ) -> Scores:
     """Judge each part of a run.
+
+    Parameters
+    ----------
+    withheld
+        Metrics of the validation rows that are not given, since something was fitted to them there; with the reason.
 
     Returns
     -------
     dict
         ``{"test": {name: {"value", "low", "high", "method", "replicates", "n"}}, "validation": …}``, ready
-        for JSON; where a value is undefined it is None and ``"reason"`` says why.
+        for JSON; where a value is undefined or withheld it is None and ``"reason"`` says why. An expected cost has
+        its ``"unit"``, where there is one.
 
     Raises
     ------
@@ -88,17 +96,23 @@ def evaluate(
         if not rows.num_rows:
             continue
         y, predicted = labels_and_scores(rows, target)
+        known = withheld or {} if split == "validation" else {}
+        kept_back = {metric.name: known[metric.name] for metric in chosen if metric.name in known}
         found = estimate(
             y,
             predicted,
-            chosen,
+            [metric for metric in chosen if metric.name not in kept_back],
             confidence=confidence,
             replicates=replicates,
             seed=seed,
             spawn_key=(number,),
-            threshold=threshold,
+            rule=rule,
         )
-        scores[split] = {name: _plain(result) for name, result in found.items()}
+        for name, reason in kept_back.items():
+            found[name] = Estimate(math.nan, math.nan, math.nan, "", 0, len(y), reason)
+        scores[split] = {metric.name: _plain(found[metric.name]) for metric in chosen}
+        if rule.costs is not None and rule.costs.unit and "expected_cost" in scores[split]:
+            scores[split]["expected_cost"]["unit"] = rule.costs.unit
     return scores
 
 

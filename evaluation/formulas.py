@@ -96,6 +96,24 @@ def mean_of_rows(sums: Floats, _form: str) -> Floats:
     return ratio(sums[..., 0], sums[..., 1])
 
 
+def cost_sums(rows: Rows) -> Floats:
+    """Sum the costs of the decisions, those of the best constant decision, and the weights: ``[G, 3]``."""
+    assert rows.rule.costs is not None
+    matrix = rows.rule.costs.matrix
+    parts = (matrix[rows.y, rows.decisions], matrix[rows.y, rows.rule.constant])
+    return np.stack([*(rows.total(part) for part in parts), rows.total()], axis=1)
+
+
+def expected_cost(sums: Floats, _form: str) -> Floats:
+    """Mean cost of a row's decision."""
+    return ratio(sums[..., 0], sums[..., 2])
+
+
+def savings(sums: Floats, _form: str) -> Floats:
+    """Share of the constant decision's cost that is saved; NaN where that costs nothing, or is a benefit."""
+    return np.where(sums[..., 1] > 0, 1 - ratio(sums[..., 0], np.maximum(sums[..., 1], 0.0)), np.nan)
+
+
 def residual_sums(rows: Rows) -> Floats:
     """Sum |e|, e^2, (y - c), (y - c)^2 and weights ``[G, 5]``; c, the mean, keeps the variance exact."""
     error, offset = rows.scores - rows.y, rows.y - float(np.mean(rows.y))

@@ -5,12 +5,13 @@ depend on its scale, which the basic bootstrap does not offer. The share of each
 among the rows. Rows are taken as independent.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.evaluation.deciding.costs import USUAL, Rule
 from shoal.evaluation.formulas import decisions
 from shoal.evaluation.influence import average_precision_influence, roc_auc_influence, standard_error
 from shoal.evaluation.metrics import Metric, as_rows, one_against_rest
@@ -56,13 +57,13 @@ def estimate(
     replicates: int = 1000,
     seed: int = 0,
     spawn_key: tuple[int, ...] = (),
-    threshold: float = 0.5,
+    rule: Rule = USUAL,
 ) -> dict[str, Estimate]:
     """Compute metrics with their intervals.
 
     Parameters
     ----------
-    y, scores, threshold
+    y, scores, rule
         As in `Metric.value`; n rows.
     confidence
         Nominal coverage, such as 0.95.
@@ -76,8 +77,8 @@ def estimate(
     dict
         Metric name to estimate, in the order of `metrics`.
     """
-    rows = as_rows(y, scores, threshold)
-    exact = {m.name: m.value(rows.y, rows.scores, threshold) for m in metrics}
+    rows = as_rows(y, scores, rule)
+    exact = {m.name: m.value(rows.y, rows.scores, rule) for m in metrics}
     sound = [m for m in metrics if np.isfinite(exact[m.name])]
     spread = _Spread(rows, replicates, seed, spawn_key)
     found: dict[str, tuple[float, float, str]] = {}
@@ -94,12 +95,14 @@ def estimate(
     for metric in metrics:
         value = exact[metric.name]
         if metric.name not in found:
-            reason = metric.undefined(rows.y, rows.scores, threshold)
+            reason = metric.undefined(rows.y, rows.scores, rule)
             result[metric.name] = Estimate(value, np.nan, np.nan, "", 0, len(rows.y), reason)
             continue
         low, high, method = found[metric.name]
-        if low == high == value == 1 and metric.needs != "value":
+        if low == high == value == 1 and metric.needs in ("score", "decision"):
             low, method = _error_free(metric, rows, confidence), EXACT
+        elif low == high and metric.needs == "cost" and (rows.decisions == rows.y).all():
+            low, high, method = *_error_free_cost(metric, rows, confidence), EXACT
         used = 0 if method in (JACKKNIFE, EXACT) else replicates
         result[metric.name] = Estimate(value, low, high, method, used, len(rows.y))
     return result
@@ -127,7 +130,7 @@ class _Spread:
             return []
         rng = self.rng(_SUMS)
         groups, counts, sizes = deal(self.strata, rng)
-        dealt = Rows(self.rows.y, self.rows.scores, self.rows.threshold, None, groups, len(sizes))
+        dealt = replace(self.rows, groups=groups, n_groups=len(sizes))
         tallies = list({id(m.tally): m.tally for m in metrics if m.tally is not None}.values())
         drawn = replicate_sums([tally(dealt) for tally in tallies], counts, sizes, self.replicates, rng)
         by_tally = dict(zip(map(id, tallies), drawn, strict=True))
@@ -187,3 +190,20 @@ def _error_free(metric: Metric, rows: Rows, confidence: float) -> float:
         events = [float(min(e.sum(), (~e).sum())) for e, _ in one_against_rest(rows)]
         n = min(events, default=1.0)
     return float(((1 - confidence) / 2) ** (1 / n))
+
+
+def _error_free_cost(metric: Metric, rows: Rows, confidence: float) -> tuple[float, float]:
+    """Return the interval of a cost or of savings without an error, as if each class had as many errors as fit none in its rows.
+
+    Each of these errors is the dearest of its class; the rates are those of Clopper and Pearson (1934).
+    """
+    costs = rows.rule.costs
+    assert costs is not None
+    n = np.bincount(rows.y, minlength=rows.n_classes)
+    rates = 1 - ((1 - confidence) / 2) ** (1 / np.maximum(n, 1))
+    right = float(n @ np.diag(costs.matrix)) / len(rows.y)
+    worst = right + float(n @ (rates * costs.excess.max(axis=1))) / len(rows.y)
+    if metric.name == "expected_cost":
+        return right, worst
+    without = float(n @ costs.matrix[:, rows.rule.constant]) / len(rows.y)
+    return 1 - worst / without, 1 - right / without

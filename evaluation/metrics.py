@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shoal.cluster.errors import ConfigError
 from shoal.evaluation import formulas
+from shoal.evaluation.deciding.costs import USUAL, Rule
 from shoal.evaluation.tallies import (
     Array,
     Floats,
@@ -26,6 +27,7 @@ from shoal.evaluation.tallies import (
 )
 
 CLASSIFICATION = ("binary", "multiclass", "multilabel")
+ONE_CLASS = ("binary", "multiclass")
 REGRESSION = ("regression",)
 
 Finish = Callable[[Floats, str], Floats]
@@ -43,7 +45,8 @@ class Metric:
     tasks
         Tasks that it judges.
     needs
-        ``score``: probabilities; ``decision``: the predicted class; ``value``: a regression prediction.
+        ``score``: probabilities; ``decision``: the predicted class; ``cost``: that, and costs; ``value``: a regression
+        prediction.
     meaning
         One sentence for a reader who does not know the metric.
     limits
@@ -62,7 +65,7 @@ class Metric:
     label: str
     tasks: tuple[str, ...]
     greater_is_better: bool
-    needs: Literal["score", "decision", "value"]
+    needs: Literal["score", "decision", "cost", "value"]
     meaning: str
     limits: tuple[float, float]
     tally: Callable[[Rows], Floats] | None = None
@@ -70,7 +73,7 @@ class Metric:
     ranks: Callable[[Floats, Floats], Floats] | None = None
     in_units: bool = False
 
-    def value(self, y: Array, scores: Array, threshold: float = 0.5, weights: Array | None = None) -> float:
+    def value(self, y: Array, scores: Array, rule: Rule = USUAL, weights: Array | None = None) -> float:
         """Compute the metric; NaN where it is undefined (`undefined` says why), never an exception.
 
         Parameters
@@ -81,12 +84,12 @@ class Metric:
         scores
             Binary: P(event) ``[n]``. Multi-class (of two classes too) and multi-label: probabilities
             ``[n, K]``. Regression: predictions ``[n]``.
-        threshold
-            Binary and multi-label decisions: the event is predicted where its score is at least this.
+        rule
+            Which class is decided, and what that costs.
         weights
             Weight of each row ``[n]``; None for 1 each.
         """
-        rows = as_rows(y, scores, threshold, weights)
+        rows = as_rows(y, scores, rule, weights)
         if not len(rows.y) or not np.isfinite(rows.scores).all():
             return float("nan")
         if self.ranks is None:
@@ -107,9 +110,9 @@ class Metric:
             return "multilabel"
         return "multiclass" if rows.scores.ndim == 2 else "binary"
 
-    def undefined(self, y: Array, scores: Array, threshold: float = 0.5) -> str:
+    def undefined(self, y: Array, scores: Array, rule: Rule = USUAL) -> str:
         """Say why the value is NaN; an empty text where it is not."""
-        value = self.value(y, scores, threshold)
+        value = self.value(y, scores, rule)
         if np.isfinite(value):
             return ""
         if not len(y):
@@ -118,6 +121,8 @@ class Metric:
             return f"{int((~np.isfinite(scores)).sum())} scores are NaN or infinite"
         if "regression" in self.tasks:
             return "the labels are constant" if np.ptp(y) == 0 else "the errors overflow"
+        if self.needs == "cost":
+            return "the best decision without a model costs nothing on these rows: there is nothing to save"
         if y.ndim == 2:
             return "no label occurs among the rows, or every label does in every row"
         if len(np.unique(y)) == 1:
@@ -125,12 +130,12 @@ class Metric:
         return "no class has both events and others among the rows"
 
 
-def as_rows(y: Array, scores: Array, threshold: float = 0.5, weights: Array | None = None) -> Rows:
+def as_rows(y: Array, scores: Array, rule: Rule = USUAL, weights: Array | None = None) -> Rows:
     """Bring labels and scores to the types of `Rows`."""
     y, scores = np.asarray(y), np.asarray(scores, dtype=np.float64)
     if y.ndim == 1 and y.dtype == bool:
         y = y.astype(np.int64)
-    return Rows(y, scores, threshold, None if weights is None else np.asarray(weights, dtype=np.float64))
+    return Rows(y, scores, rule, None if weights is None else np.asarray(weights, dtype=np.float64))
 
 
 def one_against_rest(rows: Rows) -> Iterable[tuple[NDArray[np.bool_], Floats]]:
@@ -196,6 +201,17 @@ _ALL = (
         (-1, 1), tally=decision_tally, finish=formulas.mcc,
     ),
     Metric(
+        "expected_cost", "Expected cost", ONE_CLASS, False, "cost",
+        "Mean cost of what is decided for a row, by evaluation.costs.",
+        (-_INF, _INF), tally=formulas.cost_sums, finish=formulas.expected_cost,
+    ),
+    Metric(
+        "savings", "Savings", ONE_CLASS, True, "cost",
+        "Share of the cost of the best decision without a model (the same for every row, cheapest for the class shares of the "
+        "training rows) that is saved; 0 saves nothing, 1 costs nothing.",
+        (-_INF, _INF), tally=formulas.cost_sums, finish=formulas.savings,
+    ),
+    Metric(
         "rmse", "Root mean squared error", REGRESSION, False, "value",
         "Typical size of an error in the target's units, large errors weighing more.",
         (0, _INF), tally=formulas.residual_sums, finish=formulas.rmse, in_units=True,
@@ -237,7 +253,7 @@ MACRO_ALIASES: dict[str, str] = {
 }
 
 
-def resolve_scoring(scoring: str | Iterable[str], task: str) -> list[Metric]:
+def resolve_scoring(scoring: str | Iterable[str], task: str, *, costs: bool = False) -> list[Metric]:
     """Turn `evaluation.scoring` into metrics, the one that drives choices first.
 
     Parameters
@@ -247,13 +263,15 @@ def resolve_scoring(scoring: str | Iterable[str], task: str) -> list[Metric]:
         scikit-learn's scorer names are understood (``neg_log_loss`` is ``log_loss``).
     task
         binary, multiclass, multilabel or regression.
+    costs
+        Whether there are costs, by which some metrics judge.
 
     Raises
     ------
     ConfigError
         For a name that does not exist, or one that does not judge this task.
     """
-    available = [metric for metric in _ALL if task in metric.tasks]
+    available = [metric for metric in _ALL if task in metric.tasks and (costs or metric.needs != "cost")]
     if not available:
         raise ConfigError(f"task {task!r} is none of {', '.join(FIRST)}")
     if scoring == "auto":
@@ -278,6 +296,10 @@ def _find(name: str, task: str, available: list[Metric]) -> Metric:
         hint = f", nearest is {near[0]}" if near else ""
         raise ConfigError(
             f"evaluation.scoring {name!r} is no metric{hint}; allowed for {task}: {_names(available)}"
+        )
+    if metric.needs == "cost" and task in metric.tasks and metric not in available:
+        raise ConfigError(
+            f"evaluation.scoring {name!r} needs evaluation.costs, such as {{false_positive: 1, false_negative: 25}}"
         )
     if metric not in available:
         raise ConfigError(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shoal.evaluation.deciding.costs import USUAL, Rule
+
 Floats = NDArray[np.float64]
 Array = NDArray[Any]
 
@@ -31,8 +33,8 @@ class Rows:
     scores
         float64 ``[n]`` probability of the event (binary) or prediction (regression), ``[n, K]``
         probabilities otherwise.
-    threshold
-        Binary and multi-label: an event is predicted where the score is at least this.
+    rule
+        Which class is decided, and what that costs.
     weights
         float64 ``[n]``, None for 1 each.
     groups
@@ -41,7 +43,7 @@ class Rows:
 
     y: Array
     scores: Floats
-    threshold: float = 0.5
+    rule: Rule = USUAL
     weights: Floats | None = None
     groups: NDArray[np.int64] | None = None
     n_groups: int = 1
@@ -76,10 +78,10 @@ class Rows:
 
     @property
     def decisions(self) -> NDArray[np.int64]:
-        """The predicted class ``[n]``, or 0 and 1 ``[n, K]`` for multi-label."""
-        if self.scores.ndim == 2 and not self.multilabel:
-            return np.asarray(self.scores.argmax(axis=1), dtype=np.int64)
-        return np.asarray(self.scores >= self.threshold, dtype=np.int64)
+        """The decided class ``[n]``, or 0 and 1 ``[n, K]`` for multi-label."""
+        if self.multilabel:
+            return np.asarray(self.scores >= self.rule.decision.threshold, dtype=np.int64)
+        return self.rule.decision.classes(self.scores)
 
 
 def decision_tally(rows: Rows) -> Floats:

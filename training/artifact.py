@@ -1,4 +1,4 @@
-"""The trained model: weights, input encoder, classes, threshold and provenance; raw columns in, answers out.
+"""The trained model: weights, input encoder, classes, calibration, decision and provenance; raw columns in, answers out.
 
 Nothing here is unpickled: weights are safetensors, everything else is JSON. Neither ray nor deepspeed is imported.
 """
@@ -21,6 +21,7 @@ from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import Prepared, prepare, require_columns
 from shoal.cluster.storage import Storage
+from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, WEIGHTS, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
 from shoal.training.models import Factory, Model, build_model
@@ -42,14 +43,17 @@ class TrainedModel:
         Columns, their fitted statistics, and the target.
     config
         The component that built the module.
-    threshold
-        Binary: the least probability of the event that is called the event.
+    decision
+        Which class is decided: binary, where the probability of the event is at least a threshold.
+    calibration
+        What turns the module's probabilities into those that `scores` gives.
     """
 
     module: Model
     schema: Schema
     config: Config
-    threshold: float = 0.5
+    decision: Decision = field(default_factory=Decision)
+    calibration: Calibration = field(default_factory=Calibration)
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -73,7 +77,9 @@ class TrainedModel:
             schema=self.schema,
             model=self.config,
             precision="fp64" if dtype == torch.float64 else "fp32",
-            threshold=self.threshold,
+            calibration=self.calibration,
+            threshold=self.decision.threshold,
+            costs=self.decision.costs,
             weights_sha256=digest(weights),
             provenance=self.provenance,
         )
@@ -129,11 +135,18 @@ class TrainedModel:
                 f"the weights in {run.uri} do not fit the model that {config!r} builds: {str(error).splitlines()[0]}"
             ) from error
         module.eval()
-        return cls(module, description.schema_, config, description.threshold, description.provenance)
+        return cls(
+            module,
+            description.schema_,
+            config,
+            description.decision,
+            description.calibration,
+            description.provenance,
+        )
 
     def with_threshold(self, threshold: float) -> "TrainedModel":
         """Return the same model with another decision threshold."""
-        return replace(self, threshold=threshold)
+        return replace(self, decision=self.decision.model_copy(update={"threshold": threshold}))
 
     def scores(
         self, data: "pa.Table | pa.RecordBatch | pd.DataFrame | Mapping[str, Any] | NDArray[Any]"
@@ -151,7 +164,7 @@ class TrainedModel:
         """Return scores, as `scores` does, of rows that `prepare` has seen."""
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         logits = forward_rows(self.module, prepared.numeric, prepared.categorical, device)
-        return scores_from_logits(logits, self.schema.target)
+        return self.calibration(scores_from_logits(logits, self.schema.target))
 
     def predict_proba(self, data: Any) -> NDArray[np.float64]:
         """Return class probabilities ``[n, K]``; for binary, columns are in the order of `classes`.
@@ -167,14 +180,13 @@ class TrainedModel:
         return np.stack([1.0 - scores, scores], axis=1) if self.task == "binary" else scores
 
     def predict(self, data: Any) -> NDArray[Any]:
-        """Return classes ``[n]`` (binary: the event where its score is at least `threshold`), multi-label
-        0/1 ``[n, K]``, or regression values ``[n]``.
+        """Return classes ``[n]`` (as `decision` says), multi-label 0/1 ``[n, K]``, or regression values ``[n]``.
 
         Raises
         ------
         DataError
             As `scores`.
-        """  # noqa: D205 (one sentence that needs two lines)
+        """
         return self.decide(self.scores(data))
 
     def decide(self, scores: NDArray[np.float64]) -> NDArray[Any]:
@@ -183,8 +195,7 @@ class TrainedModel:
             return scores
         if self.task == "multilabel":
             return (scores >= 0.5).astype(np.int8)
-        chosen = (scores >= self.threshold).astype(int) if self.task == "binary" else scores.argmax(axis=1)
-        answers: NDArray[Any] = np.asarray(self.classes)[chosen]
+        answers: NDArray[Any] = np.asarray(self.classes)[self.decision.classes(scores)]
         return answers
 
 

@@ -10,6 +10,7 @@ from shoal.cluster.errors import DataError, StorageError
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.storage import Storage
 from shoal.training.config import ModelChoice
+from shoal.training.decision import Calibration, Decision
 
 WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
 _FIX = "delete that folder and train it again"
@@ -22,11 +23,16 @@ class ModelDescription(Config):
     schema_: Schema = Field(alias="schema")
     model: ModelChoice
     precision: str = "fp32"
-    threshold: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.5, description="binary: least score of the event"
-    )
+    calibration: Calibration = Calibration()
+    threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    costs: tuple[tuple[float, ...], ...] = Field((), description="multi-class: as in `Decision`")
     weights_sha256: str = Field(description="of `model.safetensors`")
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def decision(self) -> Decision:
+        """Which class is decided."""
+        return Decision(threshold=self.threshold, costs=self.costs)
 
 
 def digest(weights: bytes) -> str:
@@ -64,3 +70,10 @@ def read_model(run: Storage) -> tuple[ModelDescription, bytes]:
             f"{_FIX}"
         )
     return description, weights
+
+
+def write_decision(run: Storage, calibration: Calibration, decision: Decision) -> None:
+    """Give a run's model, whose weights stay, its calibration and its decision."""
+    known, _ = read_model(run)
+    changed = {"calibration": calibration, "threshold": decision.threshold, "costs": decision.costs}
+    run.write_json(DESCRIPTION, known.model_copy(update=changed).model_dump(mode="json", by_alias=True))

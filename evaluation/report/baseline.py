@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from shoal.cluster.sharding.manifest import Manifest
+from shoal.evaluation.deciding.costs import Rule
 from shoal.evaluation.metrics import Metric
 from shoal.evaluation.report.facts import Part
 from shoal.evaluation.tallies import Floats
@@ -29,10 +30,15 @@ def know_nothing(manifest: Manifest, n: int) -> Floats | None:
     return np.full(n, shares[1]) if target.task == "binary" else np.tile(shares, (n, 1))
 
 
-def baselines(metrics: list[Metric], manifest: Manifest, part: Part, threshold: float) -> dict[str, float]:
-    """Compute each metric of that model on a part; undefined ones are left out."""
+def baselines(metrics: list[Metric], manifest: Manifest, part: Part, rule: Rule) -> dict[str, float]:
+    """Compute each metric of that model on a part, and costs of the best constant decision; undefined ones are left out."""
     scores = know_nothing(manifest, len(part.y))
     if scores is None:
         return {}
-    values = {metric.name: metric.value(part.y, scores, threshold) for metric in metrics}
+    if rule.costs is not None:
+        row = np.eye(len(rule.costs.matrix))[rule.constant]
+        certain = np.full(len(part.y), row[1]) if part.scores.ndim == 1 else np.tile(row, (len(part.y), 1))
+        values = {m.name: m.value(part.y, certain if m.needs == "cost" else scores, rule) for m in metrics}
+    else:
+        values = {m.name: m.value(part.y, scores, rule) for m in metrics}
     return {name: value for name, value in values.items() if math.isfinite(value)}

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from shoal.cluster.run_folder import CONFIG, RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target
+from shoal.evaluation.deciding.judging import Judging
 from shoal.evaluation.evaluate import Scores, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS, Metric
 from shoal.evaluation.tallies import Array, Floats
@@ -71,7 +72,7 @@ class ReportFacts:
     config: dict[str, Any]
     config_text: str
     provenance: dict[str, Any]
-    threshold: float = 0.5
+    judging: Judging = field(default_factory=Judging)
 
     @property
     def target(self) -> Target:
@@ -107,17 +108,20 @@ class ReportFacts:
 
     @property
     def chosen(self) -> list[Metric]:
-        """The metrics of this run, the one that drove choices first; labels say which are macro averages."""
+        """The metrics of this run, the one that drove choices first; labels tell macro averages and units."""
         names: dict[str, None] = {}
         for part in self.metrics.values():
             names |= dict.fromkeys(part)
         return [self._worded(METRICS[name]) for name in names]
 
     def _worded(self, metric: Metric) -> Metric:
+        costs = self.judging.rule.costs
         if is_macro(metric.name, self.target.task):
             return replace(metric, label=f"{metric.label} (macro)")
         if self.hides_units:
             return replace(metric, meaning=metric.meaning.replace("the target's units", STANDARD))
+        if metric.name == "expected_cost" and costs and costs.unit:
+            return replace(metric, label=f"{metric.label} ({costs.unit})")
         return metric
 
     @property
@@ -141,7 +145,7 @@ def collect(
     manifest: Manifest,
     metrics: Scores,
     provenance: Mapping[str, Any] | None = None,
-    threshold: float = 0.5,
+    judging: Judging | None = None,
 ) -> ReportFacts:
     """Read a run folder.
 
@@ -151,6 +155,8 @@ def collect(
         What will be, or is, in `metrics.json`.
     provenance
         What will be in `provenance.json`; None reads it, and goes without where it is not written yet.
+    judging
+        How the model decides; None for the usual way.
 
     Raises
     ------
@@ -176,7 +182,7 @@ def collect(
         config=run.config() or {},
         config_text=run.read_bytes(CONFIG).decode() if run.exists(CONFIG) else "",
         provenance=dict(provenance),
-        threshold=threshold,
+        judging=judging or Judging(),
     )
     return _standardised(facts) if facts.hides_units else facts
 

@@ -6,7 +6,7 @@ from shoal.evaluation.calibration import reliability
 from shoal.evaluation.curves import confusion_matrix
 from shoal.evaluation.intervals import EXACT, JACKKNIFE
 from shoal.evaluation.metrics import METRICS, as_rows
-from shoal.evaluation.report import figures
+from shoal.evaluation.report import costs, figures
 from shoal.evaluation.report.baseline import baselines
 from shoal.evaluation.report.classes import class_table, confusion_table, mix_ups
 from shoal.evaluation.report.facts import STANDARD, Part, ReportFacts
@@ -86,7 +86,7 @@ def ranking(facts: ReportFacts) -> Html:
             "Ranking and probabilities",
             paragraph(f"The {facts.judged} rows hold one class only: there are no curves to draw."),
         )
-    decided = part.scores >= facts.threshold
+    decided = facts.judging.rule.decision.classes(part.scores) == 1
     events = part.y == 1
     recall, false = float(decided[events].mean()), float(decided[~events].mean())
     precision = float(events[decided].mean()) if decided.any() else None
@@ -125,14 +125,8 @@ def decisions(facts: ReportFacts) -> Html:
     if part is None or facts.target.task == "regression":
         return Html("")
     names, blocks = facts.class_names, []
-    rows = as_rows(part.y, part.scores, facts.threshold)
-    if facts.target.task == "multiclass":
-        blocks.append(paragraph("The class with the highest probability is predicted."))
-    else:
-        which = names[1] if facts.target.task == "binary" else "A label"
-        blocks.append(
-            paragraph(f"{which} is predicted where its probability is at least {facts.threshold:g}.")
-        )
+    rows = as_rows(part.y, part.scores, facts.judging.rule)
+    blocks.append(paragraph(*costs.rule(facts)))
     if not rows.multilabel:
         matrix = confusion_matrix(rows.y, rows.decisions, rows.n_classes)
         if len(names) <= MATRIX:
@@ -185,7 +179,7 @@ def scores(facts: ReportFacts) -> Html:
     if not parts:
         return Html("")
     part = facts.parts.get(facts.judged)
-    without = {} if part is None else baselines(facts.chosen, facts.manifest, part, facts.threshold)
+    without = {} if part is None else baselines(facts.chosen, facts.manifest, part, facts.judging.rule)
     rows = []
     for metric in facts.chosen:
         better = "Higher is better." if metric.greater_is_better else "Lower is better."
@@ -243,7 +237,7 @@ def _explained(kind: str) -> str:
         return " (each row's first-order effect on the value, as DeLong's method for the area under the ROC curve)"
     if kind == EXACT:
         return (
-            " (no error was seen, so drawing rows again shows none; this is the lowest value that fits that)"
+            " (no error was seen, so drawing rows again shows none; this is the worst value that fits that)"
         )
     if "stratified" in kind:
         return " (the share of each class is held as it is among the rows)"

@@ -3,6 +3,7 @@
 import numpy as np
 
 from shoal.cluster.sharding.names import plural
+from shoal.evaluation.deciding.judging import WITHHELD
 from shoal.evaluation.metrics import Metric
 from shoal.evaluation.report.baseline import WORDS, baselines
 from shoal.evaluation.report.facts import ReportFacts
@@ -39,7 +40,7 @@ def headline(facts: ReportFacts) -> Html:
     part, metrics = facts.judged, facts.chosen
     if part not in facts.parts or not metrics:
         return paragraph("No rows were held out: there is no score to report.", css="warning")
-    without = baselines(metrics, facts.manifest, facts.parts[part], facts.threshold)
+    without = baselines(metrics, facts.manifest, facts.parts[part], facts.judging.rule)
     first, entry = metrics[0], facts.metrics[part][metrics[0].name]
     n = len(facts.parts[part].y)
     who = (
@@ -49,7 +50,9 @@ def headline(facts: ReportFacts) -> Html:
     )
     value = number(entry["value"], first.limits)
     if entry["value"] is None:
-        says = Html(f"{text(who)} {text(first.label)} is undefined: {text(entry.get('reason', ''))}.")
+        reason = entry.get("reason", "")
+        what = "left out" if reason in WITHHELD else "undefined"
+        says = Html(f"{text(who)} {text(first.label)} is {what}: {text(reason)}.")
     else:
         says = Html(f"{text(who)} {text(_lower(first))} is <strong>{value}</strong>.")
     ranges = interval(entry, first.limits)

@@ -6,8 +6,9 @@ from typing import Any
 
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest
+from shoal.evaluation.deciding.judging import Judging
 from shoal.evaluation.evaluate import Scores
-from shoal.evaluation.report import inputs, judgement, overview
+from shoal.evaluation.report import costs, inputs, judgement, overview
 from shoal.evaluation.report.facts import ReportFacts, collect
 from shoal.evaluation.report.markup import Html, text
 
@@ -33,6 +34,7 @@ def render(facts: ReportFacts) -> str:
             judgement.learning(facts),
             judgement.ranking(facts),
             judgement.decisions(facts),
+            costs.costs(facts),
             judgement.errors(facts),
             judgement.scores(facts),
             judgement.method(facts),
@@ -71,7 +73,7 @@ def write_report(
     manifest: Manifest,
     metrics: Scores,
     provenance: Mapping[str, Any] | None = None,
-    threshold: float = 0.5,
+    judging: Judging | None = None,
 ) -> None:
     """Write `report.html` into a run folder.
 
@@ -85,12 +87,12 @@ def write_report(
         What will be, or is, in `metrics.json`.
     provenance
         What will be in `provenance.json`; None reads it where it is written already.
-    threshold
-        An event is predicted where its score is at least this.
+    judging
+        How the model decides; None for the usual way.
 
     Raises
     ------
     StorageError, DataError
         If the run cannot be read, its predictions do not belong to the manifest, or it cannot be written.
     """
-    run.write_text(REPORT, render(collect(run, manifest, metrics, provenance, threshold)))
+    run.write_text(REPORT, render(collect(run, manifest, metrics, provenance, judging)))

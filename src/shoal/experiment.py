@@ -18,7 +18,13 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
 from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
-from shoal.training.losses.config import LogitAdjustedConfig
+from shoal.training.losses.config import (
+    BY_COSTS,
+    LOSSES,
+    BCEConfig,
+    CrossEntropyConfig,
+    LogitAdjustedConfig,
+)
 from shoal.yaml_file import Document, dump, load
 
 
@@ -37,6 +43,22 @@ class Experiment(Config):
         if self.data.imbalance is not None and isinstance(self.training.loss, LogitAdjustedConfig):
             raise ValueError(
                 "data.imbalance and the loss logit_adjusted both correct for the shares of the classes: keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _costs_of_weights_are_known(self) -> "Experiment":
+        loss = self.training.loss
+        if getattr(loss, "class_weights", None) != BY_COSTS:
+            return self
+        if self.evaluation.costs is None:
+            raise ValueError(
+                "training.loss: class_weights: costs needs evaluation.costs; name the costs there, or give the weights"
+            )
+        if not isinstance(loss, CrossEntropyConfig | BCEConfig):
+            raise ValueError(
+                f"training.loss: class_weights: costs is for cross_entropy and bce, whose probabilities can be set right again, "
+                f"not for {Choice(LOSSES).name_of(loss)}; give it weights by class, with evaluation.threshold: empirical"
             )
         return self
 

@@ -22,8 +22,7 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "transfer": None,
     "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
     "evaluation.cv": None,
-    "evaluation.costs": None,
-    "evaluation.threshold": None,
+    "evaluation.costs.column": None,
 }
 
 _NO_SECTION = ("model_type", "model_attributes_type")

@@ -21,7 +21,7 @@ class EffectiveNumberConfig(Config):
     )
 
 
-EFFECTIVE = "effective_number"
+EFFECTIVE, BY_COSTS = "effective_number", "costs"
 
 
 def _readable(weights: Any) -> Any:
@@ -63,7 +63,7 @@ def _effective_number(value: Any) -> EffectiveNumberConfig:
     raise ValueError(f"{name} is {shown(first['input'])}; it must be {must_be(first)}, {fix}")
 
 
-ClassWeights = Literal["balanced"] | dict[str | int | float | bool, Weight | EffectiveNumberConfig]
+ClassWeights = Literal["balanced", "costs"] | dict[str | int | float | bool, Weight | EffectiveNumberConfig]
 
 
 class LossConfig(Config):
@@ -71,8 +71,8 @@ class LossConfig(Config):
 
     class_weights: Annotated[ClassWeights | None, BeforeValidator(_readable)] = Field(
         None,
-        description="balanced, {effective_number: {beta: …}}, or {class: weight}, where a class not named weighs 1; of several "
-        "labels, the weight of the rows that have the label",
+        description="balanced, costs (what mistakes on a class cost, by evaluation.costs), {effective_number: {beta: …}}, or "
+        "{class: weight}, where a class not named weighs 1; of several labels, the weight of the rows that have the label",
     )
 
 

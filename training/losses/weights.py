@@ -37,13 +37,15 @@ def class_weights(
     Raises
     ------
     ConfigError
-        If a class that is named does not exist.
+        If a class that is named does not exist, or weights are by costs, which an experiment turns into numbers.
     """
     counts = rows.double()
     if config == "balanced":
         return counts.sum() / (len(counts) * counts)
     if isinstance(config, str):
-        raise TypeError(f"{config} are no class weights")
+        raise ConfigError(
+            f"class_weights: {config} need an experiment with evaluation.costs; give the weights by class, or balanced"
+        )
     by_number = config.get(EFFECTIVE)
     if isinstance(by_number, EffectiveNumberConfig):
         beta = by_number.beta

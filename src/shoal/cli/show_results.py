@@ -25,6 +25,7 @@ def scores(found: dict[str, Any], task: str) -> list[Any]:
     from rich import box
     from rich.table import Table
 
+    from shoal.evaluation.deciding.judging import WITHHELD
     from shoal.evaluation.report.facts import is_macro
 
     shown: list[Any] = []
@@ -43,8 +44,11 @@ def scores(found: dict[str, Any], task: str) -> list[Any]:
         macro = {name: f"{name} (macro)" for name in metrics if is_macro(name, task)}
         for name, entry in metrics.items():
             shown_as = macro.get(name, name)
+            if entry.get("unit"):
+                shown_as = f"{shown_as} ({entry['unit']})"
             if entry["value"] is None:
-                table.add_row(shown_as, "undefined", entry.get("reason", ""))
+                reason = entry.get("reason", "")
+                table.add_row(shown_as, "left out" if reason in WITHHELD else "undefined", reason)
             else:
                 table.add_row(shown_as, _number(entry["value"]), _interval(entry))
         shown.append(table)

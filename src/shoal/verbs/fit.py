@@ -18,6 +18,7 @@ from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.dataset import ShardResult, shard
+from shoal.verbs.decisions import plan_of_rows, settle, training_of
 from shoal.verbs.judge import DATA, judge, rows_of
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import (
@@ -32,6 +33,7 @@ from shoal.verbs.runs import (
 from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
+    from shoal.evaluation.deciding.plan import Plan
     from shoal.training.loop import FitOutcome, Monitor
     from shoal.training.worker import FitJob
 
@@ -121,6 +123,7 @@ def _train(
     reporter: Reporter,
     command: Sequence[str] | None,
 ) -> TrainResult:
+    from shoal.evaluation.deciding.judging import Deciding
     from shoal.evaluation.metrics import resolve_scoring
 
     stages = Stages(reporter)
@@ -129,13 +132,16 @@ def _train(
     wanted, shape = shape, shape.within(data.manifest.n_shards)
     if shape != wanted:
         reporter.notice(capped(data.manifest.n_shards))
-    task = data.manifest.schema_.target.task
-    monitor = resolve_scoring(experiment.evaluation.scoring, task)[0]
-    job = job_of(experiment, data, shape, run, monitor)
+    decisions = plan_of_rows(experiment, data.manifest)
+    for notice in decisions.start.notices:
+        reporter.notice(notice)
+    settings, task = experiment.evaluation, data.manifest.schema_.target.task
+    monitor = resolve_scoring(settings.scoring, task, costs=settings.costs is not None)[0]
+    job = job_of(experiment, data, shape, run, Deciding(monitor, decisions.start))
     demand += copies(experiment, data, shape)
     try:
         outcome = place(job, shape, demand, experiment, stages, reporter)
-        return _finish(run, experiment, data, shape, outcome, stages, reporter, command)
+        return _finish(run, experiment, data, shape, decisions, outcome, stages, reporter, command)
     except StorageError as error:  # a disk that fills up under way is no wrong request
         raise RunError(str(error)) from error
 
@@ -153,7 +159,7 @@ def job_of(
 
     return FitJob(
         model=experiment.model,
-        training=experiment.training,
+        training=training_of(experiment, data.manifest.schema_),
         seed=experiment.seed,
         data_uri=data.uri,
         run_uri=run.uri,
@@ -204,6 +210,7 @@ def _finish(
     experiment: Experiment,
     data: ShardResult,
     shape: Shape,
+    decisions: "Plan",
     outcome: "FitOutcome",
     stages: Stages,
     reporter: Reporter,
@@ -219,7 +226,10 @@ def _finish(
         reporter.notice(notice)
     reporter.notice(f"time: {outcome.time}")
     with stages.stage("evaluate", "scoring"):
-        scores = judge(run.read_table("predictions.parquet"), manifest.schema_, experiment)
+        judging = settle(run, decisions, manifest.schema_.target)
+        for notice in judging.notices if judging is not decisions.start else ():
+            reporter.notice(notice)
+        scores = judge(run.read_table("predictions.parquet"), manifest.schema_, experiment, judging)
     if experiment.data.group is not None:
         reporter.notice(
             f"the intervals take rows as independent; rows of one {experiment.data.group!r} are not, so they are too narrow"
@@ -235,7 +245,7 @@ def _finish(
         "command": command,
     }
     with stages.stage("report", "writing the report"):
-        write_report(run, manifest, scores, provenance(stages, **seen))
+        write_report(run, manifest, scores, provenance(stages, **seen), judging)
     run.write_json(PROVENANCE, provenance(stages, **seen))
     run.write_json("metrics.json", scores)  # last: it says that the run is complete
     run.delete(FOLDER)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -20,6 +20,9 @@ from shoal.verbs.runs import (
     scores_of,
     with_overrides,
 )
+
+if TYPE_CHECKING:
+    from shoal.evaluation.deciding.judging import Judging
 
 OTHER = "data"
 # The run keeps the manifest of its rows, so that its report does not need the shards any more.
@@ -46,15 +49,15 @@ def rows_of(run: Storage) -> Manifest:
 
 
 def judge(
-    predictions: pa.Table, schema: Schema, experiment: Experiment, threshold: float = 0.5
+    predictions: pa.Table, schema: Schema, experiment: Experiment, judging: "Judging"
 ) -> dict[str, Any]:
     """Return every part's metrics with their intervals, in the form of `metrics.json`."""
     from shoal.evaluation.evaluate import evaluate as score
     from shoal.evaluation.metrics import resolve_scoring
 
-    settings = experiment.evaluation
-    asked = resolve_scoring(settings.scoring, schema.target.task)
-    others = [metric for metric in resolve_scoring("auto", schema.target.task) if metric not in asked]
+    settings, task, costs = experiment.evaluation, schema.target.task, judging.rule.costs is not None
+    asked = resolve_scoring(settings.scoring, task, costs=costs)
+    others = [metric for metric in resolve_scoring("auto", task, costs=costs) if metric not in asked]
     return score(
         predictions,
         schema.target,
@@ -62,7 +65,8 @@ def judge(
         confidence=settings.confidence,
         replicates=settings.replicates,
         seed=experiment.seed,
-        threshold=threshold,
+        rule=judging.rule,
+        withheld=judging.withheld,
     )
 
 
@@ -102,19 +106,31 @@ def evaluate(
     StorageError
         If there is no such finished run, or `out` holds results already.
     """
+    from shoal.evaluation.deciding.plan import judging_again
     from shoal.training.artifact import TrainedModel
+    from shoal.verbs.decisions import class_rows, judging_of_run, with_decisions
 
     reporter = reporter or Silent()
     folder, experiment = finished_run(run, cluster)
-    experiment = with_overrides(experiment, overrides)
+    trained_with, experiment = experiment.evaluation, with_overrides(experiment, overrides)
     target = Storage.open(out, experiment.cluster.storage) if out else None
     if target is not None and target.exists("metrics.json"):
         raise StorageError(f"{target.uri} holds results already; choose another --out")
     trained = TrainedModel.load(folder.storage, allow_import=allow_import)
+    manifest = rows_of(folder)
+    judging = judging_again(
+        trained_with,
+        experiment.evaluation,
+        manifest.schema_,
+        class_rows(manifest, "train"),
+        judging_of_run(experiment, manifest, trained),
+    )
+    if judging.rule.costs is not None and trained_with.costs is None:
+        reporter.notice("the run was trained without costs: its probabilities are as its fit left them")
     if data is None:
         refuse_incomplete(folder, ("predictions.parquet",))
         predictions = folder.read_table("predictions.parquet")
-        scores = judge(predictions, trained.schema, experiment, trained.threshold)
+        scores = judge(predictions, trained.schema, experiment, judging)
     else:
         from shoal.verbs.predictions import labelled_predictions
 
@@ -122,10 +138,12 @@ def evaluate(
 
         predictions = labelled_predictions(trained, data, experiment.cluster.storage, reporter)
         # `judge` knows the parts of a run; these rows are all held out, so they are judged as test rows are.
-        judged = judge(_as_part(predictions, "test"), trained.schema, experiment, trained.threshold)
+        judged = judge(_as_part(predictions, "test"), trained.schema, experiment, judging)
         scores = {OTHER: judged["test"]}
     if target is not None:
-        target.write_table("predictions.parquet", predictions)
+        if "decision" in predictions.column_names:
+            predictions = predictions.drop_columns("decision")
+        target.write_table("predictions.parquet", with_decisions(predictions, trained.schema.target, judging))
         target.write_json("metrics.json", scores)
     return EvaluateResult(
         folder.uri, trained.task, scores, written=target.uri if target is not None else None
@@ -158,12 +176,15 @@ def report(
     """
     from shoal.evaluation.report import write_report
     from shoal.training.description import read_model
+    from shoal.verbs.decisions import judging_of_run
 
-    folder, _ = finished_run(run, cluster)
+    folder, experiment = finished_run(run, cluster)
     refuse_incomplete(folder, RUN_FILES)  # a poorer report must not take a good one's place
-    read_model(folder.storage)  # a report of a model that is damaged would speak of nothing
+    trained, _ = read_model(folder.storage)  # a report of a model that is damaged would speak of nothing
+    manifest = rows_of(folder)
     (reporter or Silent()).stage("writing the report")
-    write_report(folder, rows_of(folder), scores_of(folder), provenance_of(folder))
+    judging = judging_of_run(experiment, manifest, trained)
+    write_report(folder, manifest, scores_of(folder), provenance_of(folder), judging)
     return ReportResult(folder.uri, f"{folder.uri}/report.html")
 
 

@@ -14,6 +14,7 @@ from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates
+from shoal.cluster.sharding.files import class_counts
 from shoal.cluster.sharding.listing import find, partition_notice
 from shoal.cluster.sharding.manifest import SPLITS, Column, Schema, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
@@ -184,9 +185,11 @@ def check(
     """
     from shoal.cluster.components import load_imported
     from shoal.cluster.resources import plan
+    from shoal.evaluation.deciding.judging import Deciding
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
     from shoal.training.rehearsal import labels_alone, rehearse
+    from shoal.verbs.decisions import plan_of, training_of
     from shoal.verbs.fit import capped
     from shoal.verbs.writable import require_cache, require_writable
 
@@ -200,7 +203,15 @@ def check(
     if out:
         RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
     found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
-    monitor = resolve_scoring(experiment.evaluation.scoring, found.target.task)[0]
+    has_costs = experiment.evaluation.costs is not None
+    scored = resolve_scoring(experiment.evaluation.scoring, found.target.task, costs=has_costs)[0]
+    of_class = {
+        part: class_counts(labels, found.target) or (0,) * len(found.target.classes)
+        for part, labels in found.labels.items()
+    }
+    decisions = plan_of(experiment, found.schema, of_class["train"], of_class["validation"])
+    monitor = Deciding(scored, decisions.start)
+    found = replace(found, notices=(*found.notices, *decisions.start.notices))
     wanted, shape = shape, shape.within(found.n_shards)
     if shape != wanted:
         found = replace(found, notices=(*found.notices, capped(found.n_shards)))
@@ -211,7 +222,9 @@ def check(
             f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
         )
     dataset = labels_alone(found.schema, found.labels, found.n_shards)
-    notices += rehearse(experiment.model, experiment.training, experiment.seed, dataset, monitor, shape)
+    notices += rehearse(
+        experiment.model, training_of(experiment, found.schema), experiment.seed, dataset, monitor, shape
+    )
     found = replace(found, notices=tuple(notices))
     workers = f"{shape.workers}, placed {shape.placement}"
     return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))

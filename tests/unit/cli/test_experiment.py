@@ -270,7 +270,7 @@ def test_overrides_follow_the_rules_of_the_file(tmp_path):
         ("training.optimizer=muon", "training.optimizer: muon is not supported yet in this version"),
         (
             "training.loss={cross_entropy: {class_weights: balance}}",
-            "class_weights: 'balance' is not allowed; did you mean balanced? it must be balanced, or a section of names",
+            "class_weights: 'balance' is not allowed; did you mean balanced? it must be balanced or costs, or a section of names",
         ),
         (
             "strategy.zero_stage=2",

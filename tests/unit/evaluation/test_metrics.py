@@ -6,7 +6,9 @@ from sklearn import metrics as sk
 from sklearn.preprocessing import label_binarize
 
 from shoal.cluster.errors import ConfigError
+from shoal.evaluation.deciding.costs import Rule
 from shoal.evaluation.metrics import ALIASES, METRICS, resolve_scoring
+from shoal.training.decision import Decision
 
 N, K = 400, 4
 
@@ -57,7 +59,9 @@ def test_binary_equals_scikit_learn(name: str, ties: bool, weighted: bool) -> No
     y, scores = _binary(ties)
     w = _weights(weighted)
     expected = BINARY[name](y, scores, (scores >= 0.4).astype(int), w)
-    assert METRICS[name].value(y, scores, threshold=0.4, weights=w) == pytest.approx(expected, abs=1e-12)
+    assert METRICS[name].value(y, scores, Rule(Decision(threshold=0.4)), w) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 MANY = {
@@ -163,7 +167,9 @@ def test_auto_scoring_starts_with_the_documented_metric(task: str) -> None:
     first = {"binary": "average_precision", "multiclass": "log_loss", "multilabel": "average_precision"}
     chosen = resolve_scoring("auto", task)
     assert chosen[0].name == first.get(task, "rmse")
-    assert {m.name for m in chosen} == {m.name for m in METRICS.values() if task in m.tasks}
+    with_costs = resolve_scoring("auto", task, costs=True)
+    assert {m.name for m in with_costs} == {m.name for m in METRICS.values() if task in m.tasks}
+    assert {m.name for m in with_costs} - {m.name for m in chosen} <= {"expected_cost", "savings"}
 
 
 def test_scikit_learn_names_are_understood() -> None:

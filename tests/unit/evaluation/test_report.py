@@ -13,7 +13,9 @@ import pytest
 from shoal.cluster.errors import DataError
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Column, Manifest, Schema, Split, Target
-from shoal.evaluation.evaluate import evaluate
+from shoal.evaluation.config import EvaluationConfig
+from shoal.evaluation.deciding.plan import plan
+from shoal.evaluation.evaluate import evaluate, labels_and_scores, part_of
 from shoal.evaluation.metrics import resolve_scoring
 from shoal.evaluation.report import collect, render, write_report
 from shoal.evaluation.report.markup import interval, number
@@ -385,3 +387,51 @@ def test_one_row_is_no_plural(tmp_path: Path) -> None:
     assert "1 row read from 1 file, " in said
     assert "1 row: no label" in said
     assert re.search(r"\b1 (rows|files|numbers|codes)\b", said) is None
+
+
+def _with_costs(run: RunFolder, manifest: Manifest, task: str, **config: Any) -> str:
+    table, target = run.read_table("predictions.parquet"), manifest.schema_.target
+    rows = [20] * len(target.classes)
+    settled = plan(EvaluationConfig(**config), manifest.schema_, rows, rows)
+    judging = settled.fit(*labels_and_scores(part_of(table, "validation"), target))
+    metrics = evaluate(
+        table, target, resolve_scoring("auto", task, costs=True), replicates=100,
+        rule=judging.rule, withheld=judging.withheld,
+    )  # fmt: skip
+    return render(collect(run, manifest, metrics, judging=judging))
+
+
+def test_costs_have_a_section_with_two_figures(tmp_path: Path) -> None:
+    run = _run(tmp_path, "binary")
+    manifest = _manifest("binary", {"train": 400, "validation": 60, "test": 120})
+    costs = {"false_positive": 1, "false_negative": 9, "unit": "<EUR>"}
+    page = _with_costs(run, manifest, "binary", costs=costs, threshold="empirical", calibration="none")
+    checker = _checked(page)
+    assert checker.tags["svg"] == 7
+    words = " ".join(" ".join(checker.words).split())
+    rows = part_of(run.read_table("predictions.parquet"), "test")
+    y, scores = labels_and_scores(rows, manifest.schema_.target)
+    threshold = re.search(r"at least ([\d.]+): the threshold of lowest cost on the validation rows", words)
+    assert threshold
+    decided = scores >= float(threshold[1])
+    missed, false = int((y & ~decided).sum()), int(((y == 0) & decided).sum())
+    assert f"What the model decides costs {number((9 * missed + false) / 120)} <EUR> a row" in words
+    assert "would cost 0.5000 <EUR>" in words  # always deciding the event: 60 false alarms in 120 rows
+    assert f"decided {EVIL} {false} 1 {false} " in words
+    assert "the threshold was chosen on these rows" in words
+    assert "Cost curve: at a probability cost of 0.900" in page
+
+
+def test_costs_of_validation_rows_alone_and_of_private_classes_are_kept_back(tmp_path: Path) -> None:
+    run = _run(tmp_path, "multiclass")
+    run.write_table("predictions.parquet", run.read_table("predictions.parquet").slice(120))
+    manifest = _manifest("multiclass", {"train": 400, "validation": 60}, private=("y",))
+    costs = {"actual": {"a & b": {EVIL: 5}}, "otherwise": 1}
+    page = _with_costs(run, manifest, "multiclass", costs=costs)
+    _checked(page)
+    assert "What the model costs is left out: probabilities were calibrated on these rows." in page
+    assert "Log loss is left out: probabilities were calibrated" in page
+    assert "Where the cost comes from" not in page
+    assert "The class of lowest expected cost is predicted." in page
+    assert "alert(" not in page
+    assert "a &amp; b" not in page

@@ -27,6 +27,7 @@ from shoal.training.config import TrainingConfig
 from shoal.training.losses import classification, regression
 from shoal.training.losses.build import Loss, build_loss
 from shoal.training.losses.config import LOSSES
+from shoal.training.losses.weights import class_weights
 from shoal.training.strategies.base import Strategy
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -465,3 +466,8 @@ def test_margins_and_shares_of_known_sizes() -> None:
     torch.testing.assert_close(margins, torch.tensor([0.25, 0.5], dtype=torch.float64))
     shares = classification.log_shares(torch.tensor([3, 1]))
     torch.testing.assert_close(shares.exp(), torch.tensor([0.75, 0.25], dtype=torch.float64))
+
+
+def test_weights_by_costs_are_turned_into_numbers_by_an_experiment_alone():
+    with pytest.raises(ConfigError, match="costs need an experiment with evaluation.costs"):
+        class_weights("costs", torch.tensor([5, 5]), (0, 1))

@@ -1,0 +1,1 @@
+"""Decisions that pay: costs by name, calibrated probabilities, and the threshold."""
