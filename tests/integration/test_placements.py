@@ -108,7 +108,7 @@ def test_any_placement_gives_the_same_model_and_predictions(
         np.testing.assert_allclose(weights[name], values, rtol=0, atol=1e-10, err_msg=name)
     assert predictions["row_id"].equals(inline[2]["row_id"])
     np.testing.assert_allclose(predictions["score_True"], inline[2]["score_True"], rtol=0, atol=1e-10)
-    logs = sorted(p.name for p in (tmp_path / "logs").iterdir())
+    logs = sorted(p.name for p in (tmp_path / "logs").glob("*.txt"))
     assert logs == [f"rank-{r:05d}.txt" for r in range(workers)]
     assert leftovers() == {"actors": 0, "placement_groups": 0}
 

@@ -340,7 +340,7 @@ def test_copies_of_remote_shards_must_fit_on_their_disk(shoal, folder, tmp_path,
         refused = shoal(*command)
         assert refused.code == 2
         assert (
-            f"the disk of {cache} has 0.0 MiB. Set cluster.cache_path to a folder on a larger disk"
+            f"the disk of {cache} has 0.0 KiB. Set cluster.cache_path to a folder on a larger disk"
             in refused.err
         )
         assert not cache.exists()
