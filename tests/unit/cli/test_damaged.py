@@ -109,7 +109,7 @@ def test_a_damaged_file_of_a_run_is_named_in_one_line(shoal, run, tmp_path, name
     done = shoal("report", out, "--quiet")
     assert done.code == 2
     assert f"{name} is no" in done.err
-    assert "it was changed or damaged" in done.err
+    assert "was changed or damaged" in done.err
     assert len(done.err.splitlines()) == 1
 
 
