@@ -32,11 +32,12 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates, drop_constant
 from shoal.cluster.sharding.files import FOLDER, class_counts, identifiers, shard_path, write_shard
-from shoal.cluster.sharding.imbalance.resample import wanted
+from shoal.cluster.sharding.imbalance.resample import foreseen, wanted
 from shoal.cluster.sharding.imbalance.store import Collected, corrected, write_resampled
 from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
 from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split
+from shoal.cluster.sharding.names import listed
 from shoal.cluster.sharding.plan import Plan
 from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.cluster.sharding.scan import Roles, merge_away, pieces, scan_piece
@@ -294,8 +295,8 @@ def complete(statistics: Statistics, decided: Decided, data: DataConfig) -> tupl
     return schema, features.notices[said_before:] + notices
 
 
-def foresee(data: DataConfig, decided: Decided) -> dict[int, int] | None:
-    """Refuse resampling that does not fit the data; say what it will do, as `imbalance.resample.wanted` does.
+def foresee(data: DataConfig, decided: Decided) -> str | None:
+    """Refuse resampling that does not fit the data; say what it will make of the training rows, where that is known.
 
     Raises
     ------
@@ -305,7 +306,16 @@ def foresee(data: DataConfig, decided: Decided) -> dict[int, int] | None:
     if data.imbalance is None:
         return None
     schema = Schema(columns=tuple(decided.features.columns), target=decided.target, private=data.private)
-    return wanted(data.imbalance, training_counts(decided), schema)
+    counts = training_counts(decided)
+    after = foreseen(data.imbalance, counts, wanted(data.imbalance, counts, schema))
+    if after is None or set(data.target) & set(data.private):
+        return None
+    changed = [
+        f"{name} {before:,} to {now:,}"
+        for name, before, now in zip(decided.target.classes, counts, after, strict=True)
+        if before != now
+    ]
+    return f"data.imbalance: training rows of {listed(changed)}" if changed else None
 
 
 def training_counts(decided: Decided) -> npt.NDArray[np.int64]:

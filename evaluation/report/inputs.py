@@ -62,6 +62,8 @@ def provenance(facts: ReportFacts) -> Html:
 def _rows_sentence(facts: ReportFacts) -> Html:
     manifest, target = facts.manifest, facts.target
     kept = sum(split.rows for split in manifest.splits.values())
+    if manifest.resampling is not None:
+        kept += sum(manifest.resampling.class_counts_before) - manifest.splits["train"].rows
     files = len(manifest.sources)
     source = f" from {plural(files, 'file')}" if files else ""
     kind = manifest.split_kind

@@ -106,6 +106,20 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
     return targets(strategy, kind, counts, target, private)
 
 
+def foreseen(config: Config, counts: Index, asked: dict[int, int]) -> Index | None:
+    """Return the training rows of each class after resampling, where they are known before it; int64 ``[classes]``.
+
+    ``asked`` is what `wanted` returns. Cleaning, ADASYN's rounding and samplers of others show only when they are done.
+    """
+    after = counts.copy()
+    for code, n in asked.items():
+        after[code] = after[code] + n if isinstance(config, _OVER) else n
+    known = isinstance(config, RandomOverSamplerConfig | RandomUnderSamplerConfig) or (
+        isinstance(config, SMOTEConfig) and not isinstance(config, SMOTEENNConfig | SMOTETomekConfig)
+    )
+    return after if known or (isinstance(config, NearMissConfig) and config.version < 3) else None
+
+
 def resample(config: Config, rows: TrainingRows, seed: int) -> Resampled:
     """Resample the training rows.
 

@@ -98,13 +98,14 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
     found = decide(merge_away(scans), source.schema, data, seed, chosen)
-    foresee(data, found)
+    resampled = foresee(data, found)
     said = [
         *source.notices,
         *partition_notice(files),
         *found.notices,
         *notices,
         *found.features.notices,
+        *([resampled] if resampled else []),
     ]
     schema, more = _schema(source, found, data)
     private = bool(set(data.target) & set(data.private))

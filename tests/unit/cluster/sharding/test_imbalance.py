@@ -14,6 +14,7 @@ from scipy.stats import ks_2samp
 from sklearn.datasets import load_breast_cancer, load_wine
 
 from shoal.cluster.components import Imported
+from shoal.cluster.config import StorageConfig
 from shoal.cluster.errors import ConfigError, DataError, ShoalError
 from shoal.cluster.progress import Silent
 from shoal.cluster.sharding.config import DataConfig
@@ -28,6 +29,7 @@ from shoal.cluster.sharding.prepare import Prepared
 from shoal.cluster.sharding.service import shard
 from shoal.cluster.storage import Storage
 from shoal.training.scores import scores_from_logits
+from shoal.verbs.look import look
 
 
 def training_rows(x, y, codes=None, boolean=()):
@@ -464,10 +466,14 @@ def write(folder, n=3000, seed=0, order=None, files=1):
     return folder
 
 
-def sharded(folder, out, written, budget=512 << 20, **data):
-    section = DataConfig.model_validate(
+def config_of(folder, written, **data):
+    return DataConfig.model_validate(
         {"path": str(folder), "target": "y", "positive": "yes", "imbalance": written, **data}
     )
+
+
+def sharded(folder, out, written, budget=512 << 20, **data):
+    section = config_of(folder, written, **data)
     destination = Storage.open(str(out))
     manifest = shard(section, 7, destination, reporter=Silent(), budget=budget)
     return manifest, ShardedDataset.open(destination)
@@ -534,6 +540,29 @@ def test_the_same_bytes_in_any_order_and_budget(tmp_path, written):
         left = [p.name for p in (tmp_path / f"out{i}").iterdir()]
         assert sorted(left) == ["manifest.json", "shards"]
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "random_over_sampler",
+        "random_under_sampler",
+        "smotenc",
+        {"near_miss": {"version": 2}},
+        {"near_miss": {"version": 3}},
+    ],
+)
+def test_what_is_foreseen_comes_true(tmp_path, written):
+    source = write(tmp_path / "in")
+    section = config_of(source, written)
+    said = look(section, 7, StorageConfig()).notices[-1]
+    manifest, _ = sharded(source, tmp_path / "out", written)
+    before, after = manifest.resampling.class_counts_before, manifest.splits["train"].class_counts
+    changed = [f"{n} {a:,} to {b:,}" for n, a, b in zip(("no", "yes"), before, after, strict=True) if a != b]
+    if written == {"near_miss": {"version": 3}}:
+        assert "training rows of" not in said  # it may find fewer than are wanted
+    else:
+        assert said == f"data.imbalance: training rows of {', '.join(changed)}"
 
 
 def test_probabilities_are_corrected_back(tmp_path):
