@@ -91,8 +91,8 @@ def near_miss(rows: TrainingRows, config: NearMissConfig, wanted: dict[int, int]
 def nearest_on_average(of: Points, among: Points, k: int, n: int) -> Index:
     """Find the n rows with the least sum of distances to their k nearest others.
 
-    Exact, but most rows are never searched: k times the distance to the nearest is at most that sum, so whoever's is above the
-    n-th least sum found among the most promising rows cannot be chosen.
+    Exact, but most rows are never searched: k times the distance to the nearest is at most that sum. So rows are searched in the
+    order of that bound, until it is above the n-th least sum found.
 
     Parameters
     ----------
@@ -107,14 +107,17 @@ def nearest_on_average(of: Points, among: Points, k: int, n: int) -> Index:
     -------
     int64 ``[n]`` in the order of their sums, earlier rows first among equal ones.
     """
-    candidates = np.arange(of.shape[0])
-    if isinstance(of, np.ndarray) and n < len(of):
-        least = min(k, len(among)) * _at_least(of, among)
-        promising = np.argpartition(least, n - 1)[:n]
-        limit = _nearest(among, of[promising], k)[0].sum(axis=1).max()
-        candidates = np.flatnonzero(least <= limit)
-    sums = _nearest(among, of[candidates], k)[0].sum(axis=1)
-    return candidates[np.argsort(sums, kind="stable")[:n]]
+    m = of.shape[0]
+    bound = min(k, among.shape[0]) * _at_least(of, among) if isinstance(of, np.ndarray) else np.zeros(m)
+    order = np.argsort(bound, kind="stable")
+    sums = np.empty(0)
+    while len(sums) < m:
+        if len(sums) >= n and bound[order[len(sums)]] > np.partition(sums, n - 1)[n - 1]:
+            break
+        batch = order[len(sums) : len(sums) + max(n, BLOCK)]
+        sums = np.concatenate([sums, _nearest(among, of[batch], k)[0].sum(axis=1)])
+    searched = order[: len(sums)]
+    return searched[np.lexsort((searched, sums))[:n]]
 
 
 def _at_least(of: npt.NDArray[np.float32], among: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
