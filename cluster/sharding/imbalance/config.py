@@ -43,7 +43,9 @@ class Sampler(Config):
 
 class _Exact(Config):
     exact_up_to: int = Field(
-        50_000, ge=1, description="rows up to which neighbours are exact; above, they are approximate"
+        50_000,
+        ge=1,
+        description="rows whose neighbours are exact, if all ask for theirs; above, they are approximate",
     )
 
 

@@ -3,6 +3,7 @@
 One thread, so that equal distances come out in the same order on any machine with the same versions.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,42 +67,46 @@ class Neighbourhood:
     ----------
     points
         ``[n, F]``.
+    whose
+        What the rows are, in words.
     exact_up_to
-        More rows than this are searched approximately.
+        The neighbours of all rows are exact up to this many; those of some rows, up to as many distances.
     seed
         Of the draw of the pivots.
+    notices
+        Gets a sentence where neighbours are approximate.
     """
 
     points: Points
+    whose: str
     exact_up_to: int
     seed: int
+    notices: list[str]
 
     def __len__(self) -> int:
         """Return n."""
         return int(self.points.shape[0])
-
-    @property
-    def exact(self) -> bool:
-        """Whether all distances are compared."""
-        return len(self) <= self.exact_up_to
 
     def of_members(self, members: Index, k: int) -> Index:
         """Return the k nearest other rows of some of the rows, nearest first; int64 ``[len(members), k]``.
 
         A row is left out by its identity, so that its duplicates may be its neighbours. k is below n.
         """
-        found = self._search(members, k + 1)
+        from threadpoolctl import threadpool_limits
+
+        enough = math.ceil(math.sqrt(len(members) * len(self)))
+        with threadpool_limits(1):
+            if enough <= self.exact_up_to:
+                found = _exact(self.points, self.points[members], k + 1)
+            else:
+                found = self._approximate(members, k + 1)
+                self.notices.append(
+                    f"neighbours among the {len(self):,} rows of {self.whose} are approximate; exact_up_to: {enough} makes them "
+                    "exact"
+                )
         itself = found == members[:, None]
         itself[~itself.any(axis=1), -1] = True  # among more than k duplicates: as near as any
         return np.asarray(found[~itself].reshape(len(members), k), np.int64)
-
-    def _search(self, members: Index, k: int) -> Index:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(1):
-            return (
-                _exact(self.points, self.points[members], k) if self.exact else self._approximate(members, k)
-            )
 
     def _approximate(self, members: Index, k: int) -> Index:
         """Search the cells near a row's own: those of the nearest of √n pivots drawn from the rows."""

@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
@@ -24,7 +25,7 @@ from shoal.cluster.sharding.imbalance.config import (
     SMOTETomekConfig,
     TomekLinksConfig,
 )
-from shoal.cluster.sharding.imbalance.neighbours import points
+from shoal.cluster.sharding.imbalance.neighbours import Neighbourhood, points
 from shoal.cluster.sharding.imbalance.rows import (
     Given,
     Index,
@@ -163,28 +164,37 @@ def _resample(config: Config, rows: TrainingRows, asked: dict[int, int], seed: i
     if isinstance(config, NearMissConfig):
         return Resampled(under.near_miss(rows, config, asked), nothing_made(rows), none)
     if isinstance(config, _CLEAN):
-        lie = points(rows.rows, nominal_parts(rows.schema))
-        stay = _clean(config, lie, rows.labels, set(asked), seed)
-        return Resampled(everything[stay], nothing_made(rows), none, _approximate(config, len(rows)))
+        notices: list[str] = []
+        stay = _clean(config, rows.rows, rows.schema, rows.labels, set(asked), seed, notices)
+        return Resampled(everything[stay], nothing_made(rows), none, tuple(notices))
     if isinstance(config, ClusterCentroidsConfig):
         return Resampled(*under.cluster_centroids(rows, config, asked, seed))
     if isinstance(config, SMOTEConfig | ADASYNConfig):
-        made, labels, notices = over_sample(rows, config, asked, seed)
+        made, labels, said = over_sample(rows, config, asked, seed)
         if isinstance(config, SMOTEENNConfig | SMOTETomekConfig):
-            return _cleaned(config, rows, made, labels, tuple(notices), seed)
-        return Resampled(everything, made, labels, tuple(notices))
+            return _cleaned(config, rows, made, labels, said, seed)
+        return Resampled(everything, made, labels, tuple(said))
     if isinstance(config, Imported):
         return _imported(config, rows, seed)
     raise AssertionError(config)
 
 
 def _clean(
-    config: Config, lie: Any, labels: Index, classes: set[int], seed: int
-) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    config: Config,
+    rows: Prepared,
+    schema: Schema,
+    labels: Index,
+    classes: set[int],
+    seed: int,
+    notices: list[str],
+) -> npt.NDArray[np.bool_]:
+    """Return which of some rows stay, bool ``[n]``."""
+    assert isinstance(config, _CLEAN)
+    lie = points(rows, nominal_parts(schema))
+    among = Neighbourhood(lie, "all classes", config.exact_up_to, seed, notices)
     if isinstance(config, TomekLinksConfig):
-        return under.without_tomek_links(lie, labels, classes, config.exact_up_to, seed)
-    assert isinstance(config, EditedNearestNeighboursConfig)
-    return under.without_disagreeing(lie, labels, classes, config, seed)
+        return under.without_tomek_links(among, labels, classes)
+    return under.without_disagreeing(among, labels, classes, config.n_neighbors, config.kind_sel)
 
 
 def _cleaned(
@@ -192,13 +202,12 @@ def _cleaned(
     rows: TrainingRows,
     made: Made,
     labels: Index,
-    notices: tuple[str, ...],
+    notices: list[str],
     seed: int,
 ) -> Resampled:
     """Clean what SMOTE has made together with what was there, in every class."""
     new = made.rows(np.arange(len(made)))
-    lie = points(stack([take(rows.rows, slice(None)), new]), nominal_parts(rows.schema))
-    both = np.concatenate([rows.labels, labels])
+    both = stack([take(rows.rows, slice(None)), new])
     step: Config
     if isinstance(config, SMOTEENNConfig):
         step = EditedNearestNeighboursConfig(
@@ -206,17 +215,10 @@ def _cleaned(
         )
     else:
         step = TomekLinksConfig(exact_up_to=config.exact_up_to)
-    stay = _clean(step, lie, both, set(range(len(rows.counts))), seed)
+    classes = set(range(len(rows.counts)))
+    stay = _clean(step, both, rows.schema, np.concatenate([rows.labels, labels]), classes, seed, notices)
     old, young = np.flatnonzero(stay[: len(rows)]), np.flatnonzero(stay[len(rows) :])
-    notices += _approximate(step, len(both))
-    return Resampled(old, Given(take(new, young), made.parents[young]), labels[young], notices)
-
-
-def _approximate(config: Config, n: int) -> tuple[str, ...]:
-    limit = getattr(config, "exact_up_to", n)
-    if n <= limit:
-        return ()
-    return (f"neighbours among the {n:,} training rows are approximate; exact_up_to: {n} makes them exact",)
+    return Resampled(old, Given(take(new, young), made.parents[young]), labels[young], tuple(notices))
 
 
 def load(config: Imported) -> Any:

@@ -298,15 +298,14 @@ def _within_class(
             f"{rows.name(code)} has {there} training rows, so each has {there - 1} neighbours, not {k}"
         )
         k = there - 1
-    among = Neighbourhood(points(take(rows.rows, own), nominal_parts(rows.schema)), exact_up_to, seed)
-    _say_approximate(among, rows.name(code), notices)
+    lie = points(take(rows.rows, own), nominal_parts(rows.schema))
+    among = Neighbourhood(lie, rows.name(code), exact_up_to, seed, notices)
     return among.of_members(np.arange(there) if members is None else members, k)
 
 
 def _everywhere(rows: TrainingRows, exact_up_to: int, seed: int, notices: list[str]) -> Neighbourhood:
-    among = Neighbourhood(points(rows.rows, nominal_parts(rows.schema)), exact_up_to, seed)
-    _say_approximate(among, "all classes", notices)
-    return among
+    lie = points(rows.rows, nominal_parts(rows.schema))
+    return Neighbourhood(lie, "all classes", exact_up_to, seed, notices)
 
 
 def _others_around(
@@ -318,10 +317,3 @@ def _others_around(
         np.arange(own.start, own.stop), min(k, len(rows) - 1)
     )
     return np.asarray(((near < own.start) | (near >= own.stop)).sum(axis=1), np.int64)
-
-
-def _say_approximate(among: Neighbourhood, whose: str, notices: list[str]) -> None:
-    if not among.exact:
-        notices.append(
-            f"neighbours among the {len(among):,} rows of {whose} are approximate; exact_up_to: {len(among)} makes them exact"
-        )

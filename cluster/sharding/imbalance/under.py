@@ -5,7 +5,6 @@ import numpy.typing as npt
 
 from shoal.cluster.sharding.imbalance.config import (
     ClusterCentroidsConfig,
-    EditedNearestNeighboursConfig,
     NearMissConfig,
 )
 from shoal.cluster.sharding.imbalance.neighbours import Neighbourhood, Points, points
@@ -167,22 +166,20 @@ def _farthest(of: Points, among: Points, k: int) -> npt.NDArray[np.float64]:
 
 
 def without_disagreeing(
-    rows_points: Points, labels: Index, classes: set[int], config: EditedNearestNeighboursConfig, seed: int
+    among: Neighbourhood, labels: Index, classes: set[int], n_neighbors: int, kind_sel: str
 ) -> npt.NDArray[np.bool_]:
     """Find the rows that agree with their neighbours (Wilson 1972).
 
     Parameters
     ----------
-    rows_points
-        ``[n, F]``.
+    among
+        All rows, ``n``.
     labels
         int64 ``[n]``.
     classes
         Whose rows may go.
-    config
-        How many neighbours, and whether all of them or the commonest class must agree.
-    seed
-        For approximate neighbours.
+    n_neighbors, kind_sel
+        How many neighbours, and whether ``all`` of them or their commonest class (``mode``) must agree.
 
     Returns
     -------
@@ -191,25 +188,19 @@ def without_disagreeing(
     from scipy.stats import mode
 
     stay = np.ones(len(labels), np.bool_)
-    asked = np.flatnonzero(np.isin(labels, list(classes)))
-    among = Neighbourhood(rows_points, config.exact_up_to, seed)
-    for start in range(0, len(asked), BLOCK):
-        members = asked[start : start + BLOCK]
-        around = labels[among.of_members(members, min(config.n_neighbors, len(labels) - 1))]
-        own = labels[members]
-        stay[members] = (
-            (around == own[:, None]).all(axis=1)
-            if config.kind_sel == "all"
-            else mode(around, axis=1, keepdims=False)[0] == own
-        )
+    members = np.flatnonzero(np.isin(labels, list(classes)))
+    around = labels[among.of_members(members, min(n_neighbors, len(labels) - 1))]
+    own = labels[members]
+    stay[members] = (
+        (around == own[:, None]).all(axis=1)
+        if kind_sel == "all"
+        else mode(around, axis=1, keepdims=False)[0] == own
+    )
     return stay
 
 
-def without_tomek_links(
-    rows_points: Points, labels: Index, classes: set[int], exact_up_to: int, seed: int
-) -> npt.NDArray[np.bool_]:
+def without_tomek_links(among: Neighbourhood, labels: Index, classes: set[int]) -> npt.NDArray[np.bool_]:
     """Find the rows that are in no Tomek link, or of a class that stays whole (Tomek 1976); bool ``[n]``."""
-    among = Neighbourhood(rows_points, exact_up_to, seed)
     first = among.of_members(np.arange(len(labels)), 1)[:, 0]
     link = (first[first] == np.arange(len(labels))) & (labels[first] != labels)
     return np.asarray(~(link & np.isin(labels, list(classes))), np.bool_)

@@ -131,7 +131,7 @@ def test_smote_with_the_draws_of_imbalanced_learn_makes_the_same_bits(dtype):
     picks = state.randint(low=0, high=30 * 4, size=170)
     steps = state.uniform(size=170)
     own = x[200:]
-    near = Neighbourhood(rows.rows.numeric[200:], 1000, 0).of_members(np.arange(30), 4)
+    near = Neighbourhood(rows.rows.numeric[200:], "k1", 1000, 0, []).of_members(np.arange(30), 4)
     ours = interpolate(own[picks // 4], own[near[picks // 4, picks % 4]], steps)
     assert ours.dtype == dtype
     assert (labels[230:] == 1).all()
@@ -209,7 +209,7 @@ def test_draws_are_chunks_of_one_stream_per_class():
 
 def test_duplicates_may_be_neighbours_but_never_the_row_itself():
     points = np.repeat(np.arange(4, dtype=np.float32)[:, None], [3, 1, 1, 8], axis=0)
-    found = Neighbourhood(points, 100, 0).of_members(np.arange(13), 2)
+    found = Neighbourhood(points, "all", 100, 0, []).of_members(np.arange(13), 2)
     assert (found != np.arange(13)[:, None]).all()
     assert (points[found[:3], 0] == 0).all()
     assert (points[found[5:], 0] == 3).all()
@@ -356,10 +356,13 @@ def test_any_sampler_of_imbalanced_learn_by_name(path, theirs):
 def test_approximate_neighbours_are_said_and_mostly_right():
     generator = np.random.default_rng(0)
     x = generator.normal(size=(6000, 8)).astype(np.float32)
-    exact = Neighbourhood(x, 6000, 0).of_members(np.arange(6000), 5)
-    near = Neighbourhood(x, 5999, 0)
-    assert not near.exact
-    found = near.of_members(np.arange(6000), 5)
+    said = []
+    exact = Neighbourhood(x, "all", 6000, 0, said).of_members(np.arange(6000), 5)
+    some = Neighbourhood(x, "all", 600, 0, said).of_members(np.arange(60), 5)
+    assert said == []
+    np.testing.assert_array_equal(some, exact[:60])
+    found = Neighbourhood(x, "all", 5999, 0, said).of_members(np.arange(6000), 5)
+    assert len(said) == 1
     recall = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(exact, found, strict=True)])
     assert 0.85 < recall < 1
     assert (found != np.arange(6000)[:, None]).all()
