@@ -20,6 +20,7 @@ from shoal.cluster.resources import format_size
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 # A secret may hold a slash, which pyarrow refuses with a message that repeats the URI; a port is no secret.
 _USER_AND_SECRET = re.compile(r"(\w[\w+.-]*://)[^/\s:@]+:(?!\d+/)[^\s@]*@")
+_RAW_SLASH = re.compile(r"\w[\w+.-]*://[^/\s:@]+:(?!\d+/)[^\s@]*/[^\s@]*@")
 _USER = re.compile(r"(\w[\w+.-]*://)[^/\s@]+@")
 _SECRET_PARAMETER = re.compile(
     r"((?:^|[?&;\s])(?:x-(?:amz|goog)-(?:signature|credential|security-token)|awsaccesskeyid|googleaccessid"
@@ -84,6 +85,11 @@ def locate(uri: str, config: StorageConfig) -> tuple[str, fs.FileSystem, str]:
     if match is None:
         path = os.path.abspath(os.path.expanduser(uri))
         return path, fs.LocalFileSystem(), path
+    if _RAW_SLASH.match(uri):
+        raise StorageError(
+            f"{redact(uri)}: its secret holds a slash, which begins the path of a URI; put the credentials into the environment, "
+            "or write / as %2F"
+        )
     if match[1].lower() in ("s3", "gs", "gcs", "abfs") and not urlsplit(uri).netloc.rpartition("@")[2]:
         raise StorageError(f"{redact(uri)} names no bucket; write it as {match[1]}://bucket/folder")
     with explained("open", uri, pa.ArrowException):
@@ -197,9 +203,13 @@ def _fix(error: Exception, where: str) -> str:
         return "access was denied: check the credentials in the environment, or cluster.storage.role_arn"
     if number in (errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
         return "a file is where a folder is expected, or the other way round: move it, or choose another path"
+    if "wrong version number" in text:
+        return "the server does not speak TLS: write http:// before cluster.storage.endpoint"
+    if "NO_SUCH_BUCKET" in text:
+        return "its bucket does not exist: check the name, or create it"
     if "NETWORK_CONNECTION" in text or "resolve" in text or "curlCode" in text:
         return "check cluster.storage.endpoint and the network"
-    if isinstance(error, FileNotFoundError) or number == errno.ENOENT or "NO_SUCH_BUCKET" in text:
+    if isinstance(error, FileNotFoundError) or number == errno.ENOENT:
         return "check the path, and restore what was deleted"
     if _SCHEME.match(where):
         return "check the URI, cluster.storage and the credentials in the environment"

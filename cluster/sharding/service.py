@@ -208,6 +208,8 @@ def _earlier(destination: Storage, key: str) -> Manifest | None:
 def has_shards(folder: Storage, manifest: Manifest) -> bool:
     """Whether all shards of a dataset are there; their bytes are verified when they are opened."""
     shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
+    if manifest.resampling is not None and manifest.resampling.parents:
+        shards.append(manifest.resampling.parents)
     parents = {path.rpartition("/")[0] for path in shards}
     there = {f"{parent}/{name}" for parent in parents for name in folder.list(parent)}
     return there.issuperset(shards)

@@ -1,8 +1,5 @@
 """`data.imbalance` carried out on the training rows of one dataset."""
 
-import inspect
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
@@ -25,6 +22,7 @@ from shoal.cluster.sharding.imbalance.config import (
     SMOTETomekConfig,
     TomekLinksConfig,
 )
+from shoal.cluster.sharding.imbalance.imported import imported, load
 from shoal.cluster.sharding.imbalance.neighbours import Neighbourhood, points
 from shoal.cluster.sharding.imbalance.rows import (
     Given,
@@ -69,7 +67,9 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
     ConfigError
         If the method does not fit the task, the columns or the classes.
     """
-    name, target = CHOICE.name_of(config), schema.target
+    name, target = str(CHOICE.name_of(config)), schema.target
+    if isinstance(config, Imported):
+        name = config.path
     if target.task not in ("binary", "multiclass"):
         raise ConfigError(
             f"data.imbalance: {name} resamples classes, and the task is {target.task}: leave data.imbalance out"
@@ -93,18 +93,21 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
         )
     if isinstance(config, ClusterCentroidsConfig | Imported) and categories:
         raise ConfigError(
-            f"data.imbalance: {name} needs numbers, and {some}: use near_miss or random_under_sampler, or name other columns in "
-            "data.features"
+            f"data.imbalance: {name} sees numbers alone, and {some}: use near_miss or random_under_sampler, or name other "
+            "columns in data.features"
         )
     if isinstance(config, Imported):
-        load(config)
+        load(config, target)
         return {}
     kind: Kind = "over-sampling" if isinstance(config, _OVER) else "under-sampling"
     if isinstance(config, _CLEAN):
         kind = "clean-sampling"
     private = bool(set(schema.private) & set(target.columns))
     strategy: str | float | dict[str, int] = config.model_dump()["sampling_strategy"]
-    return targets(strategy, kind, counts, target, private)
+    asked = targets(f"data.imbalance.{name}.sampling_strategy", strategy, kind, counts, target, private)
+    if kind == "over-sampling":
+        _require_room(name, sum(asked.values()))
+    return asked
 
 
 def foreseen(config: Config, counts: Index, asked: dict[int, int]) -> Index | None:
@@ -175,7 +178,7 @@ def _resample(config: Config, rows: TrainingRows, asked: dict[int, int], seed: i
             return _cleaned(config, rows, made, labels, said, seed)
         return Resampled(everything, made, labels, tuple(said))
     if isinstance(config, Imported):
-        return _imported(config, rows, seed)
+        return imported(config, rows, seed)
     raise AssertionError(config)
 
 
@@ -221,61 +224,14 @@ def _cleaned(
     return Resampled(old, Given(take(new, young), made.parents[young]), labels[young], tuple(notices))
 
 
-def load(config: Imported) -> Any:
-    """Return a sampler of imbalanced-learn, or one like it.
-
-    Raises
-    ------
-    ConfigError
-        If it is not there, takes other arguments, or does not resample.
-    """
-    factory = config.load()
-    arguments = dict(config.kwargs)
-    try:
-        sampler = factory(**arguments)
-    except TypeError as error:
-        known = listed(inspect.signature(factory).parameters, 20)
-        raise ConfigError(f"data.imbalance: {config.path}: {error}; it takes {known}") from error
-    if not hasattr(sampler, "fit_resample"):
+def _require_room(name: str, made: int) -> None:
+    # Which row, which neighbour, how far, the class, and the order in which all are dealt.
+    need, there = made * 64, local_totals().memory
+    if there is not None and need > there / 2:
         raise ConfigError(
-            f"data.imbalance: {config.path} has no fit_resample; name a sampler of imbalanced-learn, such as "
-            "imblearn.under_sampling:OneSidedSelection"
+            f"data.imbalance: {name} would make {made:,} rows, whose plan alone takes {need / 2**30:,.1f} GiB, more than half of "
+            f"the {there / 2**30:.1f} GiB of this machine; ask for fewer in sampling_strategy"
         )
-    return sampler
-
-
-def _imported(config: Imported, rows: TrainingRows, seed: int) -> Resampled:
-    sampler = load(config)
-    if "random_state" in getattr(sampler, "get_params", dict)() and "random_state" not in config.kwargs:
-        sampler.set_params(
-            random_state=int(np.random.SeedSequence(seed, spawn_key=(14,)).generate_state(1)[0])
-        )
-    numbers = points(rows.rows, [])
-    try:
-        found, labels = sampler.fit_resample(numbers, rows.labels)
-    except (ValueError, RuntimeError) as error:
-        raise DataError(f"data.imbalance: {config.path} refused the training rows: {error}") from error
-    index = getattr(sampler, "sample_indices_", None)
-    if index is not None:
-        return Resampled(np.sort(np.asarray(index, np.int64)), nothing_made(rows), np.empty(0, np.int64))
-    kept, new = _known_again(numbers, np.ascontiguousarray(found, np.float32))
-    order = new[np.argsort(np.asarray(labels)[new], kind="stable")]
-    made = Prepared(np.asarray(found, np.float32)[order], np.empty((len(order), 0), np.int32))
-    parents = np.full((len(order), 2), -1, np.int64)
-    return Resampled(kept, Given(made, parents), np.asarray(labels, np.int64)[order])
-
-
-def _known_again(before: np.ndarray[Any, Any], after: np.ndarray[Any, Any]) -> tuple[Index, Index]:
-    """Return which rows of before are among those after, and which of those after are new."""
-    row = np.dtype((np.void, before.dtype.itemsize * before.shape[1]))
-    old, young = np.ascontiguousarray(before).view(row)[:, 0], after.view(row)[:, 0]
-    order = np.argsort(old, kind="stable")
-    # The second of equal rows after is the second of equal rows before.
-    place = np.argsort(young, kind="stable")
-    nth = np.arange(len(young)) - np.searchsorted(young[place], young[place])
-    at = np.searchsorted(old[order], young[place]) + nth
-    known = (at < len(old)) & (old[order][np.minimum(at, len(old) - 1)] == young[place])
-    return np.sort(order[at[known]]), np.sort(place[~known])
 
 
 def _require_memory(config: Config, rows: TrainingRows) -> None:

@@ -295,7 +295,7 @@ def _within_class(
         )
     if k >= there:
         notices.append(
-            f"{rows.name(code)} has {there} training rows, so each has {there - 1} neighbours, not {k}"
+            f"{rows.name(code)} has {there} training rows, so each has {plural(there - 1, 'neighbour')}, not {k}"
         )
         k = there - 1
     lie = points(take(rows.rows, own), nominal_parts(rows.schema))

@@ -131,7 +131,10 @@ def write_resampled(
         reporter.advance(len(files), 3 * v, "shards")
     method = {str(CHOICE.name_of(config)): config.model_dump(mode="json", by_alias=True)}
     resampling = Resampling(
-        method=method, class_counts_before=tuple(before.tolist()), synthetic=len(found.made)
+        method=method,
+        class_counts_before=tuple(before.tolist()),
+        synthetic=len(found.made),
+        parents=f"{folder}/{SYNTHETIC}" if len(found.made) else "",
     )
     return resampling, notices
 

@@ -13,12 +13,14 @@ Kind = Literal["over-sampling", "under-sampling", "clean-sampling"]
 
 
 def targets(
-    strategy: str | float | dict[str, int], kind: Kind, counts: Index, target: Target, private: bool
+    key: str, strategy: str | float | dict[str, int], kind: Kind, counts: Index, target: Target, private: bool
 ) -> dict[int, int]:
     """Return what a sampler has to do to each class.
 
     Parameters
     ----------
+    key
+        Where it is written.
     strategy
         As written in the experiment.
     kind
@@ -47,9 +49,9 @@ def targets(
         for name in strategy:
             if name not in names:
                 near = "" if private else nearest(name, names)
-                raise ConfigError(f"data.imbalance.sampling_strategy: there is no class {name!r}{near}")
+                raise ConfigError(f"{key}: there is no class {name!r}{near}")
         by_code = {names.index(name): n for name, n in strategy.items()}
-        _require_possible(by_code, kind, counts, names, private)
+        _require_possible(key, by_code, kind, counts, names, private)
     labels = np.repeat(np.arange(len(counts)), counts)
     try:
         found: dict[Any, Any] = check_sampling_strategy(
@@ -59,33 +61,32 @@ def targets(
         if isinstance(strategy, float) and len(counts) == 2:
             least, most = sorted(int(n) for n in counts)
             raise ConfigError(
-                f"data.imbalance.sampling_strategy: {strategy:g} is the ratio of the smaller to the larger class after "
+                f"{key}: {strategy:g} is the ratio of the smaller to the larger class after "
                 f"resampling, and it is {least / most:.4g} already; give a larger ratio, up to 1"
             ) from error
-        raise ConfigError(_explained(strategy, kind, len(counts))) from error
+        raise ConfigError(_explained(key, strategy, kind, len(counts))) from error
     return {int(code): int(found[code]) for code in sorted(found)}
 
 
 def _require_possible(
-    wanted: dict[int, int], kind: Kind, counts: Index, names: list[str], private: bool
+    key: str, wanted: dict[int, int], kind: Kind, counts: Index, names: list[str], private: bool
 ) -> None:
     for code, n in wanted.items():
         name = f"class number {code + 1}" if private else names[code]
         there = int(counts[code])
         if kind == "over-sampling" and n < there:
             raise ConfigError(
-                f"data.imbalance.sampling_strategy: {name}: {n:,} rows are wanted and {there:,} are there; an over-sampler takes "
+                f"{key}: {name}: {n:,} rows are wanted and {there:,} are there; an over-sampler takes "
                 "none away: ask for at least as many, or leave the class out"
             )
         if kind == "under-sampling" and n > there:
             raise ConfigError(
-                f"data.imbalance.sampling_strategy: {name}: {n:,} rows are wanted and {there:,} are there; an under-sampler "
+                f"{key}: {name}: {n:,} rows are wanted and {there:,} are there; an under-sampler "
                 "makes none: ask for at most as many, or leave the class out"
             )
 
 
-def _explained(strategy: object, kind: Kind, classes: int) -> str:
-    key = "data.imbalance.sampling_strategy"
+def _explained(key: str, strategy: object, kind: Kind, classes: int) -> str:
     if isinstance(strategy, float):
         return f"{key}: {strategy:g}: a ratio is for two classes, and there are {classes}; give the rows wanted of each class"
     if kind == "over-sampling":

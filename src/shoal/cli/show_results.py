@@ -131,9 +131,8 @@ def _class_counts(manifest: "Manifest") -> list[Any]:
     if len(target.classes) > MOST_CLASSES:
         shown.append(f"and {len(target.classes) - MOST_CLASSES:,} more classes: manifest.json has them")
     if resampling is not None and resampling.synthetic:
-        folder = manifest.splits["train"].shards[0].path.rpartition("/")[0]
         made = plural(resampling.synthetic, "training row")
-        shown.append(f"made:   {made}; {folder}/synthetic.parquet names their parents")
+        shown.append(f"made:   {made}; {resampling.parents} names their parents")
     return shown
 
 

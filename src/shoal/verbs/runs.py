@@ -132,14 +132,22 @@ def claimed(
         Seconds to wait for another process that holds the folder.
     """
     is_new = not folder.exists()
+    cause: BaseException | None = None
     try:
         with folder.claim(config, reporter, wait), logged(folder, reporter) as heard:
-            yield heard
+            try:
+                yield heard
+            except BaseException as error:
+                cause = error
+                raise
     except BaseException as error:
-        useless = isinstance(error, RequestError) and not folder.has_results
-        if is_new and not folder.exists(last) and (useless or last == MANIFEST):  # sharding cannot be resumed
+        cause = cause or error  # where storage is lost, the log and the lease fail too, for the same reason
+        useless = isinstance(cause, RequestError) and not folder.has_results
+        if is_new and (useless or last == MANIFEST) and not folder.exists(last):  # sharding cannot be resumed
             folder.delete()
-        raise
+        if cause is error:
+            raise
+        raise cause from None
 
 
 @contextmanager

@@ -6,7 +6,8 @@ import tempfile
 from pathlib import Path
 
 from shoal.cluster.config import ClusterConfig, StorageConfig
-from shoal.cluster.filesystems import explained
+from shoal.cluster.errors import ConfigError
+from shoal.cluster.filesystems import explained, redact
 from shoal.cluster.resources import Shape, address_of
 from shoal.cluster.storage import Storage
 
@@ -36,9 +37,16 @@ def require_cache(config: ClusterConfig, shape: Shape) -> None:
 
     Raises
     ------
+    ConfigError
+        If the shards are remote, and there is no such folder.
     StorageError
         If it cannot be written.
     """
+    if config.cache_path is None and not Storage.open(config.storage_path, config.storage).is_local:
+        raise ConfigError(
+            f"cluster.storage_path {redact(config.storage_path)} is remote: give cluster.cache_path, a local folder for copies "
+            "of the shards"
+        )
     here = address_of(config) is None or shape.placement == "inline"
     if config.cache_path is not None and here:
         with explained("write", f"cluster.cache_path {config.cache_path}"):

@@ -16,12 +16,14 @@ from sklearn.metrics import f1_score
 from support.tabular import rows
 
 from shoal.cluster.config import StorageConfig
-from shoal.cluster.errors import StorageError
+from shoal.cluster.errors import RunError, StorageError
 from shoal.cluster.progress import Silent
+from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Column, Schema, Target
 from shoal.cluster.sharding.prepare import prepare
 from shoal.verbs import digits
 from shoal.verbs import rows as reading
+from shoal.verbs.runs import claimed
 from shoal.verbs.unknown import Unknown
 from shoal.verbs.writable import require_writable
 
@@ -469,3 +471,28 @@ def test_places_that_are_not_there_are_called_so(shoal, run, folder):
     done = shoal("train", folder / "small.yaml", "--out", "/proc/x")
     assert done.code == 2
     assert "cannot write /proc/x: its folder is not there, or cannot be made; check the path" in done.err
+
+
+def test_remote_shards_need_a_cache_before_anything_starts(shoal, folder, tmp_path):
+    remote = ("--set", "cluster.storage_path=memory://lake2/runs", "--out", tmp_path / "run")
+    for verb in ("check", "train"):
+        done = shoal(verb, folder / "small.yaml", *remote)
+        assert done.code == 2
+        assert "is remote: give cluster.cache_path, a local folder" in done.err
+        assert "reading" not in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_first_cause_is_told_where_storage_is_lost(tmp_path, monkeypatch):
+    folder = RunFolder.open(str(tmp_path / "run"))
+
+    def gone(*_):
+        raise StorageError("cannot delete: the server is gone")
+
+    def lose():
+        with claimed(folder, {"data": {}}, Silent(), "metrics.json"):
+            monkeypatch.setattr("shoal.cluster.storage.Storage.delete", gone)
+            raise RunError("cannot write the checkpoint: the server is gone")
+
+    with pytest.raises(RunError, match="cannot write the checkpoint"):
+        lose()

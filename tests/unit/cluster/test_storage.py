@@ -208,14 +208,14 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     [
         ("", "an empty path"),
         ("nosuch://bucket/x", "Protocol not known: nosuch"),
-        ("s3://KEY:sec/ret@bucket/x", r"cannot open s3://\*\*\*@bucket/x"),
+        ("s3://KEY:hu5h/ret@bucket/x", r"s3://\*\*\*@bucket/x: its secret holds a slash"),
         ("s3://", "s3:// names no bucket; write it as s3://bucket/folder"),
     ],
 )
 def test_a_uri_that_leads_nowhere(uri: str, says: str) -> None:
     with pytest.raises(StorageError, match=says) as raised:
         Storage.open(uri)
-    assert "sec" not in str(raised.value)
+    assert "hu5h" not in str(raised.value)
     assert raised.value.__cause__ is None, "the cause holds the secret"
 
 
@@ -260,3 +260,11 @@ def test_secrets_of_the_environment_are_redacted(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI")
     assert redact("signed with wJalrXUtnFEMI") == "signed with ***"
     assert "wJalrXUtnFEMI" in os.environ.values()
+
+
+@pytest.mark.parametrize("config", [StorageConfig(), StorageConfig(endpoint="http://127.0.0.1:1")])
+def test_a_secret_with_a_slash_is_refused_and_not_repeated(config: StorageConfig) -> None:
+    with pytest.raises(StorageError, match="secret holds a slash.*%2F") as refusal:
+        Storage.open("s3://USER9:pw/slash+secretvalue@shoal/in/d.parquet", config)
+    assert "slash+secret" not in str(refusal.value)
+    assert "USER9" not in str(refusal.value)

@@ -350,6 +350,85 @@ def test_any_sampler_of_imbalanced_learn_by_name(path, theirs):
     assert sorted(map(bytes, got)) == sorted(map(bytes, expected.astype(np.float32)))
 
 
+class Returning:
+    """A sampler that gives back what it is told to."""
+
+    def __init__(self, what):
+        self.what = what
+
+    def fit_resample(self, x, y):
+        match self.what:
+            case "other columns":
+                return x[:, :2], y
+            case "nan":
+                return np.full_like(x, np.nan), y
+            case "other classes":
+                return x, y + 7
+            case "short labels":
+                return x, y[1:]
+            case "wrong indices":
+                self.sample_indices_ = np.arange(len(x)) + 1
+                return x, y
+            case "other labels":
+                return x[::2], 1 - y[::2]
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (
+            "other columns",
+            r"gave rows of shape \[360, 2\] and labels of shape \[360\]; they must be \[n, 6\] and \[n\]",
+        ),
+        ("nan", "no finite numbers"),
+        ("other classes", "gave 7, 8 as labels; they must be those it was given, 0 to 1"),
+        ("short labels", r"labels of shape \[359\]"),
+        ("wrong indices", "sample_indices_ that are not those"),
+        ("refuse", "refused the training rows: no"),
+    ],
+)
+def test_what_an_imported_sampler_must_not_give(monkeypatch, what, said):
+    monkeypatch.setattr(imblearn, "returning", Returning, raising=False)
+    x, y = skewed(sizes=(300, 60))
+    with pytest.raises(DataError, match=said):
+        resample(Imported(**{"import": "imblearn:returning"}, what=what), training_rows(x, y), 0)
+
+
+def test_rows_that_come_back_with_another_class_are_made_rows(monkeypatch):
+    monkeypatch.setattr(imblearn, "returning", Returning, raising=False)
+    x, y = skewed(sizes=(300, 60))
+    rows = training_rows(x, y)
+    found = resample(Imported(**{"import": "imblearn:returning"}, what="other labels"), rows, 0)
+    assert len(found.kept) == 0
+    assert found.counts(rows).tolist() == [30, 150]
+
+
+def test_equal_rows_of_different_classes_keep_their_classes():
+    generator = np.random.default_rng(1)
+    x, y = generator.integers(0, 3, (400, 2)).astype(np.float32), np.repeat([0, 1], [330, 70])
+    rows = training_rows(x, y)
+    found = resample(Imported(**{"import": "imblearn.combine:SMOTEENN"}, random_state=0), rows, 0)
+    _, labels = imblearn.combine.SMOTEENN(random_state=0).fit_resample(rows.rows.numeric, rows.labels)
+    assert found.counts(rows).tolist() == np.bincount(labels).tolist()
+
+
+def test_an_imported_sampler_may_be_told_classes_by_name():
+    x, y = skewed(sizes=(300, 60))
+    rows = training_rows(x, y)
+    config = Imported(**{"import": "imblearn.over_sampling:SMOTE"}, sampling_strategy={"k1": 100})
+    assert resample(config, rows, 0).counts(rows).tolist() == [300, 100]
+
+
+def test_more_rows_than_there_is_memory_for_are_refused():
+    x, y = skewed()
+    rows = training_rows(x, y)
+    with pytest.raises(
+        ConfigError, match=r"would make 2,999,999,999,960 rows, whose plan alone takes [\d,.]+ GiB"
+    ):
+        wanted(config({"smote": {"sampling_strategy": {"k1": 3_000_000_000_000}}}), rows.counts, rows.schema)
+
+
 # -- approximate neighbours ---------------------------------------------------------------------------------------
 
 
@@ -587,6 +666,16 @@ def test_an_import_needs_numbers_and_leaves_its_seed_in_the_manifest(tmp_path):
         sharded(source, tmp_path / "out", written)
     manifest, _ = sharded(source, tmp_path / "out", written, drop=["kind", "id"])
     assert manifest.resampling.method == {"import": written}
+
+
+def test_lost_parents_are_written_again(tmp_path):
+    source = write(tmp_path / "in")
+    manifest, _ = sharded(source, tmp_path / "out", {"smotenc": {}})
+    parents = tmp_path / "out" / manifest.resampling.parents
+    before = parents.read_bytes()
+    parents.unlink()
+    again, _ = sharded(source, tmp_path / "out", {"smotenc": {}})
+    assert (tmp_path / "out" / again.resampling.parents).read_bytes() == before
 
 
 def test_fewer_rows_than_shards_are_refused(tmp_path):
