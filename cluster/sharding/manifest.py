@@ -136,9 +136,8 @@ class Resampling(Config):
 
     method: dict[str, Any] = Field(description="as in data.imbalance")
     class_counts_before: tuple[int, ...]
-    synthetic: int = Field(
-        description="rows that were made; synthetic.parquet beside the shards names their parents"
-    )
+    synthetic: int = Field(description="rows that were made")
+    parents: str = Field("", description="the file that names their parents, relative to the manifest")
 
 
 class Manifest(Config):
