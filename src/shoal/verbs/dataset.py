@@ -38,8 +38,11 @@ def shard(
     *,
     name: str | None = None,
     reporter: Reporter | None = None,
+    verify: bool = True,
 ) -> ShardResult:
     """Write the sharded dataset of an experiment, or find it where an earlier run left it.
+
+    Shards that are missing or damaged there are rebuilt, and no other file is touched; an interrupted run is gone on with.
 
     Parameters
     ----------
@@ -52,6 +55,9 @@ def shard(
         What the folder's name begins with; by default the experiment file's stem.
     reporter
         Hears what is inferred and left out.
+    verify
+        Whether to read the shards that are there already; otherwise it is enough that they are. A fit verifies those
+        that it reads.
 
     Raises
     ------
@@ -69,20 +75,24 @@ def shard(
     key = sharding_key(experiment.data, experiment.seed, storage)
     if out is None:
         for found in _existing(Storage.open(experiment.cluster.storage_path, storage), key):
-            if (reused := _reused(found, key, reporter)) is not None:
+            if (reused := _reused(found, key, verify, reporter)) is not None:
                 return reused
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
     with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
-            if (reused := _reused(folder.storage, key, reporter)) is not None:
+            if (reused := _reused(folder.storage, key, verify, reporter)) is not None:
                 return reused
-            reporter.notice(
-                f"the input files changed since {folder.uri} was written, or it lost files: it is made anew"
-            )
+            if _manifest(folder.storage).key != key:
+                reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
         manifest = write(
-            experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
+            experiment.data,
+            experiment.seed,
+            folder.storage,
+            storage_config=storage,
+            reporter=heard,
+            verify=verify,
         )
     return ShardResult(folder.uri, manifest, False)
 
@@ -96,11 +106,15 @@ def _existing(root: Storage, key: str) -> list[Storage]:
     return [root.child(name) for name in names if root.exists(f"{name}/{MANIFEST}")]
 
 
-def _reused(folder: Storage, key: str, reporter: Reporter) -> ShardResult | None:
-    from shoal.cluster.sharding.service import has_shards
+def _manifest(folder: Storage) -> Manifest:
+    return read_manifest(folder, MANIFEST, "delete that folder, and the same command writes it again")
 
-    manifest = read_manifest(folder, MANIFEST, "delete that folder, and the same command writes it again")
-    if manifest.key != key or not has_shards(folder, manifest):
+
+def _reused(folder: Storage, key: str, verify: bool, reporter: Reporter) -> ShardResult | None:
+    from shoal.cluster.sharding.earlier import broken
+
+    manifest = _manifest(folder)
+    if manifest.key != key or broken(folder, manifest, verify):
         return None
     reporter.notice(f"the sharded dataset of these inputs is there already: {folder.uri}")
     return ShardResult(folder.uri, manifest, True)

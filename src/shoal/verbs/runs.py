@@ -116,7 +116,8 @@ def claimed(
 ) -> Iterator[Reporter]:
     """Hold a folder for this experiment, and log there what is reported.
 
-    A folder that this call made, and that a wrong request then left without anything of use, goes away again.
+    A folder that this call made, and that a wrong request then left without anything of use, goes away again; so does
+    one for shards that none were written to.
 
     Parameters
     ----------
@@ -136,8 +137,9 @@ def claimed(
         with folder.claim(config, reporter, wait), logged(folder, reporter) as heard:
             yield heard
     except BaseException as error:
-        useless = isinstance(error, RequestError) and not folder.has_results
-        if is_new and not folder.exists(last) and (useless or last == MANIFEST):  # sharding cannot be resumed
+        wrong, empty = isinstance(error, RequestError), not folder.has_results
+        useless = (wrong or empty) if last == MANIFEST else (wrong and empty)
+        if is_new and not folder.exists(last) and useless:
             folder.delete()
         raise
 
