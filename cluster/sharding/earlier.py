@@ -120,6 +120,6 @@ def tidy(destination: Storage, folder: str, manifest: Manifest) -> None:
     known = {file.path for split in manifest.splits.values() for file in split.shards}
     if manifest.resampling is not None:
         known.add(f"{folder}/{SYNTHETIC}")
-    for name in destination.list(folder):
+    for name in destination.list(folder, unfinished=True):
         if f"{folder}/{name}" not in known:
             destination.delete(f"{folder}/{name}")

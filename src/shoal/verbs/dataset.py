@@ -1,15 +1,22 @@
 """shard: find or make the sharded dataset that an experiment trains on."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import address_of
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.runs import claimed
+
+if TYPE_CHECKING:
+    from shoal.cluster.sharding.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -43,6 +50,7 @@ def shard(
     """Write the sharded dataset of an experiment, or find it where an earlier run left it.
 
     Shards that are missing or damaged there are rebuilt, and no other file is touched; an interrupted run is gone on with.
+    With `cluster.address` the work is done by Ray tasks there (unless `cluster.placement` is inline), in this process otherwise.
 
     Parameters
     ----------
@@ -63,6 +71,8 @@ def shard(
     ------
     DataError
         If the data cannot be used as asked.
+    ResourceError
+        If the cluster has no room for the tasks, now or ever.
     StorageError
         If the folder cannot be written, or is held by another process for longer than `cluster.wait`.
     """
@@ -80,7 +90,7 @@ def shard(
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
-    with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard:
+    with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard, ExitStack() as stack:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
             if (reused := _reused(folder.storage, key, verify, reporter)) is not None:
                 return reused
@@ -93,8 +103,24 @@ def shard(
             storage_config=storage,
             reporter=heard,
             verify=verify,
+            spread=stack.enter_context(_spread(experiment.cluster, heard)),
         )
     return ShardResult(folder.uri, manifest, False)
+
+
+@contextmanager
+def _spread(cluster: ClusterConfig, reporter: Reporter) -> "Iterator[Spread]":
+    """Shard as tasks where there is a cluster to do it; Ray is not started for it here, nor used where all is inline."""
+    from shoal.cluster.sharding.service import BUDGET
+    from shoal.cluster.sharding.spread import Here
+
+    if address_of(cluster) is None or cluster.placement == "inline":
+        yield Here()
+        return
+    from shoal.cluster.tasks import tasks
+
+    with tasks(cluster, BUDGET, reporter) as several:
+        yield several
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:

@@ -159,7 +159,8 @@ def test_work_of_other_data_goes_away(
             rig.run()
     assert any(name.startswith("sharding-") for name in rig.bytes())
     (rig.out / "shards").mkdir()
-    (rig.out / "shards/train-99999.arrow").write_bytes(b"of more shards")
+    for name in ("train-99999.arrow", ".tmp-0123abcd-train-00000.arrow"):
+        (rig.out / "shards" / name).write_bytes(b"of more shards, and of a killed process")
     rig.data = rig.data.model_copy(update={"drop": ("city",)})
     names = set(rig.run())
     assert names == {MANIFEST} | {f.path for part in rig.manifest.splits.values() for f in part.shards}
