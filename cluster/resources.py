@@ -12,6 +12,7 @@ from shoal.cluster.sharding.names import plural
 
 Placement = Literal["inline", "task", "group"]
 THIS_PROCESS = "this process"  # a part that reserves nothing
+SHARDING = "sharding tasks"
 _EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _GIB_FROM = 0.1 * 2**30  # smaller sizes are shown in MiB, not as 0.0 GiB
 _MIB_FROM = 0.1 * 2**20
@@ -291,6 +292,8 @@ def _fix(demand: Demand, limit: Totals, what: str) -> str:
     left = max(0.0, there - rest)
     if part.name == THIS_PROCESS and what == "gpus":
         return "Set cluster.gpus_per_worker: 0, or choose a cluster that has some with cluster.address"
+    if part.name == SHARDING:
+        return "Lower cluster.num_workers or cluster.cpus_per_worker: there is a task for each CPU of the workers"
     if part.name != "workers" or what not in _UNITS:
         if what == "disk":
             return "Set cluster.cache_path to a folder on a larger disk"

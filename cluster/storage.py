@@ -78,12 +78,15 @@ class Storage:
         with explained("look at", self._show(name)):
             return bool(self.filesystem.get_file_info(self._at(name)).type != fs.FileType.NotFound)
 
-    def list(self, name: str = "") -> list[str]:
-        """Return the sorted names of the files and folders directly inside; none where there is no folder."""
+    def list(self, name: str = "", unfinished: bool = False) -> list[str]:
+        """Return the sorted names of the files and folders directly inside; none where there is no folder.
+
+        With ``unfinished``, also of the files that someone is writing, or did not come to finish.
+        """
         selector = fs.FileSelector(self._at(name), allow_not_found=True)
         with explained("list", self._show(name)):
             names = [info.base_name for info in self.filesystem.get_file_info(selector)]
-        return sorted(n for n in names if n and not n.startswith(_TEMPORARY))
+        return sorted(n for n in names if n and (unfinished or not n.startswith(_TEMPORARY)))
 
     def open_input(self, name: str) -> pa.NativeFile:
         """Open a file for reading at any position."""

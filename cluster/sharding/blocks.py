@@ -1,10 +1,9 @@
 """Pass 2: raw rows in their final order, some shards at a time, from memory or from spilled files."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +12,13 @@ import pyarrow as pa
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.filesystems import explained
+from shoal.cluster.progress import Reporter
 from shoal.cluster.sharding.arrays import normalise, one_chunk
 from shoal.cluster.sharding.plan import Plan
+from shoal.cluster.sharding.scan import Span
+from shoal.cluster.sharding.source import Source, read
+from shoal.cluster.sharding.spread import Spread
+from shoal.cluster.storage import Storage
 
 _PLACE = "__place__"
 
@@ -27,53 +31,103 @@ class Block:
     last: int
 
 
-class Blocks(Protocol):
-    """All rows, a block at a time."""
+class Rows(Protocol):
+    """The rows of a block."""
 
-    blocks: Sequence[Block]
-
-    def load(self, index: int) -> pa.Table:
-        """Return a block's rows in final order, each column in one chunk."""
+    def load(self) -> pa.Table:
+        """Return them in final order, each column in one chunk."""
 
 
+@dataclass(frozen=True)
 class InMemory:
-    """One block, held in memory.
+    """Rows that are in memory, in final order."""
+
+    table: pa.Table
+
+    def load(self) -> pa.Table:
+        """Return them."""
+        return self.table
+
+
+@dataclass(frozen=True)
+class Spilled:
+    """Rows in the files of `spill`; it can be pickled and sent to a worker.
 
     Parameters
     ----------
-    table
-        All rows in the order of reading, with the columns to keep.
-    plan
-        Where they go.
+    scratch
+        Where the files are.
+    parts
+        File, first byte and end of each piece of the block, in the order of reading.
+    first
+        Place of the block's first row.
+    schema
+        The columns.
     """
 
-    def __init__(self, table: pa.Table, plan: Plan) -> None:
-        self.blocks: Sequence[Block] = [Block(0, plan.n_slots)]
-        order = pa.array(plan.arrange(np.arange(len(plan.position))))
-        self._table = pa.table(
-            {name: one_chunk(table.column(name)).take(order) for name in table.column_names}
-        )
+    scratch: Storage
+    parts: tuple[tuple[str, int, int], ...]
+    first: int
+    schema: pa.Schema
 
-    def load(self, index: int) -> pa.Table:
-        """Return all rows."""
-        if index != 0:
-            raise IndexError(index)
-        return self._table
+    def load(self) -> pa.Table:
+        """Read the pieces and bring their rows into order."""
+        if not self.parts:
+            return self.schema.empty_table()
+        table = pa.concat_tables([self._read(*part) for part in self.parts])
+        places = table.column(_PLACE).to_numpy() - self.first
+        order = np.empty(len(places), np.int64)
+        order[places] = np.arange(len(places))
+        taken = pa.array(order)
+        table = table.drop_columns([_PLACE])
+        return pa.table({name: one_chunk(table.column(name)).take(taken) for name in table.column_names})
+
+    def _read(self, name: str, start: int, stop: int) -> pa.Table:
+        with explained("read", f"{self.scratch.uri}/{name}"), self.scratch.open_input(name) as source:
+            data = source.read_at(stop - start, start)
+        with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+            return reader.read_all()
 
 
-class Spilled:
-    """Blocks in temporary local files, one each, that fit in memory one at a time.
+def in_memory(
+    tables: Sequence[pa.Table], names: Sequence[str], plan: Plan, blocks: Sequence[Block]
+) -> list[Rows]:
+    """Return the rows of each block from tables in the order of reading."""
+    table = pa.concat_tables([table.select(list(names)) for table in tables])
+    order = pa.array(plan.arrange(np.arange(len(plan.position))))
+    table = pa.table({name: one_chunk(table.column(name)).take(order) for name in names})
+    starts = [int(plan.offsets[block.first]) for block in blocks] + [int(plan.offsets[-1])]
+    return [InMemory(table.slice(start, stop - start)) for start, stop in pairwise(starts)]
+
+
+def spill(
+    source: Source,
+    names: Sequence[str],
+    batch_rows: int | None,
+    spans: Sequence[tuple[Span, int]],
+    plan: Plan,
+    blocks: Sequence[Block],
+    wanted: Sequence[bool],
+    scratch: Storage,
+    spread: Spread,
+    reporter: Reporter,
+) -> list[Rows]:
+    """Write the rows into files in which each block's are together; read them back a block at a time.
 
     Parameters
     ----------
-    pieces
-        All rows in the order of reading, with the columns to keep.
-    plan
+    source, names, batch_rows
+        As `source.read`.
+    spans
+        All rows in the order of reading, and how many each span had.
+    plan, blocks
         Where they go.
-    folder
-        An empty local folder.
-    block_rows
-        Rows of a block, unless a single shard is larger.
+    wanted
+        Which blocks are needed; the rows of the others are left out.
+    scratch
+        An empty folder that all who take part reach.
+    spread, reporter
+        Who does it, and who hears how far it is.
 
     Raises
     ------
@@ -82,50 +136,62 @@ class Spilled:
     DataError
         If the input has changed since the plan was made.
     """
+    bounds = plan.offsets[[block.first for block in blocks[1:]]]
+    work = partial(_spill_span, source, list(names), batch_rows, bounds, np.array(wanted), scratch)
+    starts = np.cumsum([0, *(rows for _, rows in spans)])
+    items = (
+        (number, span, plan.position[starts[number] : starts[number] + rows])
+        for number, (span, rows) in enumerate(spans if any(wanted) else ())
+    )
+    parts: list[list[tuple[str, int, int]]] = [[] for _ in blocks]
+    for number, found in enumerate(spread.map(work, items)):
+        for index, part in found:
+            parts[index].append(part)
+        reporter.advance(int(starts[number + 1]), int(starts[-1]), "rows")
+    schema = pa.schema([source.schema.field(name) for name in names])
+    return [
+        Spilled(scratch, tuple(own), int(plan.offsets[block.first]), schema)
+        for block, own in zip(blocks, parts, strict=True)
+    ]
 
-    def __init__(self, pieces: Iterable[pa.Table], plan: Plan, folder: Path, block_rows: int) -> None:
-        self.blocks: Sequence[Block] = group_slots(plan.offsets, block_rows)
-        self._plan, self._folder = plan, folder
-        bounds = plan.offsets[[block.first for block in self.blocks[1:]]]
-        start = 0
-        with explained("write", str(folder)), ExitStack() as stack:
-            writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-            for piece in pieces:
-                places = plan.position[start : start + len(piece)]
-                start += len(piece)
-                if len(places) < len(piece):
-                    break
-                for index, rows in _route(piece, places, bounds):
-                    if index not in writers:
-                        sink = stack.enter_context(pa.OSFile(str(self._file(index)), "wb"))
-                        writers[index] = stack.enter_context(pa.ipc.new_stream(sink, rows.schema))
-                    writers[index].write_table(rows)
-        if start != len(plan.position):
-            raise DataError(
-                f"data.path changed while it was read ({len(plan.position):,} rows, then at least {start:,}); start "
-                "again when nothing writes there"
-            )
 
-    def load(self, index: int) -> pa.Table:
-        """Read a block's file and bring its rows into order."""
-        block = self.blocks[index]
-        with pa.OSFile(str(self._file(index)), "rb") as source, pa.ipc.open_stream(source) as reader:
-            table = reader.read_all()
-        places = table.column(_PLACE).to_numpy() - self._plan.offsets[block.first]
-        order = np.empty(len(places), np.int64)
-        order[places] = np.arange(len(places))
-        taken = pa.array(order)
-        table = table.drop_columns([_PLACE])
-        return pa.table({name: one_chunk(table.column(name)).take(taken) for name in table.column_names})
-
-    def _file(self, index: int) -> Path:
-        return self._folder / f"block-{index:05d}.arrows"
+def _spill_span(
+    source: Source,
+    names: list[str],
+    batch_rows: int | None,
+    bounds: npt.NDArray[np.int64],
+    wanted: npt.NDArray[np.bool_],
+    scratch: Storage,
+    item: tuple[int, Span, npt.NDArray[np.int64]],
+) -> list[tuple[int, tuple[str, int, int]]]:
+    """Write a file a piece: one Arrow stream a block, end to end; return the block and the place of each stream."""
+    number, span, places = item
+    found: list[tuple[int, tuple[str, int, int]]] = []
+    start = 0
+    for count, piece in enumerate(read(source, span.file, names, batch_rows, span.groups)):
+        own = places[start : start + len(piece)]
+        start += len(piece)
+        if len(own) < len(piece):
+            break
+        name = f"{number:06d}-{count:06d}.arrows"
+        with scratch.write_stream(name) as sink:
+            for index, rows in _route(piece, own, bounds, wanted):
+                first = sink.tell()
+                with pa.ipc.new_stream(sink, rows.schema) as writer:
+                    writer.write_table(rows)
+                found.append((index, (name, first, sink.tell())))
+    if start != len(places):
+        raise DataError(
+            f"data.path changed while it was read ({source.files[span.file].uri}: {len(places):,} rows, then "
+            f"{start:,}); start again when nothing writes there"
+        )
+    return found
 
 
 def group_slots(offsets: npt.NDArray[np.int64], block_rows: int) -> list[Block]:
     """Group consecutive slots into blocks of at most ``block_rows`` rows; one slot alone may have more.
 
-    The first slot has rows. Empty slots join the block before them, so that every block has rows.
+    Empty slots join the block before them, so that every block has rows if the first slot has.
     """
     blocks, first, n_slots = [], 0, len(offsets) - 1
     for slot in range(1, n_slots):
@@ -136,12 +202,24 @@ def group_slots(offsets: npt.NDArray[np.int64], block_rows: int) -> list[Block]:
     return blocks
 
 
+def blocks_of(plan: Plan, block_rows: int) -> list[Block]:
+    """Group the slots of the training rows, and those of the others."""
+    v = plan.n_shards
+    others = [Block(b.first + v, b.last + v) for b in group_slots(plan.offsets[v:], block_rows)]
+    return [*group_slots(plan.offsets[: v + 1], block_rows), *others]
+
+
 def _route(
-    piece: pa.Table, places: npt.NDArray[np.int64], bounds: npt.NDArray[np.int64]
+    piece: pa.Table,
+    places: npt.NDArray[np.int64],
+    bounds: npt.NDArray[np.int64],
+    wanted: npt.NDArray[np.bool_],
 ) -> Iterator[tuple[int, pa.Table]]:
     """Cut a piece into the rows of each block, their places beside them."""
     kept = np.flatnonzero(places >= 0)
     target = np.searchsorted(bounds, places[kept], side="right")
+    needed = wanted[target]
+    kept, target = kept[needed], target[needed]
     order = np.argsort(target, kind="stable")
     kept, target = kept[order], target[order]
     starts = np.flatnonzero(np.diff(target, prepend=-1))

@@ -189,26 +189,29 @@ class ShardedDataset:
             digest = hashlib.file_digest(raw, "sha256").hexdigest()
         if digest != file.sha256:
             raise self._corrupt(file, f"its sha256 is {digest[:12]}… instead of {file.sha256[:12]}…", path)
-        mapped = pa.memory_map(str(path))
-        batch = pa.ipc.open_file(mapped).get_batch(0)
-        label = batch.column("label")
-        return ShardRows(
-            _matrix(batch.column("numeric")),
-            _matrix(batch.column("categorical")),
-            _matrix(label) if pa.types.is_fixed_size_list(label.type) else label.to_numpy(),
-            batch.column("row_id"),
-        )
+        return shard_rows(pa.memory_map(str(path)))
 
     def _corrupt(self, file: ShardFile, what: str, path: Path | None = None) -> CorruptShardError:
         if path is not None and self._cache is not None and path.is_relative_to(self._cache):
             path.unlink(missing_ok=True)  # the next attempt copies it anew
-            fix = f"its copy in {self._cache} was deleted: start again; if that does not help, delete {self.storage.uri}"
+            fix = f"its copy in {self._cache} was deleted: start again; if that does not help,"
         else:
-            fix = f"delete {self.storage.uri}"
+            fix = "to rebuild it alone,"
         return CorruptShardError(
-            f"shard {file.path} of {self.storage.uri} is not as it was written: {what}; {fix} and run `shoal shard` "
-            "again"
+            f"shard {file.path} of {self.storage.uri} is not as it was written: {what}; {fix} run `shoal shard` again"
         )
+
+
+def shard_rows(source: pa.NativeFile | pa.Buffer) -> ShardRows:
+    """Look at the rows of a shard's file, without a copy."""
+    batch = pa.ipc.open_file(source).get_batch(0)
+    label = batch.column("label")
+    return ShardRows(
+        _matrix(batch.column("numeric")),
+        _matrix(batch.column("categorical")),
+        _matrix(label) if pa.types.is_fixed_size_list(label.type) else label.to_numpy(),
+        batch.column("row_id"),
+    )
 
 
 def _matrix(array: pa.FixedSizeListArray) -> npt.NDArray[Any]:

@@ -5,6 +5,7 @@ honest column does is looked for, so that it may be said aloud: every value, or 
 class; or the column is the target up to scale.
 """
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ class Leakage:
         # By class: the lowest value, the highest, and the rows that miss it.
         empty = np.array([[np.inf, -np.inf, 0.0]] * self._k)
         self._ranges = {i: empty.copy() for i in range(width)} if self._k else {}
-        # Sums over the rows that have the value v, with the label y: 1, v, v^2, y, y^2, v y.
-        self._sums = np.zeros((width, 6))
+        # Of each shard: sums over the rows that have the value v, with the label y: 1, v, v^2, y, y^2, v y.
+        self._sums = [np.zeros((width, 6))]
 
     def add(self, rows: Prepared, label: npt.NDArray[Any]) -> None:
         """Add a training shard: prepared rows and labels ``[n]``, class indices or values."""
@@ -59,6 +60,25 @@ class Leakage:
             if not _apart(ranges):
                 del self._ranges[i]
 
+    def merge(self, other: "Leakage") -> None:
+        """Add what was seen in the shards that follow."""
+        self.rows += other.rows
+        self._of_class += other._of_class
+        for i, table in list(self._codes.items()):
+            if i in other._codes:
+                table += other._codes[i]
+            if i not in other._codes or (np.count_nonzero(table, axis=1) > 1).any():
+                del self._codes[i]
+        for i, ranges in list(self._ranges.items()):
+            if i in other._ranges:
+                ranges[:, 0] = np.minimum(ranges[:, 0], other._ranges[i][:, 0])
+                ranges[:, 1] = np.maximum(ranges[:, 1], other._ranges[i][:, 1])
+                ranges[:, 2] += other._ranges[i][:, 2]
+            if i not in other._ranges or not _apart(ranges):
+                del self._ranges[i]
+        # One after the other: the sum does not depend on how many shards were seen together.
+        self._sums = [reduce(np.add, other._sums, reduce(np.add, self._sums))]
+
     def _widen(
         self, ranges: npt.NDArray[np.float64], values: npt.NDArray[np.float32], label: npt.NDArray[Any]
     ) -> None:
@@ -74,7 +94,7 @@ class Leakage:
         known = ~np.isnan(numeric)
         v, y = np.where(known, numeric, 0.0).astype(np.float64), np.where(known, y, 0.0)
         terms = (known, v, v * v, y, y * y, v * y)
-        self._sums += np.stack([term.sum(axis=0, dtype=np.float64) for term in terms], axis=1)
+        self._sums.append(np.stack([term.sum(axis=0, dtype=np.float64) for term in terms], axis=1))
 
     def columns(self) -> list[str]:
         """Return the names of the columns that tell the target."""
@@ -90,7 +110,7 @@ class Leakage:
         return [c.name for c in self.schema.columns if c.name in found]
 
     def _correlated(self) -> npt.NDArray[np.intp]:
-        n, v, vv, y, yy, vy = self._sums.T
+        n, v, vv, y, yy, vy = reduce(np.add, self._sums).T
         with np.errstate(divide="ignore", invalid="ignore"):
             correlation = (n * vy - v * y) / np.sqrt((n * vv - v * v) * (n * yy - y * y))
         return np.flatnonzero((np.abs(correlation) > _SURE) & (n == self.rows) & (n >= _LEAST_ROWS))

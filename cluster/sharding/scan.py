@@ -28,6 +28,14 @@ class Roles:
     hashes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Span:
+    """Rows that are read together: some row groups of a file, or all of it."""
+
+    file: int
+    groups: tuple[int, ...] | None = None
+
+
 @dataclass
 class Scan:
     """What pass 1 found, in the order of reading.
@@ -94,3 +102,42 @@ def pieces(source: Source, names: Sequence[str], batch_rows: int | None) -> Iter
     """Read all files one after the other; see `source.read`."""
     for index in range(len(source.files)):
         yield from read(source, index, names, batch_rows)
+
+
+def spans(source: Source, rows: int | None) -> list[Span]:
+    """Cut the input, between row groups, into spans of about so many rows; None for whole files."""
+    found = []
+    for file, of_groups in enumerate(source.groups):
+        if rows is None:
+            found.append(Span(file))
+            continue
+        groups: list[int] = []
+        for group in range(len(of_groups)):
+            groups.append(group)
+            if sum(of_groups[g] for g in groups) >= rows or group == len(of_groups) - 1:
+                found.append(Span(file, tuple(groups)))
+                groups = []
+    return found
+
+
+def scan_span(
+    source: Source,
+    names: Sequence[str],
+    batch_rows: int | None,
+    roles: Roles,
+    keep: Sequence[str] | None,
+    span: Span,
+) -> tuple[Scan, list[pa.Table]]:
+    """Look at the rows of a span; return the columns to ``keep`` too.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    scans, tables = [], []
+    for piece in read(source, span.file, names, batch_rows, span.groups):
+        scans.append(scan_piece(piece, roles))
+        if keep is not None:
+            tables.append(piece.select(list(keep)))
+    return merge_away(scans), tables

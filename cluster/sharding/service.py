@@ -1,54 +1,71 @@
 """The sharding service: raw Parquet in, a sharded dataset out.
 
-Pass 1 (`scan`) reads every row once: its content key, its roles, and facts of each column. From these the
-plan
-gives every row its part, its logical shard and its place. Pass 2 (`blocks`) brings raw rows into that order,
-in
+Pass 1 (`scan`) reads every row once: its content key, its roles, and facts of each column. From these the plan
+gives every row its part, its logical shard and its place. Pass 2 (`blocks`) brings raw rows into that order, in
 memory where they fit in the budget, through temporary files otherwise. Then the statistics are fitted on the
 training shards, and every shard is prepared and written alone; the manifest comes last.
 
-Memory: the budget (`BUDGET`), plus the plan, which is small beside the rows but grows with them: measured, about 80
-bytes a row at the peak while it is made and 24 from then on; plus the distinct values of the categorical columns.
+Both passes, the statistics and the shards are pieces of work that know nothing of each other (`units`), done one after
+the other here or at once wherever a `spread.Spread` has room. What was written is noted (`earlier`): the same call
+again writes what is missing, after an interruption as after the loss of a shard.
+
+Memory: the budget (`BUDGET`) for each piece of work, plus the plan, which is small beside the rows but grows with them:
+measured, about 80 bytes a row at the peak while it is made and 24 from then on; plus the distinct values of the categorical
+columns.
 """
 
-import shutil
+import math
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.errors import StorageError
 from shoal.cluster.filesystems import explained
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.sharding.arrays import one_chunk
-from shoal.cluster.sharding.blocks import Blocks, InMemory, Spilled
+from shoal.cluster.sharding.blocks import blocks_of, in_memory, spill
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
-from shoal.cluster.sharding.features import candidates, drop_constant
-from shoal.cluster.sharding.files import FOLDER, class_counts, identifiers, shard_path, write_shard
-from shoal.cluster.sharding.imbalance.resample import foreseen, wanted
+from shoal.cluster.sharding.earlier import (
+    Earlier,
+    Fitted,
+    broken,
+    clear_work,
+    manifest_of,
+    note_fitted,
+    of_manifest,
+    of_work,
+    tidy,
+    work_folder,
+)
+from shoal.cluster.sharding.features import candidates
+from shoal.cluster.sharding.files import FOLDER
+from shoal.cluster.sharding.fitting import complete, foresee, training_counts
 from shoal.cluster.sharding.imbalance.store import Collected, corrected, write_resampled
 from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
 from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split
-from shoal.cluster.sharding.names import listed
-from shoal.cluster.sharding.plan import Plan
-from shoal.cluster.sharding.prepare import Prepared, prepare
-from shoal.cluster.sharding.scan import Roles, merge_away, pieces, scan_piece
+from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.scan import Roles, Scan, Span, merge_away, scan_span, spans
 from shoal.cluster.sharding.source import Source, open_source
+from shoal.cluster.sharding.spread import Here, Spread
 from shoal.cluster.sharding.statistics import Statistics
+from shoal.cluster.sharding.units import Unit, Writing, fit_unit, prepared, units_of
 from shoal.cluster.storage import Storage
 
 BUDGET = 512 << 20
+_BLOCK_ROWS = 1 << 18  # of a block that is in memory anyway
+_LEAST_ROWS = 1 << 14  # of a piece of work that is spread, unless the budget is for less
 _NO_STORAGE_CONFIG = StorageConfig()
 _SILENT = Silent()
-_SPILL = ".tmp-sharding-"
+_HERE = Here()
 
 
 def sharding_key(data: DataConfig, seed: int, storage_config: StorageConfig = _NO_STORAGE_CONFIG) -> str:
@@ -82,8 +99,13 @@ def shard(
     storage_config: StorageConfig = _NO_STORAGE_CONFIG,
     reporter: Reporter = _SILENT,
     budget: int = BUDGET,
+    verify: bool = False,
+    spread: Spread = _HERE,
 ) -> Manifest:
     """Shard the data, or return the manifest of an earlier run with the same key.
+
+    A dataset of the same key that lost shards gets those back, and no other file is touched. An interrupted run is
+    gone on with: the shards that it wrote are kept where their bytes are as they were written.
 
     Parameters
     ----------
@@ -92,127 +114,253 @@ def shard(
     seed
         Root of the split and of the order within shards.
     destination
-        Folder of the sharded dataset.
+        Folder of the sharded dataset; all who take part write into it.
     storage_config
         How to reach the input.
     reporter
         Hears the stages and everything that was inferred.
     budget
-        Bytes of raw rows held at a time. No result depends on it.
+        Bytes of raw rows held at a time, by each piece of work. No result depends on it.
+    verify
+        Whether to read the shards of an earlier run, and to rebuild the damaged ones too.
+    spread
+        Where the pieces of work are done. No result depends on it.
 
     Raises
     ------
     DataError
         If the data cannot be used as asked.
     StorageError
-        If the destination cannot be written.
+        If the destination cannot be written, or what others wrote there is not seen here.
     """
     inputs = find(data.path, storage_config)
     key = _key(inputs, data, seed)
-    if (earlier := _earlier(destination, key)) is not None:
-        reporter.notice(f"sharded dataset reused: {destination.uri}")
-        return earlier
-    source = open_source(inputs)
-    chosen, excluded, notices = candidates(source.schema, data)
-    reporter.stage("reading")
-    names = list(source.schema.names)
-    # Read, ordered and prepared rows are in memory together.
-    fits = 3 * source.row_bytes(names) * source.n_rows <= budget
-    batch_rows = None if fits else max(1024, budget // 8 // source.row_bytes(names))
-    roles = roles_of(data)
-    scans, tables, done = [], [], 0
-    keep = [*chosen, *([data.id] if data.id else [])]
-    for piece in pieces(source, names, batch_rows):
-        scans.append(scan_piece(piece, roles))
-        if fits:
-            tables.append(piece.select(keep))
-        done += len(piece)
-        reporter.advance(done, source.n_rows, "rows")
-    decided = decide(merge_away(scans), source.schema, data, seed, chosen)
-    foresee(data, decided)
-    notices = [
-        *source.notices,
-        *partition_notice(inputs),
-        *decided.notices,
-        *notices,
-        *decided.features.notices,
-    ]
-    kept = [column.name for column in decided.features.columns] + ([data.id] if data.id else [])
-    reporter.stage("ordering")
-    with _scratch(destination, fits) as scratch:
-        blocks = _blocks(tables, source, decided.plan, kept, batch_rows, budget, scratch)
-        tables.clear()
-        schema, said = _fit(blocks, decided, data)
-        notices += said
-        for notice in notices:
-            reporter.notice(notice)
+    manifest, lost = manifest_of(destination, key), []
+    if manifest is not None:
+        if not broken(destination, manifest, verify, spread):
+            reporter.notice(f"sharded dataset reused: {destination.uri}")
+            return manifest
+        reporter.stage("verifying shards")
+        lost = broken(destination, manifest, True, spread)
+        reporter.notice(f"{plural(len(lost), 'file')} to rebuild, missing or damaged: {_some(lost)}")
+        folder, earlier = lost[0].rpartition("/")[0], of_manifest(manifest, lost)
+    else:
         # An earlier dataset of other data stays whole until this one is.
         folder = f"{FOLDER}-{key[:8]}" if destination.exists(MANIFEST) else FOLDER
-        destination.delete(folder)
+        earlier = of_work(destination, work_folder(key), folder, spread)
+        if earlier.files:
+            reporter.notice(f"{plural(len(earlier.files), 'shard')} of an interrupted run are kept")
+    clear_work(destination, but=work_folder(key))
+    made = _make(
+        _Job(data, seed, key, destination, folder, reporter, budget, spread),
+        open_source(inputs),
+        partition_notice(inputs),
+        earlier,
+        resample=data.imbalance is not None and (manifest is None or _training_lost(manifest, lost)),
+    )
+    if manifest is not None:
+        if made.splits != manifest.splits:
+            raise StorageError(
+                f"the rebuilt shards of {destination.uri} are not as {MANIFEST} recorded them: another version of Shoal or "
+                "of its libraries wrote it. Delete that folder, and shard again"
+            )
+        made = manifest
+    else:
+        if spread.count > 1 and (lost := broken(destination, made, False)):
+            raise StorageError(
+                f"{plural(len(lost), 'shard')} that were written are not to be seen here ({_some(lost)}): {destination.uri} "
+                "must be a place that all nodes share; set cluster.storage_path, or --out"
+            )
+        destination.write_json(MANIFEST, made.model_dump(mode="json", by_alias=True))
+    tidy(destination, folder, made)
+    return made
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done, and where."""
+
+    data: DataConfig
+    seed: int
+    key: str
+    destination: Storage
+    folder: str
+    reporter: Reporter
+    budget: int
+    spread: Spread
+
+    @property
+    def work(self) -> str:
+        return work_folder(self.key)
+
+
+def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample: bool) -> Manifest:
+    """Do what is missing, and return what the whole is."""
+    data, reporter, destination, spread = job.data, job.reporter, job.destination, job.spread
+    chosen, excluded, notices = candidates(source.schema, data)
+    names = list(source.schema.names)
+    # Read, ordered and prepared rows are in memory together.
+    fits = spread.count == 1 and 3 * source.row_bytes(names) * source.n_rows <= job.budget
+    batch_rows = None if fits else max(1024, job.budget // 8 // source.row_bytes(names))
+    keep = [*chosen, *([data.id] if data.id else [])]
+    scan, tables, parts = _read(job, source, batch_rows, keep if fits else None)
+    scans = [scan]
+    del scan
+    decided = decide(scans.pop(), source.schema, data, job.seed, chosen)
+    foresee(data, decided)
+    plan, v = decided.plan, decided.plan.n_shards
+    notices = [*source.notices, *said, *decided.notices, *notices, *decided.features.notices]
+    kept = [column.name for column in decided.features.columns] + ([data.id] if data.id else [])
+    reporter.stage("ordering")
+    blocks = blocks_of(plan, _BLOCK_ROWS if fits else _rows_at_a_time(job, source, kept))
+    needed = [
+        any(slot not in earlier.files for slot in range(block.first, block.last))
+        or (block.last <= v and (resample or earlier.fitted is None))
+        for block in blocks
+    ]
+    with _scratch(job, fits) as (scratch, own):
+        if scratch is None:
+            rows = in_memory(tables, kept, plan, blocks)
+            tables.clear()
+        else:
+            rows = spill(source, kept, batch_rows, parts, plan, blocks, needed, scratch, spread, reporter)
+        units = partial(units_of, decided, blocks, rows)
+        fitted = earlier.fitted or _fit(job, units(), decided)
+        notices += fitted.notices
+        for notice in notices:
+            reporter.notice(notice)
         reporter.stage("writing shards")
-        leakage = Leakage(schema)
+        schema, leakage = fitted.schema_, Leakage(fitted.schema_)
         collected = None
-        if data.imbalance is not None:
-            collected = Collected(training_counts(decided), decided.plan.n_shards, schema, scratch)
-        files = _write(blocks, decided, schema, destination, folder, reporter, leakage, collected)
+        if resample:
+            collected = Collected(training_counts(decided), v, schema, own)
+            for unit in units():
+                if unit.is_training:
+                    _collect(unit, collected, leakage)
+        files: dict[int, ShardFile] = {}
+        writing = Writing(destination, job.folder, schema, earlier.files, job.work)
+        todo = (unit for unit in units() if not (resample and unit.is_training))
+        for written in spread.map(writing, todo):
+            files |= written.files
+            leakage.merge(written.leakage)
+            reporter.advance(len(files), plan.n_slots, "shards")
         for notice in leakage.notices():
             reporter.notice(notice)
             notices.append(notice)
         resampling = None
         if data.imbalance is not None and collected is not None:
-            resampling, said = write_resampled(
-                data.imbalance, collected, seed, destination, folder, reporter, files
+            files |= {slot: file for slot, file in earlier.files.items() if slot < v}
+            resampling, told = write_resampled(
+                data.imbalance, collected, job.seed, destination, job.folder, reporter, files
             )
-            notices += said
-            schema = corrected(schema, resampling, [files[slot] for slot in range(decided.plan.n_shards)])
-    splits = _splits(files, decided.plan.n_shards, schema)
-    manifest = Manifest(
-        key=key,
-        seed=seed,
+            notices += told
+            schema = corrected(schema, resampling, [files[slot] for slot in range(v)])
+    return Manifest(
+        key=job.key,
+        seed=job.seed,
         schema=schema,
-        splits=splits,
-        n_shards=decided.plan.n_shards,
-        sources=tuple(file.uri for file in inputs),
+        splits=_splits(files, v, schema),
+        n_shards=v,
+        sources=tuple(file.uri for file in source.files),
         rows_read=source.n_rows,
         left_out=decided.left_out,
-        dropped={**excluded, **decided.features.dropped},
+        dropped={**excluded, **fitted.dropped},
         split_kind=decided.split_kind,
         resampling=resampling,
         notices=tuple(notices),
     )
-    destination.write_json(MANIFEST, manifest.model_dump(mode="json", by_alias=True))
-    for name in destination.list():
-        if name.split("-")[0] == FOLDER and name != folder:
-            destination.delete(name)
-    return manifest
+
+
+def _read(
+    job: _Job, source: Source, batch_rows: int | None, keep: list[str] | None
+) -> tuple[Scan, list[pa.Table], list[tuple[Span, int]]]:
+    """Look at all rows; return the columns to ``keep`` too, and which rows were read together."""
+    job.reporter.stage("reading")
+    names, roles = list(source.schema.names), roles_of(job.data)
+    shares = _share(job, source.n_rows)
+    cut = spans(source, batch_rows if batch_rows is None or shares is None else min(batch_rows, shares))
+    scans, tables, parts, done = [], [], [], 0
+    for span, (scan, kept) in zip(
+        cut,
+        job.spread.map(partial(scan_span, source, names, batch_rows, roles, keep), cut),
+        strict=True,
+    ):
+        scans.append(scan)
+        tables += kept
+        parts.append((span, len(scan.keys)))
+        done += len(scan.keys)
+        job.reporter.advance(done, source.n_rows, "rows")
+    del scan, kept  # long arrays
+    return merge_away(scans), tables, parts
+
+
+def _share(job: _Job, rows: int) -> int | None:
+    """Return how many rows a piece of work may have so that all who take part have some; None for one alone."""
+    return None if job.spread.count == 1 else max(_LEAST_ROWS, math.ceil(rows / (2 * job.spread.count)))
+
+
+def _rows_at_a_time(job: _Job, source: Source, names: list[str]) -> int:
+    rows = max(1, job.budget // 4 // source.row_bytes(names))
+    share = _share(job, source.n_rows)
+    return rows if share is None else min(rows, share)
+
+
+@contextmanager
+def _scratch(job: _Job, fits: bool) -> Iterator[tuple[Storage | None, Path | None]]:
+    """Make a temporary folder where the rows do not fit in memory, for all who take part, and one of this process.
+
+    They are beside the shards where that is a disk, or where others take part: that is the place that has room.
+    """
+    if fits:
+        yield None, None
+        return
+    beside = job.destination.child(f"{job.work}/rows")
+    with ExitStack() as stack:
+        own = (
+            beside.local()
+            if beside.is_local
+            else Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shoal-sharding-")))
+        )
+        beside.delete()  # of a run that was killed
+        with explained("write", str(own)):
+            own.mkdir(parents=True, exist_ok=True)
+        stack.callback(beside.delete)
+        shared = beside.is_local or job.spread.count > 1
+        yield beside if shared else Storage.open(str(own)), own
+
+
+def _fit(job: _Job, units: Iterator[Unit], decided: Decided) -> Fitted:
+    """Fit the statistics on the training rows, and complete the schema."""
+    columns = decided.features.columns
+    statistics = Statistics(columns)
+    for gathered in job.spread.map(partial(fit_unit, columns), (u for u in units if u.is_training)):
+        statistics.merge(gathered)
+    schema, said = complete(statistics, decided, job.data)
+    fitted = Fitted(schema_=schema, notices=tuple(said), dropped=decided.features.dropped)
+    note_fitted(job.destination, job.work, fitted)
+    return fitted
+
+
+def _collect(unit: Unit, collected: Collected, leakage: Leakage) -> None:
+    for slot, (rows, label, ids) in zip(unit.slots, prepared(unit, leakage.schema, unit.slots), strict=True):
+        leakage.add(rows, label)
+        collected.add(slot, rows, label, ids)
+
+
+def _training_lost(manifest: Manifest, lost: list[str]) -> bool:
+    """Whether a training shard is lost, or what names the parents of the rows that were made."""
+    known = {shard.path for shard in manifest.splits["train"].shards}
+    if manifest.resampling is not None:
+        known.add(manifest.resampling.parents)
+    return not known.isdisjoint(lost)
+
+
+def _some(paths: list[str]) -> str:
+    return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
 def _key(files: list[Any], data: DataConfig, seed: int) -> str:
     return fingerprint(files, data.model_dump(mode="json"), seed, "format 4")
-
-
-def _earlier(destination: Storage, key: str) -> Manifest | None:
-    """Return the manifest that is there, if it has this key and its shards are there too."""
-    if not destination.exists(MANIFEST):
-        return None
-    try:
-        found = destination.read_json(MANIFEST)
-        if not isinstance(found, dict) or found.get("key") != key:
-            return None
-        manifest = Manifest.model_validate(found)
-    except (StorageError, ValueError):
-        return None  # damaged: it is made anew
-    return manifest if has_shards(destination, manifest) else None
-
-
-def has_shards(folder: Storage, manifest: Manifest) -> bool:
-    """Whether all shards of a dataset are there; their bytes are verified when they are opened."""
-    shards = [shard.path for split in manifest.splits.values() for shard in split.shards]
-    if manifest.resampling is not None and manifest.resampling.parents:
-        shards.append(manifest.resampling.parents)
-    parents = {path.rpartition("/")[0] for path in shards}
-    there = {f"{parent}/{name}" for parent in parents for name in folder.list(parent)}
-    return there.issuperset(shards)
 
 
 def roles_of(data: DataConfig) -> Roles:
@@ -223,145 +371,6 @@ def roles_of(data: DataConfig) -> Roles:
         tuple(dict.fromkeys(name for name in values if name)),
         tuple(dict.fromkeys(name for name in hashes if name)),
     )
-
-
-@contextmanager
-def _scratch(destination: Storage, fits: bool) -> Iterator[Path | None]:
-    """Make a temporary folder where the rows do not fit in memory; beside the shards where those are local."""
-    if fits:
-        yield None
-        return
-    # That is the disk that has room for the data.
-    parent = None
-    if destination.is_local:
-        parent = destination.local()
-        with explained("write", str(parent)):
-            parent.mkdir(parents=True, exist_ok=True)
-            for left in parent.glob(f"{_SPILL}*"):  # of a run that was killed
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=_SPILL, dir=parent) as folder:
-        yield Path(folder)
-
-
-def _blocks(
-    tables: list[pa.Table],
-    source: Source,
-    plan: Plan,
-    names: list[str],
-    batch_rows: int | None,
-    budget: int,
-    scratch: Path | None,
-) -> Blocks:
-    if scratch is None:
-        return InMemory(pa.concat_tables([table.select(names) for table in tables]), plan)
-    block_rows = max(1, budget // 4 // source.row_bytes(names))
-    return Spilled(pieces(source, names, batch_rows), plan, scratch, block_rows)
-
-
-def _fit(blocks: Blocks, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
-    """Fit the statistics on the training rows, and complete the schema."""
-    plan = decided.plan
-    statistics = Statistics(decided.features.columns)
-    for index, block in enumerate(blocks.blocks):
-        last = min(block.last, plan.n_shards)
-        if block.first >= last:
-            continue
-        base = plan.offsets[block.first]
-        statistics.add(blocks.load(index), [int(o - base) for o in plan.offsets[block.first : last + 1]])
-    return complete(statistics, decided, data)
-
-
-def complete(statistics: Statistics, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
-    """Return the schema with the statistics of the training rows, and what to say aloud.
-
-    Raises
-    ------
-    DataError
-        If no column is left, or one's numbers cannot be standardised.
-    """
-    features = decided.features
-    said_before = len(features.notices)
-    columns = []
-    notices: list[str] = []
-    for column in drop_constant(features.columns, statistics.constant, features):
-        complete, said = statistics.finish(column, data.max_categories)
-        columns.append(complete)
-        notices += said
-    target = decided.target
-    if target.task == "regression":
-        of_train = decided.labels[decided.plan.part(0)]
-        target = target.model_copy(
-            update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}
-        )
-    schema = Schema(columns=tuple(columns), target=target, id=data.id, private=data.private)
-    return schema, features.notices[said_before:] + notices
-
-
-def foresee(data: DataConfig, decided: Decided) -> str | None:
-    """Refuse resampling that does not fit the data; say what it will make of the training rows, where that is known.
-
-    Raises
-    ------
-    ConfigError
-        If the method does not fit the task, the columns or the classes.
-    """
-    if data.imbalance is None:
-        return None
-    schema = Schema(columns=tuple(decided.features.columns), target=decided.target, private=data.private)
-    counts = training_counts(decided)
-    after = foreseen(data.imbalance, counts, wanted(data.imbalance, counts, schema))
-    if after is None or set(data.target) & set(data.private):
-        return None
-    changed = [
-        f"{name} {before:,} to {now:,}"
-        for name, before, now in zip(decided.target.classes, counts, after, strict=True)
-        if before != now
-    ]
-    return f"data.imbalance: training rows of {listed(changed)}" if changed else None
-
-
-def training_counts(decided: Decided) -> npt.NDArray[np.int64]:
-    """Return the training rows of each class; empty where the task has none."""
-    return np.array(class_counts(decided.labels[decided.plan.part(0)], decided.target), np.int64)
-
-
-def _write(
-    blocks: Blocks,
-    decided: Decided,
-    schema: Schema,
-    destination: Storage,
-    folder: str,
-    reporter: Reporter,
-    leakage: Leakage,
-    collected: Collected | None,
-) -> dict[int, ShardFile]:
-    """Write every slot, but collect the training rows instead where they are to be resampled."""
-    plan, labels = decided.plan, decided.labels
-    files: dict[int, ShardFile] = {}
-    for index, block in enumerate(blocks.blocks):
-        table = blocks.load(index)
-        base = int(plan.offsets[block.first])
-        rows = prepare(table, schema)
-        ids = (
-            identifiers(one_chunk(table.column(schema.id)), schema.id)
-            if schema.id
-            else pa.array(plan.row_id[base : int(plan.offsets[block.last])])
-        )
-        for slot in range(block.first, block.last):
-            start, stop = int(plan.offsets[slot]) - base, int(plan.offsets[slot + 1]) - base
-            own = Prepared(rows.numeric[start:stop], rows.categorical[start:stop])
-            label = labels[base + start : base + stop]
-            if slot < plan.n_shards:
-                leakage.add(own, label)
-            if slot < plan.n_shards and collected is not None:
-                collected.add(slot, own, label, ids.slice(start, stop - start))
-                continue
-            path = shard_path(folder, *divmod(slot, plan.n_shards))
-            files[slot] = write_shard(
-                destination, path, own, label, ids.slice(start, stop - start), schema.target
-            )
-            reporter.advance(len(files), plan.n_slots, "shards")
-    return files
 
 
 def _splits(files: dict[int, ShardFile], n_shards: int, schema: Schema) -> dict[Any, Split]:

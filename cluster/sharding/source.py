@@ -23,8 +23,8 @@ class Source:
         In the order in which rows are read; no result depends on it.
     schema
         What every file is read as. Strings are plain strings here, dictionaries when read.
-    rows
-        Rows of each file.
+    groups
+        Rows of each row group of each file.
     stored_bytes
         Uncompressed size of each column over all files.
     notices
@@ -33,14 +33,14 @@ class Source:
 
     files: tuple[InputFile, ...]
     schema: pa.Schema
-    rows: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     stored_bytes: dict[str, int]
     notices: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
         """Rows of all files."""
-        return sum(self.rows)
+        return sum(map(sum, self.groups))
 
     def row_bytes(self, names: Sequence[str]) -> int:
         """Estimate the memory of one row of these columns, in bytes."""
@@ -73,13 +73,22 @@ def open_source(files: Sequence[InputFile]) -> Source:
             for column in range(metadata.num_columns):
                 chunk = metadata.row_group(group).column(column)
                 stored[_top_level(chunk.path_in_schema, stored)] += chunk.total_uncompressed_size
-    rows = tuple(metadata.num_rows for metadata, _ in footers)
-    if sum(rows) == 0:
+    groups = tuple(
+        tuple(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        for metadata, _ in footers
+    )
+    if sum(map(sum, groups)) == 0:
         raise DataError(f"data.path: {_some(files)} has no rows; give data with rows")
-    return Source(tuple(files), schema, rows, stored, tuple(notices))
+    return Source(tuple(files), schema, groups, stored, tuple(notices))
 
 
-def read(source: Source, index: int, names: Sequence[str], batch_rows: int | None) -> Iterator[pa.Table]:
+def read(
+    source: Source,
+    index: int,
+    names: Sequence[str],
+    batch_rows: int | None,
+    groups: Sequence[int] | None = None,
+) -> Iterator[pa.Table]:
     """Read columns of one file, strings as dictionaries.
 
     Parameters
@@ -92,6 +101,8 @@ def read(source: Source, index: int, names: Sequence[str], batch_rows: int | Non
         The columns.
     batch_rows
         Rows at a time; None for the whole file at once.
+    groups
+        The row groups to read, where rows are read some at a time; None for all.
 
     Yields
     ------
@@ -112,7 +123,8 @@ def read(source: Source, index: int, names: Sequence[str], batch_rows: int | Non
             if batch_rows is None:
                 yield _as_one(parquet.read(columns=list(names)), source.schema, names, file)
             else:
-                for batch in parquet.iter_batches(batch_rows, columns=list(names)):
+                chosen = None if groups is None else list(groups)
+                for batch in parquet.iter_batches(batch_rows, row_groups=chosen, columns=list(names)):
                     yield _as_one(pa.Table.from_batches([batch]), source.schema, names, file)
     except MemoryError:
         raise  # Arrow's is an ArrowException too, and says nothing of the file

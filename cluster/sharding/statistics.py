@@ -5,6 +5,7 @@ order, and the shards are merged in theirs: the result is the same to the last b
 ordered and read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -98,6 +99,13 @@ class Counts:
         if len(self._table) > _PENDING:
             self._table = self._compact()
 
+    def merge(self, other: "Counts") -> None:
+        """Add what was counted elsewhere."""
+        self.missing += other.missing
+        self._table = pa.concat_tables([self._table, other._table])
+        if len(self._table) > _PENDING:
+            self._table = self._compact()
+
     def _compact(self) -> pa.Table:
         grouped = self._table.group_by("value", use_threads=False).aggregate([("count", "sum")])
         return grouped.rename_columns({"count_sum": "count"}).select(["value", "count"])
@@ -107,14 +115,50 @@ class Counts:
         return self._compact().sort_by([("count", "descending"), ("value", "ascending")])
 
 
-class Statistics:
-    """Gathers what `prepare` needs of each column. Feed it all training shards in their order."""
+@dataclass(frozen=True)
+class Gathered:
+    """What some shards tell: the moments of each shard with rows, by column, and the counts of all of them together."""
 
-    def __init__(self, columns: list[Column]) -> None:
+    moments: list[dict[str, Moments]]
+    counts: dict[str, Counts]
+
+
+def gather(columns: Sequence[Column], table: pa.Table, offsets: Sequence[int]) -> Gathered:
+    """Look at whole shards, alone; `Statistics.merge` joins what was gathered.
+
+    Parameters
+    ----------
+    columns
+        The features.
+    table
+        Raw training rows in final order.
+    offsets
+        First row of each shard, and the end.
+    """
+    shards = [(start, stop - start) for start, stop in pairwise(offsets) if stop > start]
+    gathered = Gathered([{} for _ in shards], _no_counts(columns))
+    for column in columns:
+        array = plain(normalise(table.column(column.name)), column)
+        if column.type == "categorical":
+            gathered.counts[column.name].add(array.slice(offsets[0], offsets[-1] - offsets[0]), column)
+            continue
+        for moments, (start, length) in zip(gathered.moments, shards, strict=True):
+            moments[column.name] = Moments.of(raw_numbers(array.slice(start, length), column))
+    return gathered
+
+
+def _no_counts(columns: Sequence[Column]) -> dict[str, Counts]:
+    kinds = {"string": pa.string(), "boolean": pa.bool_(), "integer": pa.int64()}
+    return {c.name: Counts(kinds[c.value_type]) for c in columns if c.type == "categorical"}
+
+
+class Statistics:
+    """Holds what `prepare` needs of each column. Feed it all training shards in their order."""
+
+    def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = columns
         self._moments: dict[str, Moments] = {}
-        kinds = {"string": pa.string(), "boolean": pa.bool_(), "integer": pa.int64()}
-        self._counts = {c.name: Counts(kinds[c.value_type]) for c in columns if c.type == "categorical"}
+        self._counts = _no_counts(columns)
 
     def add(self, table: pa.Table, offsets: list[int]) -> None:
         """Add whole shards.
@@ -126,19 +170,18 @@ class Statistics:
         offsets
             First row of each shard, and the end.
         """
-        for column in self._columns:
-            array = plain(normalise(table.column(column.name)), column)
-            if column.type == "categorical":
-                self._counts[column.name].add(array.slice(offsets[0], offsets[-1] - offsets[0]), column)
-                continue
-            for start, stop in pairwise(offsets):
-                if stop == start:
-                    continue
-                moments = Moments.of(raw_numbers(array.slice(start, stop - start), column))
-                if column.name in self._moments:
-                    self._moments[column.name].merge(moments)
+        self.merge(gather(self._columns, table, offsets))
+
+    def merge(self, gathered: Gathered) -> None:
+        """Add what was gathered from the shards that follow."""
+        for shard in gathered.moments:
+            for name, moments in shard.items():
+                if name in self._moments:
+                    self._moments[name].merge(moments)
                 else:
-                    self._moments[column.name] = moments
+                    self._moments[name] = moments
+        for name, counts in gathered.counts.items():
+            self._counts[name].merge(counts)
 
     def constant(self, column: Column) -> bool:
         """Whether no training row differs from another in this column."""

@@ -1,6 +1,6 @@
 """Collect the prepared training rows, and write what resampling made of them as shards."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def write_resampled(
     reporter
         Hears what has to be said.
     files
-        Those of the other parts by slot; gets those of the training rows.
+        Those of the other parts by slot, and of the training shards that are there already; gets the rest.
 
     Returns
     -------
@@ -126,9 +126,9 @@ def write_resampled(
     for notice in notices:
         reporter.notice(notice)
     reporter.stage("writing shards")
-    for shard, file in enumerate(_shards(destination, folder, collected, found, seed)):
+    for shard, file in enumerate(_shards(destination, folder, collected, found, seed, files)):
         files[shard] = file
-        reporter.advance(len(files), 3 * v, "shards")
+        reporter.advance(2 * v + shard + 1, 3 * v, "shards")
     method = {str(CHOICE.name_of(config)): config.model_dump(mode="json", by_alias=True)}
     resampling = Resampling(
         method=method,
@@ -153,9 +153,14 @@ def corrected(schema: Schema, resampling: Resampling, train: list[ShardFile]) ->
 
 
 def _shards(
-    destination: Storage, folder: str, collected: Collected, resampled: Resampled, seed: int
+    destination: Storage,
+    folder: str,
+    collected: Collected,
+    resampled: Resampled,
+    seed: int,
+    there: Mapping[int, ShardFile],
 ) -> Iterator[ShardFile]:
-    """Deal the resampled rows over the shards, class after class, and write them one by one."""
+    """Deal the resampled rows over the shards, class after class, and write one by one those that are not there."""
     training, v = collected.rows, collected.n_shards
     ids = collected.ids()
     made_ids = _made_ids(ids, resampled, seed)
@@ -166,6 +171,9 @@ def _shards(
     labels = np.concatenate([of_kept, resampled.made_labels])
     order = np.argsort(labels, kind="stable")
     for shard in range(v):
+        if shard in there:
+            yield there[shard]
+            continue
         own = order[shard::v]
         real = own < n
         index, made = resampled.kept[own[real]], own[~real] - n

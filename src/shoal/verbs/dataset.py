@@ -1,15 +1,22 @@
 """shard: find or make the sharded dataset that an experiment trains on."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import address_of
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.runs import claimed
+
+if TYPE_CHECKING:
+    from shoal.cluster.sharding.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,12 @@ def shard(
     *,
     name: str | None = None,
     reporter: Reporter | None = None,
+    verify: bool = True,
 ) -> ShardResult:
     """Write the sharded dataset of an experiment, or find it where an earlier run left it.
+
+    Shards that are missing or damaged there are rebuilt, and no other file is touched; an interrupted run is gone on with.
+    With `cluster.address` the work is done by Ray tasks there (unless `cluster.placement` is inline), in this process otherwise.
 
     Parameters
     ----------
@@ -52,11 +63,16 @@ def shard(
         What the folder's name begins with; by default the experiment file's stem.
     reporter
         Hears what is inferred and left out.
+    verify
+        Whether to read the shards that are there already; otherwise it is enough that they are. A fit verifies those
+        that it reads.
 
     Raises
     ------
     DataError
         If the data cannot be used as asked.
+    ResourceError
+        If the cluster has no room for the tasks, now or ever.
     StorageError
         If the folder cannot be written, or is held by another process for longer than `cluster.wait`.
     """
@@ -69,22 +85,42 @@ def shard(
     key = sharding_key(experiment.data, experiment.seed, storage)
     if out is None:
         for found in _existing(Storage.open(experiment.cluster.storage_path, storage), key):
-            if (reused := _reused(found, key, reporter)) is not None:
+            if (reused := _reused(found, key, verify, reporter)) is not None:
                 return reused
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
-    with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard:
+    with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard, ExitStack() as stack:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
-            if (reused := _reused(folder.storage, key, reporter)) is not None:
+            if (reused := _reused(folder.storage, key, verify, reporter)) is not None:
                 return reused
-            reporter.notice(
-                f"the input files changed since {folder.uri} was written, or it lost files: it is made anew"
-            )
+            if _manifest(folder.storage).key != key:
+                reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
         manifest = write(
-            experiment.data, experiment.seed, folder.storage, storage_config=storage, reporter=heard
+            experiment.data,
+            experiment.seed,
+            folder.storage,
+            storage_config=storage,
+            reporter=heard,
+            verify=verify,
+            spread=stack.enter_context(_spread(experiment.cluster, heard)),
         )
     return ShardResult(folder.uri, manifest, False)
+
+
+@contextmanager
+def _spread(cluster: ClusterConfig, reporter: Reporter) -> "Iterator[Spread]":
+    """Shard as tasks where there is a cluster to do it; Ray is not started for it here, nor used where all is inline."""
+    from shoal.cluster.sharding.service import BUDGET
+    from shoal.cluster.sharding.spread import Here
+
+    if address_of(cluster) is None or cluster.placement == "inline":
+        yield Here()
+        return
+    from shoal.cluster.tasks import tasks
+
+    with tasks(cluster, BUDGET, reporter) as several:
+        yield several
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
@@ -96,11 +132,15 @@ def _existing(root: Storage, key: str) -> list[Storage]:
     return [root.child(name) for name in names if root.exists(f"{name}/{MANIFEST}")]
 
 
-def _reused(folder: Storage, key: str, reporter: Reporter) -> ShardResult | None:
-    from shoal.cluster.sharding.service import has_shards
+def _manifest(folder: Storage) -> Manifest:
+    return read_manifest(folder, MANIFEST, "delete that folder, and the same command writes it again")
 
-    manifest = read_manifest(folder, MANIFEST, "delete that folder, and the same command writes it again")
-    if manifest.key != key or not has_shards(folder, manifest):
+
+def _reused(folder: Storage, key: str, verify: bool, reporter: Reporter) -> ShardResult | None:
+    from shoal.cluster.sharding.earlier import broken
+
+    manifest = _manifest(folder)
+    if manifest.key != key or broken(folder, manifest, verify):
         return None
     reporter.notice(f"the sharded dataset of these inputs is there already: {folder.uri}")
     return ShardResult(folder.uri, manifest, True)

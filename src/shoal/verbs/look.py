@@ -15,10 +15,11 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.files import class_counts
+from shoal.cluster.sharding.fitting import complete, foresee
 from shoal.cluster.sharding.listing import find, partition_notice
 from shoal.cluster.sharding.manifest import SPLITS, Column, Schema, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
-from shoal.cluster.sharding.service import complete, foresee, roles_of
+from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.statistics import Statistics
 from shoal.experiment import Experiment, given, to_dict

@@ -84,7 +84,7 @@ def find_learning_rate(
             return RangeTestResult(run.uri, key=key, **run.read_json(RESULT))
         stages = Stages(heard)
         with stages.stage("shard", "sharding"):
-            data = shard(experiment, name=name, reporter=heard)
+            data = shard(experiment, name=name, reporter=heard, verify=False)
         shape = shape.within(data.manifest.n_shards)
         job = job_of(experiment, data, shape, run, monitor=None)
         job = job.of_losses_alone(_training(experiment.training, data.manifest.splits["train"].rows))

@@ -116,7 +116,8 @@ def claimed(
 ) -> Iterator[Reporter]:
     """Hold a folder for this experiment, and log there what is reported.
 
-    A folder that this call made, and that a wrong request then left without anything of use, goes away again.
+    A folder that this call made, and that a wrong request then left without anything of use, goes away again; so does
+    one for shards that none were written to.
 
     Parameters
     ----------
@@ -142,8 +143,9 @@ def claimed(
                 raise
     except BaseException as error:
         cause = cause or error  # where storage is lost, the log and the lease fail too, for the same reason
-        useless = isinstance(cause, RequestError) and not folder.has_results
-        if is_new and (useless or last == MANIFEST) and not folder.exists(last):  # sharding cannot be resumed
+        wrong = isinstance(cause, RequestError)
+        useless = wrong or not folder.has_results if last == MANIFEST else wrong and not folder.has_results
+        if is_new and useless and not folder.exists(last):
             folder.delete()
         if cause is error:
             raise

@@ -1,0 +1,67 @@
+"""From what the rows tell to the whole schema, and what resampling will make of the training rows."""
+
+import numpy as np
+import numpy.typing as npt
+
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.decide import Decided
+from shoal.cluster.sharding.features import drop_constant
+from shoal.cluster.sharding.files import class_counts
+from shoal.cluster.sharding.imbalance.resample import foreseen, wanted
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import listed
+from shoal.cluster.sharding.statistics import Statistics
+
+
+def complete(statistics: Statistics, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
+    """Return the schema with the statistics of the training rows, and what to say aloud.
+
+    Raises
+    ------
+    DataError
+        If no column is left, or one's numbers cannot be standardised.
+    """
+    features = decided.features
+    said_before = len(features.notices)
+    columns = []
+    notices: list[str] = []
+    for column in drop_constant(features.columns, statistics.constant, features):
+        complete, said = statistics.finish(column, data.max_categories)
+        columns.append(complete)
+        notices += said
+    target = decided.target
+    if target.task == "regression":
+        of_train = decided.labels[decided.plan.part(0)]
+        target = target.model_copy(
+            update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}
+        )
+    schema = Schema(columns=tuple(columns), target=target, id=data.id, private=data.private)
+    return schema, features.notices[said_before:] + notices
+
+
+def foresee(data: DataConfig, decided: Decided) -> str | None:
+    """Refuse resampling that does not fit the data; say what it will make of the training rows, where that is known.
+
+    Raises
+    ------
+    ConfigError
+        If the method does not fit the task, the columns or the classes.
+    """
+    if data.imbalance is None:
+        return None
+    schema = Schema(columns=tuple(decided.features.columns), target=decided.target, private=data.private)
+    counts = training_counts(decided)
+    after = foreseen(data.imbalance, counts, wanted(data.imbalance, counts, schema))
+    if after is None or set(data.target) & set(data.private):
+        return None
+    changed = [
+        f"{name} {before:,} to {now:,}"
+        for name, before, now in zip(decided.target.classes, counts, after, strict=True)
+        if before != now
+    ]
+    return f"data.imbalance: training rows of {listed(changed)}" if changed else None
+
+
+def training_counts(decided: Decided) -> npt.NDArray[np.int64]:
+    """Return the training rows of each class; empty where the task has none."""
+    return np.array(class_counts(decided.labels[decided.plan.part(0)], decided.target), np.int64)
