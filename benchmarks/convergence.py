@@ -1,6 +1,6 @@
 """Loss against passes over the data, of optimisers on two convex problems.
 
-    python benchmarks/convergence.py DATA.parquet TARGET [--split-column NAME] [--plot FILE.png]
+    python benchmarks/convergence.py DATA.parquet TARGET [--split-column NAME] [--plot FILE.png] [--most-passes N]
 
 The first is logistic regression with an L2 penalty on the training rows of a Parquet file, as Shoal encodes them for `linear`, in
 one sparse matrix and fp64; its optimum is scikit-learn's, by Newton-CG. The second is a quadratic of 200 unknowns with
@@ -151,10 +151,10 @@ def adamw(problem: Logistic, rate: float, batch: int | None, budget: int) -> Cur
     return curve
 
 
-def runs_of_adamw(problem: Logistic, batch: int | None) -> Iterator[tuple[str, Curve]]:
+def runs_of_adamw(problem: Logistic, batch: int | None, most: int) -> Iterator[tuple[str, Curve]]:
     """Yield runs over ever larger budgets; the two rates that came lowest go on to the next one."""
     rates = RATES[batch]
-    for budget in BUDGETS[batch]:
+    for budget in [budget for budget in BUDGETS[batch] if budget <= most]:
         ends = {}
         for rate in rates:
             curve = adamw(problem, rate, batch, budget)
@@ -168,7 +168,7 @@ def best(curves: Sequence[tuple[str, Curve]], target: float) -> tuple[str, Curve
     return min(curves, key=lambda named: (named[1].passes_to(target), named[1].values[-1]))
 
 
-def regressions(problem: Logistic, optimum: float) -> dict[str, Curve]:
+def regressions(problem: Logistic, optimum: float, most: int) -> dict[str, Curve]:
     """Minimise with each optimiser."""
     strict = {"max_iter": 10, "tolerance_grad": 1e-9}
     curves = {
@@ -177,7 +177,7 @@ def regressions(problem: Logistic, optimum: float) -> dict[str, Curve]:
     }
     show("logistic regression, searches", curves, targets(optimum), optimum)
     for batch in BATCHES:
-        found = list(runs_of_adamw(problem, batch))
+        found = list(runs_of_adamw(problem, batch, most))
         show("logistic regression, all runs of AdamW", dict(found), targets(optimum), optimum)
         curves |= dict(best(found, target) for target in targets(optimum).values())
     return curves
@@ -243,6 +243,9 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--split-column")
     parser.add_argument("--plot")
+    parser.add_argument(
+        "--most-passes", type=int, default=3000, help="leave larger budgets of AdamW out (hours)"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     quadratic = quadratics()
@@ -255,7 +258,7 @@ def main() -> None:
         problem = Logistic(ShardedDataset.open(Storage.open(folder)))
     optimum = problem.optimum()
     print(f"logistic regression: {len(problem.y):,} rows, {problem.size} weights, optimum {optimum:.12f}")
-    regression = regressions(problem, optimum)
+    regression = regressions(problem, optimum, given.most_passes)
     show("logistic regression", regression, targets(optimum), optimum)
     if given.plot:
         plot(given.plot, [("logistic regression", regression, optimum), ("quadratic, 1e4", quadratic, 0.0)])
