@@ -162,7 +162,10 @@ def test_an_optimiser_of_ones_own_gets_groups() -> None:
             {"import": f"{__name__}:own"},
             "could not be called: .*missing 1 required positional argument: 'lr'",
         ),
-        ({"import": f"{__name__}:own", "lr": -1.0}, "could not be called: Invalid learning rate"),
+        (
+            {"import": f"{__name__}:own", "lr": -1.0},
+            "failed at .*test_penalties.py, line .*ValueError: Invalid learning rate",
+        ),
         ({"import": f"{__name__}:none"}, "returned list; it must return a torch.optim.Optimizer"),
         ({"import": f"{__name__}:nothing"}, "cannot import"),
     ],
@@ -218,8 +221,11 @@ def test_the_first_entry_that_matches_counts() -> None:
 @pytest.mark.parametrize(
     ("entries", "said"),
     [
-        ([{"match": "body.1.weigth"}], "first entry that matches for no trainable parameter.*body.0.weight"),
-        ([{"match": "*"}, {"match": "*.bias"}], r"parameter_groups.1.match: '\*.bias'"),
+        (
+            [{"match": "body.1.weigth", "l2": 0.1}],
+            "first entry that matches for no trainable parameter.*body.0.weight",
+        ),
+        ([{"match": "*", "l2": 0.1}, {"match": "*.bias", "l2": 0.2}], r"parameter_groups.1.match: '\*.bias'"),
     ],
 )
 def test_an_entry_that_changes_nothing_is_refused(entries: list[dict[str, Any]], said: str) -> None:
