@@ -90,7 +90,7 @@ def test_checkpoints_of_another_version_stop_the_run_and_stay(tmp_path: Path) ->
     assert file.exists()
 
 
-@pytest.mark.parametrize(("place", "reached"), [("memory://bucket/noted", (3, 1)), ("{tmp}", (5, 1))])
+@pytest.mark.parametrize(("place", "reached"), [("memory://keeper/noted", (3, 1)), ("{tmp}", (5, 1))])
 def test_an_object_store_is_seldom_told_how_far_a_fit_came(
     tmp_path: Path, place: str, reached: tuple[int, int]
 ) -> None:
@@ -100,3 +100,4 @@ def test_an_object_store_is_seldom_told_how_far_a_fit_came(
     first.note(3, 1)
     first.note(5, 1)  # a moment later: a put to an object store takes its time
     assert RunKeeper(run, 1e9, 2).reached() == reached
+    run.delete()
