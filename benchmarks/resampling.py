@@ -66,7 +66,7 @@ def _peak() -> int:
 def _ours(method: str, x: np.ndarray[Any, Any], offsets: np.ndarray[Any, Any]) -> Any:
     import imblearn.utils  # noqa: F401 both sides have it imported before the clock starts
     import sklearn.cluster
-    import sklearn.neighbors  # noqa: F401
+    import sklearn.neighbors  # noqa: F401 the same
 
     from shoal.cluster.sharding.imbalance.config import IMBALANCE
     from shoal.cluster.sharding.imbalance.resample import resample

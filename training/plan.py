@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from shoal.cluster.errors import DataError
 from shoal.cluster.resources import refuse_idle
 from shoal.cluster.sharding.dataset import ShardRows
+from shoal.cluster.sharding.hashing import generator
 
 Index = NDArray[np.int64]
 
@@ -35,11 +36,6 @@ def resolve_batch_size(batch_size: int | Literal["auto", "full"], rows: int) -> 
     if batch_size == "auto":
         return min(rows, int(np.clip(2 ** int(np.ceil(np.log2(max(rows, 64) / 64))), 32, 1024)))
     return min(rows, batch_size)
-
-
-def generator(seed: int, *key: int) -> np.random.Generator:
-    """Return the generator of a draw: the first word of its key says what it is for."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 # A shard, the positions of it among some, and their rows in it.

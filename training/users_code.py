@@ -22,7 +22,7 @@ def users(what: str, kind: type[ShoalError] = RunError) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # whatever code that is not ours may raise
         if place := _line(error):
             raise kind(f"{what} failed at {place}: {type(error).__name__}: {error}") from error
         raise

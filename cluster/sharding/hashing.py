@@ -47,6 +47,11 @@ def salt(text: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little"))
 
 
+def generator(seed: int, *key: int) -> np.random.Generator:
+    """Return the generator of a draw: the first word of its key says what it is for."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
 def seeded(keys: U64, seed: int) -> U64:
     """Return the keys in another order for each seed; one to one."""
     return mix(keys ^ salt(f"seed {seed}"))

@@ -9,6 +9,8 @@ The sharding pass fits the statistics of every column on the training rows and w
 """
 
 import json
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
@@ -83,6 +85,20 @@ class Target(Config):
             raise ValueError(f"{self.task} with {len(self.classes)} classes; it needs {least}")
         return self
 
+    def shown(self, before: Sequence[float], after: Sequence[float]) -> Self:
+        """Return the target of a model to which classes of shares ``before`` were shown with shares ``after``.
+
+        The correction is added to one that is there. Sizes will do for shares; a class without rows has no correction.
+        """
+        earlier = self.prior_correction or (0.0,) * len(before)
+        whole, seen = math.fsum(before), math.fsum(after)
+        shift = [
+            there + (math.log(old / whole) - math.log(new / seen) if old > 0 and new > 0 else 0.0)
+            for there, old, new in zip(earlier, before, after, strict=True)
+        ]
+        moved = any(abs(amount) > 1e-12 for amount in shift)  # beyond the rounding of equal shares
+        return self.model_copy(update={"prior_correction": tuple(shift) if moved else ()})
+
     @property
     def n_outputs(self) -> int:
         """How many logits a model gives: 1 for binary and regression."""
@@ -134,7 +150,7 @@ class Split(Config):
 class Resampling(Config):
     """What became of the training rows; their `Split` counts what there is now."""
 
-    method: dict[str, Any] = Field(description="as in data.imbalance")
+    method: dict[str, Any] = Field(description="its name, or where it is imported from, and its arguments")
     class_counts_before: tuple[int, ...]
     synthetic: int = Field(description="rows that were made")
     parents: str = Field("", description="the file that names their parents, relative to the manifest")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.dataset import ShardRows
-from shoal.training.plan import EpochPlan, Group, Index, generator
+from shoal.cluster.sharding.hashing import generator
+from shoal.training.plan import EpochPlan, Group, Index
 
 _STEPS, _SHARDS, _ROWS = 3, 4, 5  # first words of spawn keys: what a draw is for
 

@@ -99,12 +99,4 @@ def seen(target: Target, class_rows: tuple[int, ...], shares: NDArray[np.float64
     shares
         As `class_shares` returns them.
     """
-    if shares is None:
-        return target
-    rows = np.array(class_rows, np.float64)
-    there = (rows > 0) & (shares > 0)
-    shift = np.array(target.prior_correction or np.zeros(len(rows)))
-    shift[there] += np.log(rows[there] / rows.sum()) - np.log(shares[there])
-    return target.model_copy(
-        update={"prior_correction": tuple(shift.tolist()) if np.abs(shift).max() > 1e-12 else ()}
-    )
+    return target if shares is None else target.shown(class_rows, shares.tolist())

@@ -142,4 +142,11 @@ IMBALANCE: dict[str, type[Config]] = {
     "smotetomek": SMOTETomekConfig,
 }
 CHOICE = Choice(IMBALANCE)
+
+
+def named(config: Config) -> str:
+    """Return what a method is called in messages: its name, or where it is imported from."""
+    return config.path if isinstance(config, Imported) else str(CHOICE.name_of(config))
+
+
 ImbalanceChoice = Annotated[Config | Imported, CHOICE]

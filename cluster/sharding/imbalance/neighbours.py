@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from shoal.cluster.sharding.hashing import generator
 from shoal.cluster.sharding.imbalance.rows import Index
 from shoal.cluster.sharding.prepare import Prepared
 
@@ -113,7 +114,7 @@ class Neighbourhood:
         from sklearn.metrics import pairwise_distances_argmin
 
         n = len(self)
-        draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(self.seed, spawn_key=(_PIVOTS,))))
+        draw = generator(self.seed, _PIVOTS)
         pivots = self.points[np.sort(draw.choice(n, int(np.sqrt(n)), replace=False))]
         cell = np.asarray(pairwise_distances_argmin(self.points, pivots), np.int64)
         order = np.argsort(cell, kind="stable")

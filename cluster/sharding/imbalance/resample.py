@@ -9,7 +9,6 @@ from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.machine import local_totals
 from shoal.cluster.sharding.imbalance import under
 from shoal.cluster.sharding.imbalance.config import (
-    CHOICE,
     ADASYNConfig,
     ClusterCentroidsConfig,
     EditedNearestNeighboursConfig,
@@ -21,6 +20,7 @@ from shoal.cluster.sharding.imbalance.config import (
     SMOTENCConfig,
     SMOTETomekConfig,
     TomekLinksConfig,
+    named,
 )
 from shoal.cluster.sharding.imbalance.imported import imported, load
 from shoal.cluster.sharding.imbalance.neighbours import Neighbourhood, points
@@ -67,9 +67,7 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
     ConfigError
         If the method does not fit the task, the columns or the classes.
     """
-    name, target = str(CHOICE.name_of(config)), schema.target
-    if isinstance(config, Imported):
-        name = config.path
+    name, target = named(config), schema.target
     if target.task not in ("binary", "multiclass"):
         raise ConfigError(
             f"data.imbalance: {name} resamples classes, and the task is {target.task}: leave data.imbalance out"
@@ -150,7 +148,7 @@ def resample(config: Config, rows: TrainingRows, seed: int) -> Resampled:
     for code, (before, after) in enumerate(zip(rows.counts, found.counts(rows), strict=True)):
         if before and not after:
             raise DataError(
-                f"data.imbalance: {CHOICE.name_of(config)} leaves no training row of {rows.name(code)}; leave the class out of "
+                f"data.imbalance: {named(config)} leaves no training row of {rows.name(code)}; leave the class out of "
                 "sampling_strategy, or use another method"
             )
     return found
@@ -240,7 +238,7 @@ def _require_memory(config: Config, rows: TrainingRows) -> None:
     need, there = len(rows) * (width * 12 + 64), local_totals().memory
     if there is not None and need > there / 2:
         raise DataError(
-            f"data.imbalance: {CHOICE.name_of(config)} needs all {len(rows):,} training rows at once, about "
+            f"data.imbalance: {named(config)} needs all {len(rows):,} training rows at once, about "
             f"{need / 2**30:.1f} GiB, more than half of the {there / 2**30:.1f} GiB of this machine; "
             "random_under_sampler and smote do not, or use fewer rows"
         )

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.cluster.errors import DataError
+from shoal.cluster.sharding.hashing import generator
 from shoal.cluster.sharding.imbalance.config import (
     ADASYNConfig,
     BorderlineSMOTEConfig,
@@ -158,11 +159,10 @@ def draws(seed: int, code: int, n: int, high: int) -> tuple[Index, Unit, Unit]:
     for chunk, start in enumerate(range(0, n, CHUNK)):
         rows = slice(start, min(start + CHUNK, n))
         size = rows.stop - rows.start
-        sequence = np.random.SeedSequence(seed, spawn_key=(_DRAWS, code, chunk))
-        generator = np.random.Generator(np.random.PCG64(sequence))
-        whole[rows] = generator.integers(high, size=size)
-        first[rows] = generator.random(size)
-        second[rows] = generator.random(size)
+        draw = generator(seed, _DRAWS, code, chunk)
+        whole[rows] = draw.integers(high, size=size)
+        first[rows] = draw.random(size)
+        second[rows] = draw.random(size)
     return whole, first, second
 
 

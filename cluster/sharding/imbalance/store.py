@@ -9,12 +9,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
 from shoal.cluster.errors import DataError
 from shoal.cluster.progress import Reporter
 from shoal.cluster.sharding.files import shard_path, write_shard
 from shoal.cluster.sharding.hashing import mix, salt
-from shoal.cluster.sharding.imbalance.config import CHOICE
+from shoal.cluster.sharding.imbalance.config import named
 from shoal.cluster.sharding.imbalance.resample import resample
 from shoal.cluster.sharding.imbalance.rows import Index, Resampled, TrainingRows, take
 from shoal.cluster.sharding.manifest import Resampling, Schema, ShardFile
@@ -129,9 +130,9 @@ def write_resampled(
     for shard, file in enumerate(_shards(destination, folder, collected, found, seed, files)):
         files[shard] = file
         reporter.advance(2 * v + shard + 1, 3 * v, "shards")
-    method = {str(CHOICE.name_of(config)): config.model_dump(mode="json", by_alias=True)}
+    name = named(config)
     resampling = Resampling(
-        method=method,
+        method={name: config.kwargs if isinstance(config, Imported) else config.model_dump(mode="json")},
         class_counts_before=tuple(before.tolist()),
         synthetic=len(found.made),
         parents=f"{folder}/{SYNTHETIC}" if len(found.made) else "",
@@ -141,14 +142,8 @@ def write_resampled(
 
 def corrected(schema: Schema, resampling: Resampling, train: list[ShardFile]) -> Schema:
     """Note in the target how resampling changed the odds of the classes."""
-    after = np.sum([file.class_counts for file in train], axis=0)
-    before = np.array(resampling.class_counts_before)
-    there = before > 0
-    shift = np.zeros(len(before))
-    shift[there] = np.log(before[there] / before.sum()) - np.log(after[there] / after.sum())
-    target = schema.target.model_copy(
-        update={"prior_correction": tuple(shift.tolist()) if shift.any() else ()}
-    )
+    after = np.sum([file.class_counts for file in train], axis=0).tolist()
+    target = schema.target.shown(resampling.class_counts_before, after)
     return schema.model_copy(update={"target": target})
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
+from shoal.cluster.sharding.hashing import generator
 from shoal.cluster.sharding.imbalance.config import (
     ClusterCentroidsConfig,
     NearMissConfig,
@@ -14,11 +15,6 @@ from shoal.cluster.sharding.prepare import Prepared
 _CELLS = 1 << 22  # distances held at a time
 _TILE = 512  # rows of a tile of distances, which stays in the processor's cache
 _DRAWS = 13  # first word of the spawn key: what the draw is for
-
-
-def generator(seed: int, code: int) -> np.random.Generator:
-    """Return the generator of a class's draws."""
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(_DRAWS, code))))
 
 
 def at_random(rows: TrainingRows, wanted: dict[int, int], seed: int, *, copies: bool) -> Index:
@@ -40,7 +36,9 @@ def at_random(rows: TrainingRows, wanted: dict[int, int], seed: int, *, copies: 
         own = np.arange(rows.of_class(code).start, rows.of_class(code).stop)
         if code in wanted:
             own = np.sort(
-                generator(seed, code).choice(own, wanted[code], replace=copies or wanted[code] > count)
+                generator(seed, _DRAWS, code).choice(
+                    own, wanted[code], replace=copies or wanted[code] > count
+                )
             )
         kept.append(own)
     return np.concatenate(kept)
@@ -49,7 +47,7 @@ def at_random(rows: TrainingRows, wanted: dict[int, int], seed: int, *, copies: 
 def copied(rows: TrainingRows, more: dict[int, int], seed: int) -> Index:
     """Add copies of random rows of each class to all rows; class code to copies."""
     drawn = [
-        generator(seed, code).integers(rows.of_class(code).start, rows.of_class(code).stop, n)
+        generator(seed, _DRAWS, code).integers(rows.of_class(code).start, rows.of_class(code).stop, n)
         for code, n in more.items()
     ]
     return np.sort(np.concatenate([np.arange(len(rows)), *drawn]))

@@ -79,7 +79,7 @@ def class_rows(manifest: Manifest, part: str) -> Sequence[int]:
     """Return the rows of each class in a part, of training rows before resampling; zeros where there is no such part."""
     if part == "train" and manifest.resampling is not None:
         return manifest.resampling.class_counts_before
-    split = manifest.splits.get(part)  # type: ignore[call-overload]
+    split = manifest.splits.get(part)  # type: ignore[call-overload]  # any text may be asked for
     found: Sequence[int] = split.class_counts if split is not None else ()
     return found or (0,) * len(manifest.schema_.target.classes)
 
