@@ -64,6 +64,10 @@ class WeightAverage:
         names = [n for n, f in weights.items() if f.tensor.numel()]
         average([self.values[n] for n in names], [weights[n].tensor for n in names], taken)
 
+    def covers(self, position: int) -> bool:
+        """Whether weights have been averaged by the time that so many steps are done."""
+        return position >= self._first
+
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the model have the averaged weights within the block, once there are some."""

@@ -75,16 +75,16 @@ class Batch:
     def __len__(self) -> int:
         return len(self.label)
 
-    def part(self, start: int, stop: int) -> "Batch":
-        """Return rows ``start`` to ``stop - 1``."""
+    def part(self, start: int, stop: int, global_rows: int | None = None) -> "Batch":
+        """Return rows ``start`` to ``stop - 1``, of the same step or of one of so many rows over all workers."""
         s = slice(start, stop)
         return Batch(
             self.numeric[s],
             self.categorical[s],
             self.label[s],
             self.position[s],
-            self.global_rows,
-            self.partner and self.partner.part(start, stop),
+            self.global_rows if global_rows is None else global_rows,
+            self.partner and self.partner.part(start, stop, global_rows),
         )
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Batch":
@@ -123,22 +123,26 @@ class BatchReader:
         self.shards = {v: dataset.shard("train", v) for v in plan.shards_of(worker, workers)}
         self.window = max(1, WINDOW_ROWS * workers // plan.batch_size)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch from ``first_step`` on; a worker without rows in a step gets an empty one."""
+    def epoch(self, epoch: int, first_step: int = 0, end: int | None = None) -> Iterator[Batch]:
+        """Yield the batches of an epoch's steps from ``first_step`` on, or up to the one before ``end``.
+
+        A worker without rows in a step gets an empty one.
+        """
         plan = self.plan
         places = plan.places(epoch, self.shards)
-        for start in range(first_step, plan.steps_per_epoch, self.window):
-            stop = min(start + self.window, plan.steps_per_epoch)
+        end = plan.steps_per_epoch if end is None else end
+        for start in range(first_step, end, self.window):
+            stop = min(start + self.window, end)
             position = plan.positions(epoch, start, stop, self.worker, self.workers)
             rows = self._gather(position, places.groups(position))
             if self.partners:
                 assert isinstance(places, EpochPlaces)  # refused with other plans
                 rows = replace(rows, partner=self._gather(position, places.groups(position, ahead=1)))
-            for step in range(start, stop):
-                low, high = plan.bounds(step)
-                first, last = np.searchsorted(position, (low, high))
-                batch = rows.part(int(first), int(last))
-                yield replace(batch, global_rows=high - low)
+            bounds = [plan.bounds(step) for step in range(start, stop)]
+            for (low, high), (first, last) in zip(
+                bounds, np.searchsorted(position, bounds).tolist(), strict=True
+            ):
+                yield rows.part(first, last, high - low)
 
     def _gather(self, position: Index, groups: Iterator[Group]) -> Batch:
         example = next(iter(self.shards.values()))

@@ -66,7 +66,7 @@ class FitOutcome:
     Attributes
     ----------
     steps, epochs
-        What was done; ``best_epoch`` counts from 1, 0 where no validation rows were there to choose by.
+        What was done; ``best_epoch``, whose weights were kept, counts from 1, 0 where the last ones were.
     best
         The monitored score of the kept weights, NaN without one.
     stopped
@@ -268,6 +268,17 @@ class Loop:
                 "epoch was chosen and nothing stopped early; give more validation rows (data.split), or another first metric "
                 "in evaluation.scoring"
             )
+        if self.config.early_stopping is not None and self.monitor is not None and not self.validates:
+            self.notices.append(
+                "early stopping: there are no validation rows to stop or to choose an epoch by, so the last weights are kept; "
+                "give some (data.split), or set training.early_stopping: null"
+            )
+        kept = self.stopping.best_epoch + 1 if self.best is not None else done
+        if self.average is not None and not self.average.covers(kept * self.plan.steps_per_epoch):
+            self.notices.append(
+                f"training.averaging: the weights that are kept are those of epoch {kept}, before the average begins; lower "
+                "start, or set training.early_stopping: null"
+            )
         skipped = len(self.stepper.skipped)
         if skipped == self.position:
             raise RunError(
@@ -289,8 +300,8 @@ class Loop:
         return FitOutcome(
             steps=self.position,
             epochs=done,
-            best_epoch=self.stopping.best_epoch + 1,
-            best=self.stopping.best,
+            best_epoch=self.stopping.best_epoch + 1 if self.restores else 0,
+            best=self.stopping.best if self.restores or not self._scores else self._scores[-1],
             stopped=self._why(done),
             rows_per_second=done * self.plan.rows / self.train_seconds,
             seconds=self.train_seconds,
@@ -493,6 +504,9 @@ class Loop:
     def _set_rate(self) -> None:
         """Give the optimiser the learning rate of the next step."""
         if self.schedule.is_constant:
+            first = self.strategy.rates[0]
+            if isinstance(self.config.optimizer, Imported) and first:  # which may change it by itself
+                self._factors.append(self.strategy.rate / first)
             return
         factor = self.schedule.factor(self.position)
         self._factors.append(factor)
@@ -574,7 +588,7 @@ class Loop:
                 train_loss=train_loss,
                 metric=self.monitor.name if self.monitor and self.validates else "",
                 value=value if self.validates else None,
-                best=improved,
+                best=improved and self.restores,
                 seconds=time.perf_counter() - started,
                 rows_per_second=(self.plan.rows - self._first_row) / self.epoch_seconds,
             )

@@ -1,7 +1,8 @@
 """Arrays in memory that look like a sharded dataset, for scikit-learn estimators and for tests."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ class ArrayDataset:
     schema: Schema
     parts: Mapping[str, ArrayPart]
     n_shards: int = 1
+    _shards: dict[tuple[str, int], ShardRows] = field(default_factory=dict, repr=False, compare=False)
 
     def shard_rows(self, split: str) -> tuple[int, ...]:
         """Return the rows of each shard of a part, empty where there is no such part."""
@@ -49,7 +51,18 @@ class ArrayDataset:
         return np.array([class_counts(label, self.schema.target) for label in labels], np.int64)
 
     def shard(self, split: str, v: int) -> ShardRows:
-        """Return one shard's rows."""
-        part, own = self.parts[split], slice(v, None, self.n_shards)
-        row_id = pa.array(np.arange(len(part))[own])
-        return ShardRows(part.numeric[own], part.categorical[own], part.label[own], row_id)
+        """Return one shard's rows, laid out row after row: of several shards copies, of one the arrays themselves."""
+        if (split, v) not in self._shards:
+            part, own = self.parts[split], slice(v, None, self.n_shards)
+            self._shards[split, v] = ShardRows(
+                _together(part.numeric[own]),
+                _together(part.categorical[own]),
+                _together(part.label[own]),
+                pa.array(np.arange(len(part))[own]),
+            )
+        return self._shards[split, v]
+
+
+def _together(rows: NDArray[Any]) -> NDArray[Any]:
+    """Lay rows one after the other, but for repetitions of one that take no memory: `take` would copy all of them each time."""
+    return np.ascontiguousarray(rows) if rows.strides[0] else rows

@@ -106,7 +106,7 @@ class InputEncoder(nn.Module):
         """Encode ``[B, D]`` floats and ``[B, C]`` codes as ``[B, E]``."""
         parts = [self.fill(numeric)] if self.numeric_width else []
         parts += [table(codes) for table, codes in zip(self.embeddings, categorical.unbind(1), strict=False)]
-        return torch.cat(parts, dim=1)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 class Model(nn.Module):

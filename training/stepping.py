@@ -23,7 +23,7 @@ from shoal.training.proof import prove_gradient, prove_slots
 from shoal.training.soundness import slower
 from shoal.training.strategies.base import Strategy
 
-_SHOWN_ROWS = 20  # row ids in a message
+_SHOWN_ROWS = 10  # row ids in a message
 _MIXUP = 1  # stream of its draws
 
 
@@ -71,8 +71,8 @@ class Stepper:
         """
         many = self.strategy.world_size > 1
         local: dict[str, Tensor] = {}
-        batch = self._batch(position)
         if many:
+            batch = self._batch(position)
             prove_slots(
                 self.strategy, batch.position, *self.plan.bounds(position % self.plan.steps_per_epoch)
             )
@@ -201,7 +201,7 @@ class Stepper:
 
     def _batch(self, position: int) -> Batch:
         epoch, step = divmod(position, self.plan.steps_per_epoch)
-        return next(self.reader.epoch(epoch, step))
+        return next(self.reader.epoch(epoch, step, step + 1))
 
     @contextmanager
     def _untouched(self) -> Iterator[None]:
@@ -216,8 +216,7 @@ class Stepper:
 
     def _backward(self, module: nn.Module, batch: Batch, position: int, reduce: bool) -> Tensor:
         """Add the gradient of the global batch's mean loss, or without ``reduce`` this worker's share of it."""
-        # In fp64 the rounding of a sum over rows is not what a line search, or the order of workers, is decided by.
-        total = torch.zeros((), device=self.strategy.device, dtype=torch.float64)
+        totals: list[Tensor] = []
         parts, of_step = list(self._parts(batch)), self._weight(batch, position)
         for i, (part, weight) in enumerate(parts):
             part = part.to(self.strategy.device, self.dtype)
@@ -232,8 +231,9 @@ class Stepper:
             else:
                 losses = self._row_losses(module, part, position)
                 self.strategy.backward(losses.sum() * share)
-            total += losses.detach().sum(dtype=torch.float64) * share
-        return total
+            # In fp64 the rounding of a sum over rows is not what a line search, or the order of workers, is decided by.
+            totals.append(losses.detach().sum(dtype=torch.float64) * share)
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
 
     def _row_losses(self, module: nn.Module, part: Batch, position: int) -> Tensor:
         self.draws.step, self.draws.rows = position, part.position

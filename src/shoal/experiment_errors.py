@@ -25,6 +25,20 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "evaluation.costs.column": None,
 }
 
+# What other libraries call what has another name here.
+SYNONYMS: Mapping[str, str] = {
+    "alpha": "class_weights",
+    "base_lr": "base_factor",
+    "eta": "learning_rate",
+    "eta_min": "min_factor",
+    "lr": "learning_rate",
+    "max_lr": "learning_rate",
+    "min_lr": "min_factor",
+    "pos_weight": "class_weights",
+    "threshold": "min_delta",
+    "weight": "class_weights",
+}
+
 _NO_SECTION = ("model_type", "model_attributes_type")
 _MEMBERS = ("literal[", "dict[", "function-after[")  # how pydantic's location names members of a union
 
@@ -87,7 +101,9 @@ def unknown_key(path: KeyPath, slot: Slot, below: Sequence[str] = ()) -> str:
         return f"{plain.rpartition('.')[0]}: {key} is not supported yet in this version"
     if there := _of_another_component(key, path):
         return f"{dotted(path)} is not a key; it belongs to {there}; {_allowed(slot)}"
-    guess = (_elsewhere(below[-1]) if below else None) or _elsewhere(key) or nearest(key, slot.keys)
+    known = SYNONYMS.get(key.lower())
+    known = known if known in slot.keys else None
+    guess = known or (_elsewhere(below[-1]) if below else None) or _elsewhere(key) or nearest(key, slot.keys)
     return (
         f"{dotted(path) or 'an empty name'} is not a key; "
         + (f"did you mean {guess}? " if guess else "")
@@ -206,6 +222,11 @@ def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
         f"{name}: {describe(value)} is not allowed; "
         + (f"did you mean {guess}? " if guess else "")
         + f"it must be {_join(group, slot)}{keys}"
+        + (
+            ", or null for none"
+            if slot.takes_null and kind in _NO_SECTION and "null" not in slot.description
+            else ""
+        )
         + (f" ({slot.description})" if slot.is_section and slot.description else "")
     )
 

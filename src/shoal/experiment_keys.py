@@ -23,6 +23,7 @@ class Slot:
     choice: Choice | None = None
     values: Any = None  # annotation of the values of a table or list
     is_list: bool = False
+    takes_null: bool = False
     default: Any = None
     description: str = ""
     bounds: str = ""  # of a number that has two: "from 0 to 3"
@@ -109,8 +110,10 @@ def _of(annotation: Any, metadata: tuple[Any, ...]) -> Slot:
         inner, *more = get_args(annotation)
         return _of(inner, tuple(more))
     if origin in (Union, types.UnionType):
-        found = [_of(member, ()) for member in get_args(annotation)]
-        return next((s for s in found if s.model or s.choice or s.values is not None or s.bounds), Slot())
+        members = get_args(annotation)
+        found = [_of(member, ()) for member in members]
+        slot = next((s for s in found if s.model or s.choice or s.values is not None or s.bounds), Slot())
+        return replace(slot, takes_null=type(None) in members)
     if origin in (dict, Mapping):
         return Slot(values=get_args(annotation)[1])
     if origin in (tuple, list):

@@ -3,7 +3,7 @@
 All of them multiply the optimiser's learning rate, so that it stays the one number to tune: their values are shares of it.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
@@ -20,18 +20,18 @@ class ScheduleConfig(Config):
     """What all schedules share."""
 
     warmup: Annotated[int, Field(ge=0)] = Field(
-        0, description="units in which the rate first rises linearly, at every step, to the optimiser's"
+        0,
+        description="units in which the rate first rises linearly, at every step, to where the schedule begins",
     )
+    warmup_unit: Unit | None = Field(None, description="what warmup is in; null for unit")
 
     @field_validator("warmup", mode="before")
     @classmethod
     def _is_counted(cls, value: Any) -> Any:
         if isinstance(value, float) and not value.is_integer():
-            unit = cls.model_fields["unit"]
-            examples = {"step": "warmup: 100 with unit: step", "epoch": "warmup: 1 with unit: epoch"}
-            fix = ", or ".join(examples[u] for u in get_args(unit.annotation))
             raise ValueError(
-                f"a warm-up is no share but a whole number, of {unit.default}s where unit is left out: write {fix}"
+                f"a warm-up is no share but a whole number, of {cls.model_fields['unit'].default}s unless warmup_unit says "
+                "otherwise: write warmup: 100 with warmup_unit: step, or warmup: 1 with warmup_unit: epoch"
             )
         return value
 
@@ -39,13 +39,13 @@ class ScheduleConfig(Config):
 class ByStep(ScheduleConfig):
     """Counts in steps unless told otherwise."""
 
-    unit: Unit = Field("step", description="what warmup and all counts are in")
+    unit: Unit = Field("step", description="what the counts are in")
 
 
 class ByEpoch(ScheduleConfig):
     """Counts in epochs unless told otherwise."""
 
-    unit: Unit = Field("epoch", description="what warmup and all counts are in")
+    unit: Unit = Field("epoch", description="what the counts are in")
 
 
 class ConstantConfig(ByStep):

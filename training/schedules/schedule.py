@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
+from shoal.cluster.sharding.names import plural
 from shoal.training.schedules.config import (
     ConstantConfig,
     CosineConfig,
@@ -78,11 +79,14 @@ class Schedule:
         self.is_constant = isinstance(config, ConstantConfig) and not config.warmup
         by_epoch = isinstance(config, ScheduleConfig) and config.unit == "epoch"  # type: ignore[attr-defined]
         self._unit = steps_per_epoch if by_epoch else 1
-        warmup = config.warmup if isinstance(config, ScheduleConfig) else 0
-        self._warmup, total = warmup * self._unit, epochs * steps_per_epoch
+        self._warmup, total, said = 0, epochs * steps_per_epoch, ""
+        if isinstance(config, ScheduleConfig):
+            unit = config.warmup_unit or ("epoch" if by_epoch else "step")
+            self._warmup = config.warmup * (steps_per_epoch if unit == "epoch" else 1)
+            said = plural(config.warmup, unit)
         if self._warmup >= total:
             raise ConfigError(
-                f"training.schedule: a warm-up of {warmup:,} {'epoch' if by_epoch else 'step'}s leaves nothing of this fit, "
+                f"training.schedule: a warm-up of {said} leaves nothing of this fit, "
                 f"which has {total:,} steps ({epochs} epochs of {steps_per_epoch}); use fewer"
             )
         self._base = learning_rate if isinstance(config, Imported) else 1.0
@@ -102,14 +106,22 @@ class Schedule:
                     "it cycle_momentum: false, or another optimiser"
                 )
         elif not isinstance(config, ConstantConfig):
-            self._scheduler = _build(config, self._dummy, units, self.cycles_momentum, greater_is_better)
+            self._scheduler = _build(
+                config,
+                self._dummy,
+                units,
+                self._warmup // self._unit,
+                self.cycles_momentum,
+                greater_is_better,
+            )
+        self._first = float(self._dummy.param_groups[0]["lr"]) / self._base
         self._scores = 0
         self._turned = 0
 
     def factor(self, position: int) -> float:
         """Return the share of the learning rate with which the step after ``position`` others is taken; positions rise."""
         if position < self._warmup:
-            return (position + 1) / (self._warmup + 1)
+            return self._first * (position + 1) / (self._warmup + 1)
         if self._scheduler is not None and not isinstance(self.config, PlateauConfig):
             due = (position - self._warmup) // self._unit
             while self._turned < due:
@@ -173,9 +185,14 @@ def _cycles(config: OneCycleConfig, momentum: bool) -> bool:
 
 
 def _build(
-    config: Config, dummy: torch.optim.Optimizer, units: int, cycle_momentum: bool, greater_is_better: bool
+    config: Config,
+    dummy: torch.optim.Optimizer,
+    units: int,
+    warmup: int,
+    cycle_momentum: bool,
+    greater_is_better: bool,
 ) -> Any:
-    """Return torch's scheduler over ``units`` that the rate, 1 at first, is turned by."""
+    """Return torch's scheduler over ``units``, after a warm-up of so many, that the rate, 1 at first, is turned by."""
     match config:
         case StepConfig():
             return lr_scheduler.StepLR(dummy, config.step_size, config.gamma)
@@ -209,7 +226,7 @@ def _build(
                 1.0,
                 total_steps=max(units, 2),  # the scheduler divides by one less
                 cycle_momentum=cycle_momentum,
-                **config.model_dump(exclude={"warmup", "unit", "cycle_momentum"}),
+                **config.model_dump(exclude={"warmup", "warmup_unit", "unit", "cycle_momentum"}),
             )
         case PlateauConfig():
             return lr_scheduler.ReduceLROnPlateau(
@@ -225,7 +242,7 @@ def _build(
         case RangeTestConfig():
             return lr_scheduler.LambdaLR(dummy, lambda t: config.low ** (1 - t / max(1, units - 1)))
         case InverseSquareRootConfig():
-            scale = config.timescale or config.warmup or _TIMESCALE
+            scale = config.timescale or warmup or _TIMESCALE
             return lr_scheduler.LambdaLR(dummy, lambda t: math.sqrt(scale / (scale + t)))
     raise TypeError(f"{type(config).__name__} is no schedule")
 

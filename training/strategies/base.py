@@ -130,6 +130,11 @@ class Strategy:
             shrink(self.optimizer)
         return taken
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the first group of parameters, as it is now."""
+        return float(self._groups_of_optimizer()[0]["lr"])
+
     def set_rate(self, factor: float, momentum: float | None = None) -> None:
         """Multiply each group's learning rate for the next step; set the momentum, or the first of the betas, where given."""
         for group, rate in zip(self._groups_of_optimizer(), self.rates, strict=True):

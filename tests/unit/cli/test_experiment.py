@@ -163,12 +163,22 @@ def test_path_and_target_are_enough(tmp_path):
         ),
         (
             "training: {schedule: {cosine: {warmup: 0.1}}}\n",
-            "training.schedule.cosine.warmup: 0.1 is not allowed; a warm-up is no share but a whole number, of steps where "
-            "unit is left out: write warmup: 100 with unit: step, or warmup: 1 with unit: epoch",
+            "training.schedule.cosine.warmup: 0.1 is not allowed; a warm-up is no share but a whole number, of steps unless "
+            "warmup_unit says otherwise: write warmup: 100 with warmup_unit: step, or warmup: 1 with warmup_unit: epoch",
+        ),
+        (
+            "training: {early_stopping: false}\n",
+            "training.early_stopping: false is not allowed; it must be a section of keys: patience, warmup, min_delta, "
+            "restore_best, or null for none",
+        ),
+        ("training: {optimizer: {adam: {lr: 0.1}}}\n", "adam.lr is not a key; did you mean learning_rate?"),
+        (
+            "training: {loss: {focal: {alpha: 0.25}}}\n",
+            "focal.alpha is not a key; did you mean class_weights?",
         ),
         (
             "training: {schedule: {reduce_on_plateau: {warmup: 0.5}}}\n",
-            "of epochs where unit is left out: write warmup: 1 with unit: epoch",
+            "of epochs unless warmup_unit says otherwise",
         ),
     ],
 )

@@ -72,6 +72,18 @@ def test_swa_is_the_mean_of_the_last_epochs_ends(start: float, epochs: list[int]
         torch.testing.assert_close(p, torch.stack([e[name] for e in ends]).mean(0), rtol=0, atol=1e-12)
 
 
+def test_weights_from_before_the_average_are_said_to_be_none() -> None:
+    class WorseningError(Error):
+        scores = iter([0.1, 0.2, 0.3, 0.4])
+
+        def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+            return next(self.scores)
+
+    loop = make(monitor=WorseningError(), averaging={"swa": {"start": 0.5}}, early_stopping={"patience": 9})
+    (notice,) = loop.run().notices
+    assert notice.startswith("training.averaging: the weights that are kept are those of epoch 1")
+
+
 def test_the_averaged_weights_are_validated_and_kept() -> None:
     loop = make(monitor=Error(), averaging={"ema": {"decay": 0.9}}, early_stopping={"patience": 9})
     outcome = loop.run()

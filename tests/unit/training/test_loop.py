@@ -169,7 +169,7 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step() -> None:
     loop, _ = fit(make_dataset("regression", rows=100), optimizer={"sgd": {"learning_rate": 1e200}})
     with pytest.raises(
         RunError,
-        match=r"finite number at step \d+ .*all 50 rows of the batch \(id \d+(, \d+){19} and more\).*learning_rate",
+        match=r"finite number at step \d+ .*all 50 rows of the batch \(id \d+(, \d+){9} and more\).*learning_rate",
     ):
         loop.run()
 
@@ -241,6 +241,33 @@ def test_without_validation_rows_all_epochs_are_done() -> None:
     assert outcome.best_epoch == 0
     assert math.isnan(outcome.best)
     assert outcome.stopped == "all 3 epochs done"
+    (notice,) = outcome.notices
+    assert notice.startswith("early stopping: there are no validation rows")
+
+
+def test_without_early_stopping_the_last_epoch_counts() -> None:
+    listener = Listener()
+    loop, _ = fit(make_dataset(rows=60), listener=listener, monitor=SquaredDistance(), early_stopping=None)
+    outcome = loop.run()
+    assert (outcome.best_epoch, outcome.best) == (0, listener.epochs[-1].value)
+    assert not any(record.best for record in listener.epochs)
+
+
+def test_the_history_has_the_rate_that_an_imported_optimiser_gives_itself() -> None:
+    config = {"import": f"{__name__}:Halving", "lr": 0.1}
+    loop, _ = fit(make_dataset(rows=100), optimizer=config, epochs=1)
+    loop.run()
+    rates = [row[4] for row in loop.history.rows if row[3] == "learning_rate"]
+    np.testing.assert_allclose(rates, [0.1, 0.05], rtol=1e-12)
+
+
+class Halving(torch.optim.SGD):
+    """Halves its learning rate with every step."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        for group in self.param_groups:
+            group["lr"] /= 2
 
 
 def test_a_score_that_is_never_a_number_is_said_and_stops_nothing() -> None:

@@ -132,6 +132,18 @@ def test_warm_up_rises_at_every_step_and_then_the_schedule_begins(unit: str, ste
     np.testing.assert_allclose(found[steps:], (1 + np.cos(np.pi * t / rest)) / 2, rtol=1e-9, atol=1e-12)
 
 
+def test_warm_up_rises_to_where_the_schedule_begins() -> None:
+    value = {"cyclic": {"base_factor": 0.2, "step_size_up": 4, "warmup": 3}}
+    np.testing.assert_allclose(factors(value)[:5], [0.05, 0.1, 0.15, 0.2, 0.4], rtol=1e-12)
+
+
+def test_the_warm_up_may_have_a_unit_of_its_own() -> None:
+    value = {"exponential": {"gamma": 0.5, "warmup": 3, "warmup_unit": "step"}}
+    found = factors(value)
+    np.testing.assert_allclose(found[:3], [0.25, 0.5, 0.75], rtol=1e-12)
+    np.testing.assert_allclose(found[3:], 0.5 ** (np.arange(TOTAL - 3) // PER_EPOCH), rtol=1e-12)
+
+
 def test_without_a_timescale_the_warm_up_is_it() -> None:
     found = factors({"inverse_square_root": {"warmup": 10}})
     step = np.arange(1, TOTAL + 1)
