@@ -113,11 +113,13 @@ def _by_class(rows: Rows, data: DataConfig, target: Target) -> Assignment:
         _say_none(result, test, validation)
         return result
     counts = np.bincount(rows.labels, minlength=len(target.classes))
-    small = np.flatnonzero(counts < 2)
-    if len(small) and test + validation > 0:
+    n_parts = 1 + (test > 0) + (validation > 0)
+    small = np.flatnonzero(counts < n_parts)
+    if len(small):
         raise DataError(
             f"data.split: {_classes(small, counts, data, target)} of target {target.columns[0]!r} cannot be split by "
-            "class, which needs 2 rows; leave out or join those classes, or use another split"
+            f"class, which needs a row for each of {n_parts} parts; leave out or join such classes, ask for fewer parts "
+            "(data.split.validation: 0), or use another split, such as data.split.hash"
         )
     parts = splits.stratified(rows.labels, len(target.classes), test, validation)
     result = Assignment(parts, f"stratified by {target.columns[0]}")

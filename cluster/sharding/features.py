@@ -144,6 +144,14 @@ def infer_features(
         raise DataError(
             f"no feature column is left: {listed(f'{n} ({r})' for n, r in result.dropped.items())}"
         )
+    incomplete = {c.name: facts[c.name].missing for c in result.columns if facts[c.name].missing}
+    if incomplete:
+        first = sorted(incomplete, key=lambda name: -incomplete[name])
+        counted = (f"{name!r} in {incomplete[name]:,}" for name in first)
+        result.notices.append(
+            f"missing values (null or NaN) of {plural(facts[first[0]].rows, 'row')}: {listed(counted, 3)}; numbers get the "
+            "training mean and a column that says so, categories a code of their own"
+        )
     return result
 
 

@@ -114,17 +114,18 @@ def given(experiment: "Experiment | str | Path", name: str | None = None) -> tup
     return load_experiment(experiment), name or Path(experiment).stem
 
 
-def load_cluster(path: str | Path) -> ClusterConfig:
-    """Read a file that holds the `cluster` section.
+def load_cluster(path: str | Path | None, overrides: Sequence[str] = ()) -> ClusterConfig:
+    """Read a file that holds the `cluster` section, or the defaults, with overrides of it.
 
     Raises
     ------
     ConfigError
         As for `load_experiment`.
     """
-    document = Document({"data": {"path": "-", "target": "-"}}, {(): str(path)})
-    _replace_cluster(document, load(Path(path), _CLUSTER_FILE))
-    return from_document(document).cluster
+    document = Document({"data": {"path": "-", "target": "-"}}, {(): str(path)} if path else {})
+    if path:
+        _replace_cluster(document, load(Path(path), _CLUSTER_FILE))
+    return from_document(document, overrides).cluster
 
 
 def from_dict(data: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "") -> Experiment:

@@ -37,12 +37,13 @@ class Common:
         return load_experiment(config, (*self.overrides, *debug), self.cluster_file)
 
     def cluster(self) -> "ClusterConfig | None":
-        """Read the cluster file alone, for verbs that take a run; None where none was given."""
-        if self.cluster_file is None:
+        """Read the cluster file and overrides of it, for verbs that take a run; None where neither was given."""
+        overrides = [override for override in self.overrides if override.startswith("cluster.")]
+        if self.cluster_file is None and not overrides:
             return None
         from shoal.experiment import load_cluster
 
-        return load_cluster(self.cluster_file)
+        return load_cluster(self.cluster_file, overrides)
 
     def reporter(self) -> "Reporter":
         """Return who shows progress on stderr."""

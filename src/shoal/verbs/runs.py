@@ -59,8 +59,15 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
         If there is no such run, or it is not finished.
     """
     storage = cluster.storage if cluster is not None else StorageConfig()
-    run = RunFolder.open(uri, storage)
-    config = run.config()
+    try:
+        run = RunFolder.open(uri, storage)
+        config = run.config()
+    except StorageError as error:
+        if cluster is not None or "://" not in uri:
+            raise
+        raise StorageError(
+            f"{error}. Where its storage needs an endpoint or a region, give --cluster FILE, with them in cluster.storage"
+        ) from None
     if config is None:
         what = "is no run: it has no config.yaml" if run.exists() else "does not exist"
         raise StorageError(f"{run.uri} {what}{_nearest(uri, storage)}")

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from support.tabular import rows
 
 import shoal as package
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, StorageError
 from shoal.experiment import load_experiment
 from shoal.training.artifact import TrainedModel
 from shoal.verbs import rows as reading
@@ -339,6 +339,25 @@ def test_evaluate_gives_the_runs_scores_again(shoal, run):
     refused = shoal("evaluate", run, "--set", "training.epochs=9")
     assert refused.code == 2
     assert "only evaluation.* can change" in refused.err
+
+
+def test_evaluate_takes_the_storage_of_a_remote_run_from_set(shoal):
+    # Nothing listens there, so that the answer names the endpoint that was asked.
+    done = shoal("evaluate", "s3://bucket/run", "--set", "cluster.storage.endpoint=http://127.0.0.1:1")
+    assert done.code == 2
+    assert "127.0.0.1" in done.err
+    assert "--cluster FILE" not in done.err
+
+
+def test_a_remote_run_that_cannot_be_reached_names_the_cluster_file(shoal, monkeypatch):
+    def unreachable(uri, config):
+        raise StorageError(f"cannot open {uri}: no network")
+
+    monkeypatch.setattr("shoal.verbs.runs.RunFolder.open", unreachable)
+    done = shoal("evaluate", "s3://bucket/run")
+    assert done.code == 2
+    assert "cannot open s3://bucket/run: no network. Where its storage needs an endpoint" in done.err
+    assert "--cluster FILE" in done.err
 
 
 def test_evaluate_on_other_rows_agrees_with_scikit_learn(shoal, run, folder):

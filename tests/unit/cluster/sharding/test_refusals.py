@@ -95,9 +95,13 @@ def test_a_class_that_is_too_small(table: pa.Table, run: Run) -> None:
     labels = ["rare"] + ["a", "b"] * 299 + ["a"]
     with pytest.raises(DataError, match=r"class 'rare' \(1 row\) of target 'label' cannot be split by class"):
         run(replace(table, "label", pa.array(labels)))
-    dataset = run(replace(table, "label", pa.array(["few"] * 2 + labels[2:])))
+    few = replace(table, "label", pa.array(["few"] * 2 + labels[2:]))
+    with pytest.raises(DataError, match=r"class 'few' \(2 rows\) .* needs a row for each of 3 parts"):
+        run(few)
+    assert "too small to have a test row" in notices(run(few, split={"validation": 0}))
+    dataset = run(replace(table, "label", pa.array(["few"] * 3 + labels[3:])))
     assert dataset.manifest.splits["train"].class_counts[2] >= 1
-    assert "'few' (2 rows) of target 'label' is too small to have a validation row" in notices(dataset)
+    assert "'few' (3 rows) of target 'label' is too small to have a validation row" in notices(dataset)
     booked = pa.array(np.arange(600))
     late = replace(replace(table, "booked", booked), "label", pa.array(["a", "b"] * 290 + ["late"] * 20))
     with pytest.raises(DataError, match=r"class 'late' \(20 rows\) of target 'label' has no training row"):
