@@ -108,10 +108,11 @@ class Choice:
         return core_schema.tagged_union_schema(
             choices,
             discriminator=self.name_of,
-            serialization=core_schema.plain_serializer_function_ser_schema(self._dump),
+            serialization=core_schema.plain_serializer_function_ser_schema(self.plain),
         )
 
-    def _dump(self, value: Any) -> Any:
+    def plain(self, value: Any) -> Any:
+        """Return a component as plain values, as an experiment file has it."""
         if isinstance(value, Imported):
             return {"import": value.path, **value.kwargs}
         return {self.name_of(value): value.model_dump(mode="json")}

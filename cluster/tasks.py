@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -21,13 +22,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal.cluster.config import ClusterConfig, format_duration
 from shoal.cluster.errors import ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter
-from shoal.cluster.resources import SHARDING, Demand, Part, Totals
+from shoal.cluster.resources import Demand, Part, Totals
 from shoal.cluster.session import session
 from shoal.cluster.sharding.names import plural
 
 T = TypeVar("T")
 R = TypeVar("R")
 
+_EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _POLL_SECONDS = 1.0
 _CANCEL_SECONDS = 10.0
 
@@ -39,19 +41,20 @@ class Tasks:
     ----------
     group
         A bundle a task.
-    cpus, memory
-        What each task takes; memory in bytes.
+    part
+        What each task takes, and how messages call them.
     config
         How often a task whose process was lost is done again (`max_failures`), and how long to wait for room that
         was lost (`wait`).
     """
 
-    def __init__(self, group: PlacementGroup, cpus: float, memory: int, config: ClusterConfig) -> None:
+    def __init__(self, group: PlacementGroup, part: Part, config: ClusterConfig) -> None:
         self.count = group.bundle_count
-        self._group, self._config = group, config
+        self._group, self._part, self._config = group, part, config
         self._remote: Any = ray.remote(
-            num_cpus=cpus,
-            memory=memory,
+            num_cpus=part.cpus,
+            num_gpus=part.gpus,
+            memory=part.memory,
             max_retries=config.max_failures,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group),
         )(_do)
@@ -90,8 +93,8 @@ class Tasks:
             lost_since = math.inf if has_room else min(lost_since, time.monotonic())
             if time.monotonic() - lost_since > wait.total_seconds():
                 raise RunError(
-                    f"nodes were lost, and the cluster had no room for {self.count} {SHARDING} within {format_duration(wait)}; "
-                    "the same command goes on with what is missing"
+                    f"nodes were lost, and the cluster had no room for {self.count} {self._part.name} within "
+                    f"{format_duration(wait)}; the same command goes on with what is missing"
                 )
         try:
             return ray.get(reference)
@@ -108,17 +111,20 @@ class Tasks:
 
 
 @contextmanager
-def tasks(config: ClusterConfig, memory: int, reporter: Reporter) -> Iterator[Tasks]:
+def tasks(config: ClusterConfig, part: Part, reporter: Reporter, most: int | None = None) -> Iterator[Tasks]:
     """Reserve room for tasks on the cluster until the block ends; nothing of them is left then.
 
-    One task for each CPU that `cluster.num_workers` workers have; with ``auto``, for each that is free now.
+    One task for each CPU that `cluster.num_workers` workers have; with ``auto``, or where there is a ``most``, as many as are
+    free now.
 
     Parameters
     ----------
     config
         The `cluster` section.
-    memory
-        Bytes that each task takes.
+    part
+        What each task takes, and how messages call them.
+    most
+        Tasks that there is work for; None where there is always more.
     reporter
         Hears what is being waited for.
 
@@ -127,48 +133,51 @@ def tasks(config: ClusterConfig, memory: int, reporter: Reporter) -> Iterator[Ta
     ResourceError
         If the cluster cannot be reached, has too little, or stays busy for longer than `cluster.wait`.
     """
-    part = Part(SHARDING, 1, 1.0, memory=float(memory))
 
     def demand(totals: Totals) -> Demand:
         nonlocal part
-        part = Part(SHARDING, _count(config, memory, totals), 1.0, memory=float(memory))
+        part = replace(part, count=_count(config, part, totals, most))
         return Demand((part,))
 
-    with session(config, demand, reporter), reserved(config, part.count, part.cpus, memory) as group:
-        yield Tasks(group, part.cpus, memory, config)
+    with session(config, demand, reporter), reserved(config, part) as group:
+        yield Tasks(group, part, config)
 
 
 @contextmanager
-def reserved(config: ClusterConfig, count: int, cpus: float, memory: int) -> Iterator[PlacementGroup]:
-    """Reserve room for ``count`` tasks on an initialised Ray.
+def reserved(config: ClusterConfig, part: Part) -> Iterator[PlacementGroup]:
+    """Reserve room for tasks on an initialised Ray.
 
     Raises
     ------
     ResourceError
         If there is none within `cluster.wait`.
     """
-    group = placement_group([{"CPU": cpus, "memory": memory}] * count, strategy="SPREAD")
+    each = {"CPU": part.cpus, "GPU": part.gpus, "memory": part.memory}
+    group = placement_group(
+        [{name: amount for name, amount in each.items() if amount}] * part.count, strategy="SPREAD"
+    )
     try:
         if not group.wait(max(1.0, config.wait.total_seconds())):
             raise ResourceError(
-                f"waited {format_duration(config.wait)} for room for {count} {SHARDING}; others still hold it. Try later, raise "
-                "cluster.wait, or lower cluster.num_workers"
+                f"waited {format_duration(config.wait)} for room for {part.count} {part.name}; others still hold it. Try later, "
+                "raise cluster.wait, or lower cluster.num_workers"
             )
         yield group
     finally:
         remove_placement_group(group)  # ends the tasks that are still in it
 
 
-def _count(config: ClusterConfig, memory: int, totals: Totals) -> int:
+def _count(config: ClusterConfig, part: Part, totals: Totals, most: int | None) -> int:
     """Return how many tasks there are room for, or asked for."""
-    if config.num_workers != "auto":
+    if most is None and config.num_workers != "auto":
         workers = config.num_workers[0] if isinstance(config.num_workers, tuple) else config.num_workers
         return max(1, int(workers * config.cpus_per_worker))
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    count = int(free.get("CPU", 0.0))
-    if totals.memory:
-        count = min(count, int(free.get("memory", 0.0) // memory))
-    return max(1, count)
+    free = {"CPU": totals.cpus, "GPU": totals.gpus, "memory": totals.memory or 0.0}
+    if ray.is_initialized():  # on a cluster that others use, too
+        free = ray.available_resources()  # type: ignore[no-untyped-call]
+    there = {"CPU": part.cpus, "GPU": part.gpus, "memory": part.memory if totals.memory else 0.0}
+    counts = [int(free.get(name, 0.0) / each + _EPSILON) for name, each in there.items() if each]
+    return max(1, min(counts if most is None else [*counts, most]))
 
 
 def _do(work: Callable[[T], R], item: T) -> R:

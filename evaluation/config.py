@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from shoal.cluster.config import Config
+from shoal.evaluation.crossval.config import AutoConfig, CvChoice
 from shoal.evaluation.deciding.config import CostsField, Threshold
 
 
@@ -21,6 +22,9 @@ class EvaluationConfig(Config):
     ) = Field(
         "auto",
         description="metrics; the first drives early stopping (auto: average_precision, log_loss or rmse)",
+    )
+    cv: CvChoice = Field(
+        AutoConfig(), description="folds of shoal crossval: their number, auto, or a splitter"
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="coverage of the intervals")
     replicates: Annotated[int, Field(ge=100, le=100_000)] = Field(1000, description="bootstrap replicates")

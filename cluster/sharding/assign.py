@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,8 +76,27 @@ class Assignment:
     notices: list[str] = field(default_factory=list)
 
 
-def assign(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assignment:
-    """Split the rows as the `data` section says.
+class Resplit(Protocol):
+    """Gives rows other parts than the `data` section does: those of a fold."""
+
+    @property
+    def identity(self) -> Any:
+        """Plain values that determine the parts, with the section and the seed."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns whose values `Rows.roles` has to hold, too."""
+
+    def __call__(
+        self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
+    ) -> Assignment:
+        """Return the parts in place of those that were found."""
+
+
+def assign(
+    rows: Rows, data: DataConfig, target: Target, seed: int, resplit: Resplit | None = None
+) -> Assignment:
+    """Split the rows as the `data` section says, and then as ``resplit`` does.
 
     Raises
     ------
@@ -96,12 +115,14 @@ def assign(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assignmen
     elif split.time is not None or data.time is not None:
         result = _by_time(rows, data)
     elif data.group is not None:
-        groups = seeded(_group_hashes(rows, data.group), seed)
+        groups = seeded(group_hashes(rows, data.group), seed)
         result = Assignment(splits.grouped(groups, split.test, split.validation), f"group: {data.group}")
     else:
         result = _by_class(rows, data, target)
     if data.group is not None:
         _say_groupless(rows, data.group, result)
+    if resplit is not None:
+        result = resplit(rows, data, target, seed, result)
     _check(rows, data, target, result)
     return result
 
@@ -151,7 +172,7 @@ def _by_hash(rows: Rows, data: DataConfig, seed: int) -> Assignment:
             "sum must be below 1"
         )
     if data.group is not None:
-        hashes, of = _group_hashes(rows, data.group), data.group
+        hashes, of = group_hashes(rows, data.group), data.group
     elif data.id is not None:
         ids = rows.hashes[data.id]
         hashes, of = np.where(ids == 0, rows.keys, ids), data.id
@@ -164,7 +185,7 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
     if data.time is None:
         raise DataError("data.split.time needs data.time, the column that orders the rows")
     chosen = data.split.time or TimeSplit(test=data.split.test, validation=data.split.validation)
-    times, missing, numeric = _times(rows.roles, data)
+    times, missing, numeric = times_of(rows.roles, data)
     known = ~missing
     if not known.any():
         raise DataError(f"data.time: column {data.time!r} has no value in any row")
@@ -184,7 +205,7 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
                 "be empty; give an earlier one, or a share of the rows (test, validation)"
             )
     test = 0.2 if chosen.test is None else chosen.test
-    gap = _gap(chosen.gap, numeric, data)
+    gap = gap_of(chosen.gap, numeric, data)
     parts = np.full(len(rows), splits.LEFT_OUT, np.int8)
     parts[known] = splits.timed(times[known], test, chosen.validation, test_from, validation_from, gap)
     if gap and not (parts == splits.TRAIN).any():
@@ -231,18 +252,34 @@ def _by_column(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assig
     return result
 
 
+def cut_validation(
+    rows: Rows, train: splits.Ints, data: DataConfig, target: Target, seed: int, share: float
+) -> tuple[splits.Codes, str]:
+    """Take validation rows from training rows, whole groups or by class.
+
+    Parameters
+    ----------
+    train
+        Which rows train, int64 ``[t]``.
+    share
+        Of them, in [0, 1).
+
+    Returns
+    -------
+    Their parts, int8 ``[t]``, and how they came about.
+    """
+    if data.group is not None and data.split.groups != "allow":
+        groups = seeded(group_hashes(rows, data.group)[train], seed)
+        return splits.grouped(groups, 0.0, share), f"by {data.group}"
+    if target.task in ("binary", "multiclass"):
+        return splits.stratified(rows.labels[train], len(target.classes), 0.0, share), "by class"
+    return splits.random(len(train), 0.0, share), "at random"
+
+
 def _cut_validation(rows: Rows, data: DataConfig, target: Target, seed: int, result: Assignment) -> None:
-    """Take validation rows from the training rows, by group or by class."""
     train = np.flatnonzero(result.parts == splits.TRAIN)
     share = data.split.validation
-    if data.group is not None and data.split.groups != "allow":
-        cut = splits.grouped(seeded(_group_hashes(rows, data.group)[train], seed), 0.0, share)
-        how = f"by {data.group}"
-    elif target.task in ("binary", "multiclass"):
-        cut = splits.stratified(rows.labels[train], len(target.classes), 0.0, share)
-        how = "by class"
-    else:
-        cut, how = splits.random(len(train), 0.0, share), "at random"
+    cut, how = cut_validation(rows, train, data, target, seed, share)
     result.parts[train] = cut
     result.kind += f", validation cut from train {how}"
     result.notices.append(
@@ -256,7 +293,7 @@ def _settle_groups(rows: Rows, data: DataConfig, result: Assignment) -> Assignme
     """Answer for groups that the split tore apart: refuse, allow or drop."""
     if data.group is None or data.split.groups == "allow":
         return result
-    _, groups = np.unique(_group_hashes(rows, data.group), return_inverse=True)
+    _, groups = np.unique(group_hashes(rows, data.group), return_inverse=True)
     torn = splits.straddling(result.parts, groups)
     if not torn.any():
         return result
@@ -275,7 +312,7 @@ def _settle_groups(rows: Rows, data: DataConfig, result: Assignment) -> Assignme
     return result
 
 
-def _group_hashes(rows: Rows, name: str) -> U64:
+def group_hashes(rows: Rows, name: str) -> U64:
     """Return the group of each row; a row without a group is one of its own, known by its content."""
     hashes = rows.hashes[name]
     return np.where(hashes == 0, rows.keys, hashes)
@@ -289,7 +326,14 @@ def _say_groupless(rows: Rows, name: str, result: Assignment) -> None:
         )
 
 
-def _times(roles: pa.Table, data: DataConfig) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], bool]:
+def times_of(roles: pa.Table, data: DataConfig) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_], bool]:
+    """Return the time of each row (microseconds since 1970 UTC, or numbers), where it is missing, and whether it is a number.
+
+    Raises
+    ------
+    DataError
+        If the column holds neither times nor numbers.
+    """
     assert data.time is not None
     require(data.time, roles.column_names, "data.time")
     column = normalise(roles.column(data.time))
@@ -332,7 +376,7 @@ def _stamp(value: datetime | date | float | None, numeric: bool, data: DataConfi
     return (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def _gap(value: timedelta | float | None, numeric: bool, data: DataConfig) -> float | int:
+def gap_of(value: timedelta | float | None, numeric: bool, data: DataConfig) -> float | int:
     """Return the gap in the unit of the column: its number, or microseconds; a number alone is of seconds there."""
     if value is None:
         return 0

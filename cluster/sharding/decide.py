@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal.cluster.errors import DataError
-from shoal.cluster.sharding.assign import Rows, assign
+from shoal.cluster.sharding.assign import Resplit, Rows, assign
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.features import Features, infer_features
 from shoal.cluster.sharding.hashing import U64, seeded
@@ -44,7 +44,14 @@ class Decided:
     notices: list[str]
 
 
-def decide(scan: Scan, schema: pa.Schema, data: DataConfig, seed: int, chosen: list[str]) -> Decided:
+def decide(
+    scan: Scan,
+    schema: pa.Schema,
+    data: DataConfig,
+    seed: int,
+    chosen: list[str],
+    resplit: Resplit | None = None,
+) -> Decided:
     """Settle everything that does not need the rows themselves.
 
     Parameters
@@ -57,6 +64,8 @@ def decide(scan: Scan, schema: pa.Schema, data: DataConfig, seed: int, chosen: l
         As given.
     chosen
         Names of the feature columns.
+    resplit
+        Gives rows the parts of a fold.
 
     Raises
     ------
@@ -80,7 +89,7 @@ def decide(scan: Scan, schema: pa.Schema, data: DataConfig, seed: int, chosen: l
     )
     rows_read = len(scan.keys)
     del scan  # long arrays; the caller keeps none of them
-    result = assign(rows, data, target, seed)
+    result = assign(rows, data, target, seed, resplit)
     n_train = int((result.parts == 0).sum())
     n_shards = count_shards(n_train, data.shards)
     if isinstance(data.shards, int) and n_shards < data.shards:

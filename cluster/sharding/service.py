@@ -30,6 +30,7 @@ from shoal.cluster.config import StorageConfig
 from shoal.cluster.errors import StorageError
 from shoal.cluster.filesystems import explained
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.blocks import blocks_of, in_memory, spill
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
@@ -101,6 +102,7 @@ def shard(
     budget: int = BUDGET,
     verify: bool = False,
     spread: Spread = _HERE,
+    resplit: Resplit | None = None,
 ) -> Manifest:
     """Shard the data, or return the manifest of an earlier run with the same key.
 
@@ -125,6 +127,8 @@ def shard(
         Whether to read the shards of an earlier run, and to rebuild the damaged ones too.
     spread
         Where the pieces of work are done. No result depends on it.
+    resplit
+        Gives the rows the parts of a fold.
 
     Raises
     ------
@@ -134,7 +138,7 @@ def shard(
         If the destination cannot be written, or what others wrote there is not seen here.
     """
     inputs = find(data.path, storage_config)
-    key = _key(inputs, data, seed)
+    key = _key(inputs, data, seed, resplit)
     manifest, lost = manifest_of(destination, key), []
     if manifest is not None:
         if not broken(destination, manifest, verify, spread):
@@ -152,7 +156,7 @@ def shard(
             reporter.notice(f"{plural(len(earlier.files), 'shard')} of an interrupted run are kept")
     clear_work(destination, but=work_folder(key))
     made = _make(
-        _Job(data, seed, key, destination, folder, reporter, budget, spread),
+        _Job(data, seed, key, destination, folder, reporter, budget, spread, resplit),
         open_source(inputs),
         partition_notice(inputs),
         earlier,
@@ -188,6 +192,7 @@ class _Job:
     reporter: Reporter
     budget: int
     spread: Spread
+    resplit: Resplit | None
 
     @property
     def work(self) -> str:
@@ -206,7 +211,7 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     scan, tables, parts = _read(job, source, batch_rows, keep if fits else None)
     scans = [scan]
     del scan
-    decided = decide(scans.pop(), source.schema, data, job.seed, chosen)
+    decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.resplit)
     foresee(data, decided)
     plan, v = decided.plan, decided.plan.n_shards
     notices = [*source.notices, *said, *decided.notices, *notices, *decided.features.notices]
@@ -276,7 +281,7 @@ def _read(
 ) -> tuple[Scan, list[pa.Table], list[tuple[Span, int]]]:
     """Look at all rows; return the columns to ``keep`` too, and which rows were read together."""
     job.reporter.stage("reading")
-    names, roles = list(source.schema.names), roles_of(job.data)
+    names, roles = list(source.schema.names), roles_of(job.data, job.resplit)
     shares = _share(job, source.n_rows)
     cut = spans(source, batch_rows if batch_rows is None or shares is None else min(batch_rows, shares))
     scans, tables, parts, done = [], [], [], 0
@@ -359,13 +364,15 @@ def _some(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
-def _key(files: list[Any], data: DataConfig, seed: int) -> str:
-    return fingerprint(files, data.model_dump(mode="json"), seed, "format 4")
+def _key(files: list[Any], data: DataConfig, seed: int, resplit: Resplit | None = None) -> str:
+    more = () if resplit is None else (resplit.identity,)
+    return fingerprint(files, data.model_dump(mode="json"), seed, "format 4", *more)
 
 
-def roles_of(data: DataConfig) -> Roles:
+def roles_of(data: DataConfig, resplit: Resplit | None = None) -> Roles:
     """Return the columns that the plan pass reads: values of the target, time and split, hashes of group and id."""
-    values = [*data.target, data.time, data.split.column]
+    more = () if resplit is None else resplit.columns
+    values = [*data.target, data.time, data.split.column, *more]
     hashes = [data.group, data.id, data.split.column]
     return Roles(
         tuple(dict.fromkeys(name for name in values if name)),

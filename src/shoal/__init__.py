@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from shoal.experiment import Experiment, load_experiment
     from shoal.training.artifact import TrainedModel
     from shoal.training.estimators import TorchClassifier, TorchRegressor
+    from shoal.verbs.crossval import crossval
     from shoal.verbs.fit import train
     from shoal.verbs.judge import evaluate
     from shoal.verbs.look import check
@@ -20,6 +21,7 @@ __all__ = [
     "TorchRegressor",
     "TrainedModel",
     "check",
+    "crossval",
     "evaluate",
     "load_experiment",
     "predict",
@@ -33,6 +35,7 @@ _HOMES = {
     "TorchRegressor": "training.estimators",
     "TrainedModel": "training.artifact",
     "check": "verbs.look",
+    "crossval": "verbs.crossval",
     "evaluate": "verbs.judge",
     "load_experiment": "experiment",
     "predict": "verbs.predictions",

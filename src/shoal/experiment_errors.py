@@ -21,7 +21,6 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "tuning": None,
     "transfer": None,
     "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
-    "evaluation.cv": None,
     "evaluation.costs.column": None,
 }
 

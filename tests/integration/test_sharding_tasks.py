@@ -18,6 +18,7 @@ from support.killing import KilledFrom, KilledOnce
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.errors import DataError, ResourceError, RunError
 from shoal.cluster.progress import Silent
+from shoal.cluster.resources import SHARDING, Part
 from shoal.cluster.session import leftovers
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.manifest import MANIFEST
@@ -30,6 +31,7 @@ from shoal.verbs.dataset import shard as shard_verb
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 MEMORY = 1 << 20
+PART = Part(SHARDING, 1, 1.0, memory=MEMORY)
 SPILLED = 100_000  # bytes: many pieces of work
 NONE = {"actors": 0, "placement_groups": 0}
 
@@ -55,8 +57,9 @@ def rows() -> pa.Table:
 @contextmanager
 def spread(count: int, failures: int = 3) -> Iterator[Tasks]:
     config = ClusterConfig(max_failures=failures, wait=timedelta(seconds=60))
-    with reserved(config, count, 0.2, MEMORY) as group:
-        yield Tasks(group, 0.2, MEMORY, config)
+    part = Part(SHARDING, count, 0.2, memory=MEMORY)
+    with reserved(config, part) as group:
+        yield Tasks(group, part, config)
 
 
 def write(rows: pa.Table, folder: Path, **data: Any) -> DataConfig:
@@ -185,14 +188,14 @@ def test_a_lost_shard_is_rebuilt_alone_by_tasks(rows: pa.Table, tmp_path: Path) 
 def test_the_tasks_are_in_the_resource_sum() -> None:
     few = ClusterConfig(num_workers=9, wait=timedelta(seconds=1))
     too_many = pytest.raises(ResourceError, match=r"9 sharding tasks x 1 CPU = 9 CPUs; this machine has 4")
-    with too_many, tasks(few, MEMORY, Silent()):
+    with too_many, tasks(few, PART, Silent()):
         pass
     assert all_free()
-    with tasks(ClusterConfig(), MEMORY, Silent()) as several:
+    with tasks(ClusterConfig(), PART, Silent()) as several:
         assert several.count == 4  # the CPUs that are free
         more = ClusterConfig(num_workers=2, wait=timedelta(seconds=1))
         busy = pytest.raises(ResourceError, match=r"waited 1s for 2 CPUs")
-        with busy, tasks(more, MEMORY, Silent()):
+        with busy, tasks(more, PART, Silent()):
             pass
     assert leftovers() == NONE
 

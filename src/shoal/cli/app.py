@@ -143,6 +143,25 @@ def _find_learning_rate(common: Common, experiment: "Experiment", name: str) -> 
 
 
 @app.command()
+@verb()
+def crossval(
+    common: Common,
+    config: Config,
+    compare: Annotated[
+        Path | None,
+        typer.Option("--compare", metavar="FILE", help="YAML with alternatives, judged on the same folds."),
+    ] = None,
+) -> Output:
+    """Fit and judge every fold; the test rows stay untouched."""
+    experiment = common.load(config)
+    from shoal.verbs.crossval import crossval as run
+
+    state.run = common.out or experiment.cluster.storage_path
+    result = run(experiment, common.out, compare=compare, name=Path(config).stem, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.crossval(result))
+
+
+@app.command()
 @verb(overrides=("evaluation.KEY=VALUE", "Change how it is judged; repeatable."))
 def evaluate(
     common: Common,

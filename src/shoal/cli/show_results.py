@@ -6,6 +6,7 @@ from shoal.cluster.sharding.names import plural
 
 if TYPE_CHECKING:
     from shoal.cluster.sharding.manifest import Manifest
+    from shoal.verbs.crossval import CrossvalResult
     from shoal.verbs.dataset import ShardResult
     from shoal.verbs.digits import DemoResult
     from shoal.verbs.first_file import InitResult
@@ -77,6 +78,53 @@ def train(result: "TrainResult") -> list[Any]:
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
     ]
+
+
+def crossval(result: "CrossvalResult") -> list[Any]:
+    """Return the scores over folds, of the alternatives beside each other, and what the comparison says."""
+    from rich import box
+    from rich.table import Table
+
+    first = next(iter(result.scores.values()))
+    lead = next(iter(first))
+    table = Table(
+        box=box.SIMPLE_HEAD, title=plural(len(first[lead]["by_fold"]), "fold"), title_justify="left"
+    )
+    shown: list[Any] = [table, f"intervals: {first[lead]['method']}"]
+    if not result.comparison:
+        for column, justify in (("metric", "left"), ("mean", "right"), ("interval", "right")):
+            table.add_column(column, justify=justify)  # type: ignore[arg-type]
+        for metric, entry in first.items():
+            known = entry["value"] is not None
+            row = (_number(entry["value"]), _interval(entry)) if known else ("undefined", entry["reason"])
+            table.add_row(metric, *row)
+    else:
+        others = [
+            name for name in ("log_loss", "brier", "rmse", "expected_cost") if name in first and name != lead
+        ]
+        table.add_column("alternative")
+        for column in (lead, "difference", "interval", "p", *others, "seconds"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, scores in result.scores.items():
+            found = result.comparison.get(name, {}).get("differences", {}).get(lead, {"value": None})
+            known = found["value"] is not None
+            compared = (
+                (f"{found['value']:+.4f}", _interval(found), f"{found['p_value']:.3f}")
+                if known
+                else ("",) * 3
+            )
+            table.add_row(
+                name, *(_mean(scores[lead]), *compared, *(_mean(scores[o]) for o in (*others, "seconds")))
+            )
+        shown += [found["sentence"] for found in result.comparison.values()]
+        shown.append(
+            "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
+        )
+    return [*shown, f"run:    {_short(result.run)}"]
+
+
+def _mean(entry: dict[str, Any]) -> str:
+    return "undefined" if entry["value"] is None else _number(entry["value"])
 
 
 def range_test(result: "RangeTestResult") -> list[Any]:

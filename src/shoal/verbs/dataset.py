@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.resources import address_of
+from shoal.cluster.resources import SHARDING, Part, address_of
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
@@ -119,7 +119,8 @@ def _spread(cluster: ClusterConfig, reporter: Reporter) -> "Iterator[Spread]":
         return
     from shoal.cluster.tasks import tasks
 
-    with tasks(cluster, BUDGET, reporter) as several:
+    part = Part(SHARDING, 1, 1.0, memory=float(BUDGET))
+    with tasks(cluster, part, reporter) as several:
         yield several
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates
@@ -78,7 +79,13 @@ class Look:
         }
 
 
-def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter | None = None) -> Look:
+def look(
+    data: DataConfig,
+    seed: int,
+    storage: StorageConfig,
+    reporter: Reporter | None = None,
+    resplit: Resplit | None = None,
+) -> Look:
     """Decide from the data what the sharding service would: types, roles, classes, parts.
 
     Raises
@@ -90,7 +97,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
     files = find(data.path, storage)
     source = open_source(files)
     chosen, excluded, notices = candidates(source.schema, data)
-    roles = roles_of(data)
+    roles = roles_of(data, resplit)
     reporter.stage("reading")
     scans, done = [], 0
     for piece in pieces(source, list(source.schema.names), BATCH_ROWS):
@@ -98,7 +105,7 @@ def look(data: DataConfig, seed: int, storage: StorageConfig, reporter: Reporter
         done += len(piece)
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
-    found = decide(merge_away(scans), source.schema, data, seed, chosen)
+    found = decide(merge_away(scans), source.schema, data, seed, chosen, resplit)
     resampled = foresee(data, found)
     said = [
         *source.notices,

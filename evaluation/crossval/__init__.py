@@ -1,0 +1,1 @@
+"""Cross-validation: which rows train and judge in each fold, and what the folds say together."""

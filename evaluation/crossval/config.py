@@ -1,0 +1,117 @@
+"""`evaluation.cv`: how rows are dealt into folds."""
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, NonNegativeFloat
+
+from shoal.cluster.components import Choice
+from shoal.cluster.config import Config, Duration
+
+Splits = Annotated[int, Field(ge=2, le=1000)]
+Span = Annotated[NonNegativeFloat | Duration, Field(union_mode="left_to_right")]
+NONE = timedelta(0)
+
+
+class AutoConfig(Config):
+    """Chosen from the data: by time, by group, by class, or at random."""
+
+    n_splits: Splits = 5
+
+
+class KFoldConfig(Config):
+    """At random, folds of equal size."""
+
+    n_splits: Splits = 5
+
+
+class StratifiedConfig(Config):
+    """Each fold has the class shares of all rows."""
+
+    n_splits: Splits = 5
+
+
+class GroupConfig(Config):
+    """Whole groups (`data.group`), folds of about equal size."""
+
+    n_splits: Splits = 5
+
+
+class StratifiedGroupConfig(Config):
+    """Whole groups (`data.group`), class shares as near as they allow."""
+
+    n_splits: Splits = 5
+
+
+class RepeatedConfig(Config):
+    """At random, again and again with another order."""
+
+    n_splits: Splits = 5
+    n_repeats: Annotated[int, Field(ge=2, le=100)] = 2
+
+
+class RepeatedStratifiedConfig(RepeatedConfig):
+    """By class, again and again with another order."""
+
+
+class LeaveOneGroupOutConfig(Config):
+    """A fold for each group (`data.group`)."""
+
+
+class TimeSeriesConfig(Config):
+    """Train on the past, judge on the block after it (`data.time`); equal time stamps stay together."""
+
+    n_splits: Splits = 5
+    gap: Span | None = Field(
+        None,
+        description="left out before each block: a duration, or a number in the unit of a numeric column",
+    )
+    max_train_size: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="most training rows, the latest ones (a sliding window); null for all (expanding)"
+    )
+    groups: Literal["allow", "drop"] = Field(
+        "drop", description="groups that a block judges: keep or drop their training rows"
+    )
+
+
+class PurgedConfig(Config):
+    """Blocks of time (`data.time`), trained on what lies before and after, less what touches the block."""
+
+    n_splits: Splits = 5
+    purge: Span | None = Field(None, description="left out on both sides of each block")
+    embargo: Span | None = Field(None, description="left out after each block, beyond the purge")
+    groups: Literal["allow", "drop"] = Field(
+        "drop", description="groups that a block judges: keep or drop their training rows"
+    )
+
+
+class ColumnConfig(Config):
+    """A fold for each value of a column."""
+
+    name: Annotated[str, Field(min_length=1)]
+
+
+CV: dict[str, type[Config]] = {
+    "auto": AutoConfig,
+    "kfold": KFoldConfig,
+    "stratified": StratifiedConfig,
+    "group": GroupConfig,
+    "stratified_group": StratifiedGroupConfig,
+    "repeated": RepeatedConfig,
+    "repeated_stratified": RepeatedStratifiedConfig,
+    "leave_one_group_out": LeaveOneGroupOutConfig,
+    "time_series": TimeSeriesConfig,
+    "purged": PurgedConfig,
+    "column": ColumnConfig,
+}
+
+
+def _number_of_folds(value: Any) -> Any:
+    return {"auto": {"n_splits": value}} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+CvChoice = Annotated[
+    Config,
+    Choice(CV),
+    BeforeValidator(_number_of_folds),
+]

@@ -1,0 +1,82 @@
+"""What `shoal crossval --compare` compares: alternatives by name, each some values of the experiment in place of others."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shoal.cluster.errors import ConfigError
+from shoal.experiment import Experiment, from_dict
+from shoal.yaml_file import load
+
+BASE = "as it is"
+# What decides which rows are judged; alternatives are compared on the same ones.
+_FIXED = (
+    "data.path",
+    "data.target",
+    "data.task",
+    "data.positive",
+    "data.group",
+    "data.time",
+    "data.id",
+    "data.split",
+    "evaluation.cv",
+    "evaluation.scoring",
+    "evaluation.costs",
+    "cluster",
+    "seed",
+)
+_FORM = "such as  smote: {data.imbalance: smote}"
+
+
+def alternatives(experiment: Experiment, path: str | Path | None) -> dict[str, Experiment]:
+    """Return the experiments to compare, the first of which the others are compared with.
+
+    Parameters
+    ----------
+    experiment
+        What the alternatives change.
+    path
+        A YAML file of ``name: {key.key: value, …}``; None for the experiment alone. An alternative that changes nothing is
+        put first, or added.
+
+    Raises
+    ------
+    ConfigError
+        If the file says something else, or an alternative changes which rows are judged, and how.
+    """
+    if path is None:
+        return {BASE: experiment}
+    found = load(Path(path), f"it holds alternatives by name, {_FORM}").data
+    if not found:
+        raise ConfigError(f"{path}: there is no alternative; write one a line, {_FORM}")
+    made: dict[str, Experiment] = {}
+    for name, changes in found.items():
+        if not isinstance(changes, Mapping | None):
+            raise ConfigError(
+                f"{path}: {name}: {changes!r} is not allowed; an alternative is a section of keys and values, {_FORM}"
+            )
+        made[str(name)] = _changed(experiment, changes or {}, f"{path}: {name}")
+    plain = next((name for name, changes in found.items() if not changes), None)
+    first = {BASE: experiment} if plain is None else {str(plain): made.pop(str(plain))}
+    made = {**first, **made}
+    if len(made) < 2:
+        raise ConfigError(f"{path}: there is nothing to compare with; write another alternative, {_FORM}")
+    return made
+
+
+def _changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
+    for key in changes:
+        fixed = next(
+            (f for f in _FIXED if key == f or key.startswith(f"{f}.") or f.startswith(f"{key}.")), None
+        )
+        if fixed is not None:
+            raise ConfigError(
+                f"{where}: {key} decides which rows are judged and how, which alternatives must have in common; set it in the "
+                "experiment"
+            )
+    overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    try:
+        return from_dict(experiment.model_dump(mode="json"), overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error

@@ -1,0 +1,356 @@
+"""crossval: the fits of all folds and alternatives as one queue, and what they say together."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from shoal.cluster.components import load_imported
+from shoal.cluster.errors import RunError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import Demand, Part, Shape, plan
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.assign import Assignment, Rows
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.listing import find
+from shoal.cluster.sharding.manifest import Target
+from shoal.cluster.sharding.names import plural, require
+from shoal.cluster.sharding.source import open_source
+from shoal.experiment import Experiment, given, to_dict
+from shoal.verbs.axis import alternatives
+from shoal.verbs.fold_fit import FoldFit, attempt
+from shoal.verbs.provenance import Stages, provenance
+from shoal.verbs.runs import PROVENANCE, claimed, run_uri
+from shoal.verbs.writable import require_cache
+
+if TYPE_CHECKING:
+    from shoal.evaluation.crossval.folds import Folds
+
+FITS = "fits"
+PART = "crossval"
+_TASK_MEMORY = 512 << 20  # bytes of a fit in a task, beyond which Ray is not told
+
+
+@dataclass(frozen=True)
+class CrossvalResult:
+    """Scores over folds, by alternative; the first one is what the others are compared with."""
+
+    run: str
+    task: str
+    reason: str
+    scores: dict[str, dict[str, dict[str, Any]]]
+    comparison: dict[str, dict[str, Any]]
+    seconds: dict[str, float]
+    was_complete: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "run": self.run,
+            "cv": self.reason,
+            PART: self.scores,
+            "comparison": self.comparison,
+            "seconds": self.seconds,
+            "was_complete": self.was_complete,
+        }
+
+
+def crossval(
+    experiment: Experiment | str | Path,
+    out: str | None = None,
+    *,
+    compare: str | Path | None = None,
+    name: str | None = None,
+    reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
+) -> CrossvalResult:
+    """Fit and judge each fold, of each alternative where some are compared; the results are in the run folder.
+
+    Each fit is stored when it ends: the same command does what is missing, and nothing again. Test rows of the `data` section
+    stay out of all folds.
+
+    Parameters
+    ----------
+    experiment
+        What to do, or the path of its file.
+    out
+        The run folder.
+    compare
+        A YAML file of alternatives, ``name: {key.key: value}``, which are judged on the same folds.
+    name
+        What the folder's name begins with; by default the experiment file's stem.
+    reporter
+        Hears of progress.
+    command
+        What to write down as the command.
+
+    Raises
+    ------
+    ShoalError
+        `RequestError` before anything started; a `RunError` that names the fits that failed, once all others are done.
+    """
+    from shoal.training.allowed import needs_group, refuse
+
+    reporter = reporter or Silent()
+    experiment, name = given(experiment, name)
+    experiment = _without_fold_column(experiment)
+    made = alternatives(experiment, compare)
+    groups = False
+    for alternative in made.values():
+        load_imported(alternative, alternative.training, alternative.evaluation)
+        groups |= needs_group(alternative.training)
+    shape, demand = plan(experiment.cluster, groups)
+    for alternative in made.values():
+        refuse(alternative.training, shape)
+    require_cache(experiment.cluster, shape)
+    run = RunFolder.open(_uri(experiment, made, name, out), experiment.cluster.storage)
+    config = to_dict(experiment) | ({} if compare is None else {"compare": _changes(experiment, made)})
+    with claimed(run, config, reporter, "metrics.json") as heard:
+        if run.is_complete:
+            heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
+            return _result(run, run.read_json("metrics.json"), was_complete=True)
+        return _crossval(experiment, made, run, shape, demand, heard, command)
+
+
+def _crossval(
+    experiment: Experiment,
+    made: Mapping[str, Experiment],
+    run: RunFolder,
+    shape: Shape,
+    demand: Demand,
+    reporter: Reporter,
+    command: Sequence[str] | None,
+) -> CrossvalResult:
+    stages = Stages(reporter)
+    with stages.stage("folds", "dealing folds"):
+        folds, target, said = dealt(experiment, reporter)
+        for notice in (*said, folds.reason):
+            reporter.notice(notice)
+    fits = [
+        FoldFit(alternative, fold, f"{run.uri.rstrip('/')}/{FITS}/{_folder(i, made, fold)}", shape)
+        for fold in range(len(folds))
+        for i, alternative in enumerate(made.values())
+    ]
+    todo = [fit for fit in fits if not fit.is_done]
+    if len(todo) < len(fits):
+        reporter.notice(f"{plural(len(fits) - len(todo), 'fit')} of {len(fits)} are there already")
+    with stages.stage(
+        "fit", f"fitting {len(folds)} folds" + (f" x {len(made)} alternatives" if len(made) > 1 else "")
+    ):
+        failed = _run(todo, experiment, shape, demand, reporter)
+    if failed:
+        first = "\n".join(f"{uri.rpartition('/')[2]}: {error}" for uri, error in list(failed.items())[:5])
+        raise RunError(
+            f"{plural(len(failed), 'fit')} of {len(fits)} failed, the others are kept; the same command tries them again\n{first}"
+        )
+    return _finish(experiment, made, run, folds, fits, target, stages, command)
+
+
+def dealt(experiment: Experiment, reporter: Reporter) -> tuple["Folds", Target, tuple[str, ...]]:
+    """Look at the rows, and deal them into folds.
+
+    Raises
+    ------
+    DataError
+        If they cannot be dealt so.
+    """
+    from shoal.verbs.look import look
+
+    recorder = _Recorder(experiment)
+    source = open_source(find(experiment.data.path, experiment.cluster.storage))
+    for column in recorder.columns:
+        require(column, list(source.schema.names), "evaluation.cv.column.name")
+    found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter, recorder)
+    return recorder.folds, found.target, found.notices
+
+
+class _Recorder:
+    """Deals folds when the parts are known, and leaves the parts as they are."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        from shoal.evaluation.crossval.folds import columns_of
+
+        self.cv, self.identity = experiment.evaluation.cv, None
+        self.columns = columns_of(self.cv)
+        self.folds: Folds
+
+    def __call__(
+        self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
+    ) -> Assignment:
+        from shoal.evaluation.crossval.folds import folds_of
+
+        self.folds = folds_of(self.cv, rows, data, target, seed, found)
+        return found
+
+
+def _run(
+    fits: Sequence[FoldFit], experiment: Experiment, shape: Shape, demand: Demand, reporter: Reporter
+) -> dict[str, str]:
+    """Do the fits where their shape says; return the errors of those that failed, by folder."""
+    failed: dict[str, str] = {}
+    with _map(fits, experiment, shape, demand, reporter) as errors:
+        for done, (fit, error) in enumerate(zip(fits, errors, strict=True), 1):
+            if error:
+                failed[fit.uri] = error
+                reporter.notice(f"{fit.uri.rpartition('/')[2]} failed: {error}")
+            else:
+                reporter.notice(_line(fit))
+            reporter.advance(done, len(fits), "fits")
+    return failed
+
+
+@contextmanager
+def _map(
+    fits: Sequence[FoldFit], experiment: Experiment, shape: Shape, demand: Demand, reporter: Reporter
+) -> Iterator[Iterator[str]]:
+    """Give the error, or nothing, of each fit in turn."""
+    if not fits:
+        yield iter(())
+        return
+    if shape.placement == "task":
+        from shoal.cluster.tasks import tasks
+
+        part = Part("fits", 1, shape.cpus_per_worker, shape.gpus_per_worker, float(_TASK_MEMORY))
+        with tasks(experiment.cluster, part, reporter, most=len(fits)) as several:
+            reporter.notice(f"{plural(several.count, 'fit')} at a time")
+            yield several.map(attempt, fits)
+    elif shape.placement == "group":
+        from shoal.cluster.session import session
+
+        with session(experiment.cluster, demand, reporter):
+            yield (_here(fit, experiment, shape) for fit in fits)
+    else:
+        yield (_here(fit, experiment, shape) for fit in fits)
+
+
+def _here(fit: FoldFit, experiment: Experiment, shape: Shape) -> str:
+    """Fit in this process, or in a worker group that it starts; storage that fails is tried once more."""
+    from shoal.training.trainer import fit as train
+
+    return attempt(fit, partial(_train, train, experiment, shape))
+
+
+def _train(train: Any, experiment: Experiment, shape: Shape, job: Any) -> Any:
+    return train(job, shape, experiment.cluster, Silent())
+
+
+def _line(fit: FoldFit) -> str:
+    facts = fit.run.read_json("metrics.json")
+    first, value = next(iter(facts["scores"].items()))
+    shown = "undefined" if value is None else f"{value:.4f}"
+    return f"{fit.uri.rpartition('/')[2]}  {first} {shown}  {sum(facts['seconds'].values()):.1f} s"
+
+
+def _finish(
+    experiment: Experiment,
+    made: Mapping[str, Experiment],
+    run: RunFolder,
+    folds: "Folds",
+    fits: Sequence[FoldFit],
+    target: Target,
+    stages: Stages,
+    command: Sequence[str] | None,
+) -> CrossvalResult:
+    """Put the folds together, and write what a finished run has."""
+    from shoal.evaluation.crossval.comparing import compared, summed_up
+
+    by_fit = [(fit, fit.run.read_json("metrics.json")) for fit in fits]
+    names = list(made)
+    of = {name: [facts for fit, facts in by_fit if fit.experiment is made[name]] for name in names}
+    ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.folds]))
+    confidence = experiment.evaluation.confidence
+    scores = {name: summed_up(facts, ratio, confidence) for name, facts in of.items()}
+    comparison = {
+        name: compared(of[names[0]], of[name], names[0], name, ratio, confidence) for name in names[1:]
+    }
+    run.write_table("predictions.parquet", _predictions(by_fit, made))
+    seen: dict[str, Any] = {
+        "seed": experiment.seed,
+        "data_key": "",
+        "data_path": ", ".join(experiment.data.path),
+        "cluster": {"placement": fits[0].shape.placement, "num_workers": fits[0].shape.num_workers},
+        "fit": {},
+        "command": command,
+    }
+    facts = provenance(stages, **seen)
+    run.write_json(PROVENANCE, facts)
+    metrics = {
+        PART: scores,
+        "comparison": comparison,
+        "cv": folds.reason,
+        "task": target.task,
+        "seconds": facts["seconds"],
+    }
+    run.write_json("metrics.json", metrics)  # last: it says that the run is complete
+    return _result(run, metrics)
+
+
+def _predictions(
+    by_fit: Sequence[tuple[FoldFit, dict[str, Any]]], made: Mapping[str, Experiment]
+) -> pa.Table:
+    """Return each row's scores by the model that had not seen it."""
+    import pyarrow.compute as pc
+
+    tables = []
+    for fit, facts in by_fit:
+        table = fit.run.read_table("predictions.parquet")
+        table = table.filter(pc.equal(pc.cast(table["split"], pa.string()), "test"))
+        n = table.num_rows
+        table = table.set_column(
+            table.column_names.index("split"), "split", pa.array([PART] * n, pa.string())
+        )
+        table = table.add_column(1, "fold", pa.array(np.full(n, facts["fold"] + 1, np.int32)))
+        if len(made) > 1:
+            own = next(name for name, experiment in made.items() if experiment is fit.experiment)
+            table = table.add_column(1, "alternative", pa.array([own] * n, pa.string()))
+        tables.append(table)
+    return pa.concat_tables(tables, promote_options="default")
+
+
+def _result(run: RunFolder, metrics: dict[str, Any], was_complete: bool = False) -> CrossvalResult:
+    return CrossvalResult(
+        run.uri,
+        metrics["task"],
+        metrics["cv"],
+        metrics[PART],
+        metrics["comparison"],
+        metrics["seconds"],
+        was_complete,
+    )
+
+
+def _without_fold_column(experiment: Experiment) -> Experiment:
+    """Leave a column that names the folds out of the features."""
+    from shoal.evaluation.crossval.folds import columns_of
+
+    data = experiment.data
+    more = tuple(name for name in columns_of(experiment.evaluation.cv) if name not in data.drop)
+    if not more or data.features is not None:
+        return experiment
+    return experiment.model_copy(update={"data": data.model_copy(update={"drop": (*data.drop, *more)})})
+
+
+def _folder(index: int, made: Mapping[str, Experiment], fold: int) -> str:
+    return f"fold-{fold + 1:03d}" if len(made) == 1 else f"fold-{fold + 1:03d}-{index + 1:02d}"
+
+
+def _changes(experiment: Experiment, made: Mapping[str, Experiment]) -> dict[str, list[str]]:
+    """Return, for the run folder, in which values each alternative differs."""
+    from shoal.cluster.run_folder import difference
+
+    return {name: difference(to_dict(experiment), to_dict(other)) for name, other in made.items()}
+
+
+def _uri(experiment: Experiment, made: Mapping[str, Experiment], name: str, out: str | None) -> str:
+    uri = run_uri(experiment, "crossval", name, out)
+    if out is not None or len(made) == 1:
+        return uri
+    text = json.dumps(_changes(experiment, made), sort_keys=True)
+    return f"{uri}-compare-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

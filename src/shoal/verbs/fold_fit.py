@@ -1,0 +1,171 @@
+"""One fit of a cross-validation: everything that learns from rows happens here, on the fold's training rows alone."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shoal.cluster.errors import ShoalError, StoppedError, StorageError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import Shape
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.manifest import Target
+from shoal.cluster.storage import Storage
+from shoal.evaluation.crossval.folds import OneFold
+from shoal.experiment import Experiment, dump_yaml
+from shoal.verbs.dataset import ShardResult
+from shoal.verbs.decisions import plan_of_rows, settle
+
+if TYPE_CHECKING:
+    from shoal.evaluation.deciding.judging import Judging
+    from shoal.training.loop import FitOutcome
+    from shoal.training.worker import FitJob
+
+DATA = "data"
+_KEPT_FOR_RESUMING = ("checkpoints", "logs")
+
+
+@dataclass(frozen=True)
+class FoldFit:
+    """What is to be fitted; travels to tasks.
+
+    Attributes
+    ----------
+    experiment
+        An alternative.
+    fold
+        Its number, from 0.
+    uri
+        Where the fit is stored.
+    shape
+        How it is spread.
+    """
+
+    experiment: Experiment
+    fold: int
+    uri: str
+    shape: Shape
+
+    @property
+    def run(self) -> RunFolder:
+        """Its folder."""
+        return RunFolder.open(self.uri, self.experiment.cluster.storage)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it was stored whole."""
+        return self.run.exists("metrics.json")
+
+
+Place = Callable[["FitJob"], "FitOutcome"]
+
+
+def in_this_process(job: "FitJob") -> "FitOutcome":
+    """Train as a task does."""
+    from shoal.training.device import pick_device
+    from shoal.training.strategies.base import Strategy
+    from shoal.training.worker import keeper_of, run_worker
+
+    return run_worker(job, Strategy(pick_device(job.gpus)), Silent(), keeper_of(job, lambda: ""))
+
+
+def attempt(fit: FoldFit, place: Place = in_this_process) -> str:
+    """Fit; return the error that ended it, in words, or nothing.
+
+    Failing storage is tried once more: it is the one cause that may pass.
+
+    Raises
+    ------
+    StoppedError
+        If the fit was asked to stop.
+    """
+    for again in (True, False):
+        try:
+            fit_fold(fit, place)
+        except StoppedError:
+            raise
+        except StorageError as error:
+            if not again:
+                return str(error)
+        except ShoalError as error:
+            return str(error)
+        else:
+            break
+    return ""
+
+
+def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> None:
+    """Shard a fold, fit, decide and judge; `metrics.json` in the fit's folder comes last.
+
+    Raises
+    ------
+    ShoalError
+        What went wrong, in words for the user.
+    """
+    from shoal.cluster.sharding.service import shard
+    from shoal.evaluation.deciding.judging import Deciding
+    from shoal.evaluation.metrics import resolve_scoring
+    from shoal.verbs.fit import job_of
+
+    experiment, run = fit.experiment, fit.run
+    started = time.perf_counter()
+    run.write_text("config.yaml", dump_yaml(experiment))
+    data = run.child(DATA)
+    manifest = shard(
+        experiment.data,
+        experiment.seed,
+        data,
+        storage_config=experiment.cluster.storage,
+        reporter=reporter or Silent(),
+        resplit=OneFold(experiment.evaluation.cv, fit.fold),
+    )
+    sharded = time.perf_counter()
+    decisions = plan_of_rows(experiment, manifest)
+    settings, task = experiment.evaluation, manifest.schema_.target.task
+    costs = settings.costs is not None
+    monitor = resolve_scoring(settings.scoring, task, costs=costs)[0]
+    job = job_of(
+        experiment,
+        ShardResult(data.uri, manifest, False),
+        fit.shape,
+        run,
+        Deciding(monitor, decisions.start),
+    )
+    outcome = place(job)
+    fitted = time.perf_counter()
+    judging = settle(run, decisions, manifest.schema_.target)
+    scores = _scores(run, fit, manifest.schema_.target, judging)
+    run.write_json("data.json", manifest.model_dump(mode="json", by_alias=True))
+    facts: dict[str, Any] = {
+        "fold": fit.fold,
+        "rows": {part: split.rows for part, split in manifest.splits.items()},
+        "scores": scores,
+        "epochs": outcome.epochs,
+        "best_epoch": outcome.best_epoch,
+        "stopped": outcome.stopped,
+        "threshold": judging.rule.decision.threshold if judging.decides and task == "binary" else None,
+        "seconds": {
+            "shard": sharded - started,
+            "fit": fitted - sharded,
+            "judge": time.perf_counter() - fitted,
+        },
+        "notices": [*decisions.start.notices, *judging.notices, *outcome.notices],
+    }
+    data.delete()
+    for name in _KEPT_FOR_RESUMING:
+        run.delete(name)
+    run.write_json("metrics.json", facts)
+
+
+def _scores(run: Storage, fit: FoldFit, target: Target, judging: "Judging") -> dict[str, float | None]:
+    """Return each metric's value on the rows that the fold judges; None where it has none."""
+    from shoal.evaluation.evaluate import labels_and_scores, part_of
+    from shoal.evaluation.metrics import resolve_scoring
+
+    y, scores = labels_and_scores(part_of(run.read_table("predictions.parquet"), "test"), target)
+    scoring, costs = fit.experiment.evaluation.scoring, judging.rule.costs is not None
+    asked = resolve_scoring(scoring, target.task, costs=costs)
+    others = [metric for metric in resolve_scoring("auto", target.task, costs=costs) if metric not in asked]
+    values = {metric.name: metric.value(y, scores, judging.rule) for metric in [*asked, *others]}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

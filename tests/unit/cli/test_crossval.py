@@ -1,0 +1,239 @@
+"""crossval: scores as scikit-learn's, stored fits, alternatives on the same folds."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import StratifiedKFold, cross_validate
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from support.tabular import rows
+
+from shoal.cluster.errors import RunError
+from shoal.training import worker
+
+L2 = 0.01
+
+
+@pytest.fixture
+def tumours(tmp_path):
+    """scikit-learn's breast cancer set, of which 565 rows can be dealt into 5 equal folds."""
+    x, y = load_breast_cancer(return_X_y=True)
+    keep = np.r_[np.flatnonzero(y == 0)[:210], np.flatnonzero(y == 1)[:355]]
+    x, y = x[keep], y[keep]
+    table = pa.table({f"x{i:02d}": x[:, i] for i in range(30)} | {"id": np.arange(len(y)), "y": y})
+    pq.write_table(table, tmp_path / "tumours.parquet")
+    (tmp_path / "tumours.yaml").write_text(
+        f"""\
+data: {{path: {tmp_path}/tumours.parquet, target: y, positive: 1, id: id, split: {{test: 0, validation: 0}}}}
+model: linear
+training:
+  {{epochs: 60, batch_size: full, precision: fp64, early_stopping: null, l2: {L2}, optimizer: {{lbfgs: {{tolerance_grad: 1e-9}}}}
+  }}
+evaluation: {{scoring: [roc_auc, log_loss, f1], cv: {{stratified: {{n_splits: 5}}}}}}
+cluster: {{storage_path: {tmp_path}/runs}}
+"""
+    )
+    return tmp_path, x, y
+
+
+def test_scores_equal_scikit_learns_cross_validate(shoal, tumours):
+    path, x, y = tumours
+    done = shoal("crossval", path / "tumours.yaml", "--out", path / "run", "--json")
+    assert done.code == 0, done.err
+    found = pq.read_table(path / "run" / "predictions.parquet").to_pandas()
+    assert sorted(found.row_id) == list(range(len(y)))
+    # Its rows in the order in which the folds were dealt.
+    folds = [found.row_id[found.fold == k + 1].to_numpy() for k in range(5)]
+    splits = [(np.setdiff1d(np.arange(len(y)), test), test) for test in folds]
+    n = len(splits[0][0])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (L2 * n), tol=1e-10, max_iter=10_000))
+    theirs = cross_validate(model, x, y, cv=splits, scoring=["roc_auc", "neg_log_loss", "f1"])
+    scores = done.json["crossval"]["as it is"]
+    np.testing.assert_allclose(scores["roc_auc"]["by_fold"], theirs["test_roc_auc"], atol=1e-12)
+    np.testing.assert_allclose(scores["log_loss"]["by_fold"], -theirs["test_neg_log_loss"], atol=1e-5)
+    np.testing.assert_allclose(scores["f1"]["by_fold"], theirs["test_f1"], atol=1e-12)
+    assert scores["roc_auc"]["value"] == pytest.approx(theirs["test_roc_auc"].mean())
+    for test in folds:  # as the splitter deals
+        assert abs(y[test].mean() - y.mean()) < 1 / len(test)
+    sizes = [len(test) for _, test in StratifiedKFold(5).split(x, y)]
+    assert sorted(map(len, folds)) == sorted(sizes)
+
+
+@pytest.fixture
+def small(tmp_path):
+    pq.write_table(rows(), tmp_path / "rows.parquet")
+    (tmp_path / "small.yaml").write_text(
+        f"""\
+data: {{path: {tmp_path}/rows.parquet, target: y, id: key}}
+model: linear
+training: {{epochs: 3, batch_size: 32, optimizer: {{adam: {{learning_rate: 0.05}}}}}}
+evaluation: {{cv: 3}}
+cluster: {{storage_path: {tmp_path}/runs}}
+"""
+    )
+    return tmp_path
+
+
+def parts(folder):
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.name in ("predictions.parquet", "model.safetensors")
+    }
+
+
+def test_an_ended_run_does_only_what_is_missing_and_ends_as_if_it_had_not(shoal, small, monkeypatch):
+    assert shoal("crossval", small / "small.yaml", "--out", small / "whole").code == 0
+    whole, count = worker.run_worker, 0
+
+    def ends(*arguments):
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr("shoal.training.trainer.run_worker", ends)
+    assert shoal("crossval", small / "small.yaml", "--out", small / "ended").code == 130
+    assert not (small / "ended" / "metrics.json").exists()
+    done = shoal("crossval", small / "small.yaml", "--out", small / "ended")
+    assert done.code == 0, done.err
+    assert "2 fits of 3 are there already" in done.err
+    assert count == 4
+    assert parts(small / "ended") == parts(small / "whole")
+    before = count
+    done = shoal("crossval", small / "small.yaml", "--out", small / "ended")
+    assert "this run is complete" in done.err
+    assert count == before
+
+
+def test_a_fit_that_fails_is_named_and_the_others_are_kept(shoal, small, monkeypatch):
+    whole, count = worker.run_worker, 0
+
+    def fails(*arguments):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise RunError("the loss became nan")
+        return whole(*arguments)
+
+    monkeypatch.setattr("shoal.training.trainer.run_worker", fails)
+    done = shoal("crossval", small / "small.yaml", "--out", small / "run")
+    assert done.code == 1
+    assert "1 fit of 3 failed, the others are kept; the same command tries them again" in done.err
+    assert "fold-002: the loss became nan" in done.err
+    assert shoal("crossval", small / "small.yaml", "--out", small / "run").code == 0
+    assert count == 4
+
+
+def test_alternatives_are_judged_on_the_same_rows(shoal, small):
+    axis = small / "axis.yaml"
+    axis.write_text("mlp: {model: {mlp: {hidden: [8]}}}\nsmote: {data.imbalance: random_over_sampler}\n")
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--json")
+    if done.code == 2:  # the method's name is not what is tested here
+        axis.write_text(
+            "mlp: {model: {mlp: {hidden: [8]}}}\nslow: {training.optimizer.learning_rate: 1e-5}\n"
+        )
+        done = shoal("crossval", small / "small.yaml", "--compare", axis, "--json")
+    assert done.code == 0, done.err
+    found = pq.read_table(f"{done.json['run']}/predictions.parquet").to_pandas()
+    of = {name: group.sort_values("row_id") for name, group in found.groupby("alternative")}
+    first, *others = of
+    for name in others:
+        assert of[name].row_id.tolist() == of[first].row_id.tolist()
+        assert of[name].fold.tolist() == of[first].fold.tolist()
+    entry = done.json["crossval"]["mlp"]["roc_auc"]
+    mine = of["mlp"]
+    by_fold = [
+        roc_auc_score(mine.label[mine.fold == k] == "yes", mine.score_yes[mine.fold == k]) for k in (1, 2, 3)
+    ]
+    assert entry["by_fold"] == pytest.approx(by_fold)
+    difference = done.json["comparison"]["mlp"]["differences"]["roc_auc"]["value"]
+    assert difference == pytest.approx(entry["value"] - done.json["crossval"]["as it is"]["roc_auc"]["value"])
+
+
+def test_the_test_rows_are_in_no_fold(shoal, small):
+    done = shoal("crossval", small / "small.yaml", "--out", small / "run", "--json")
+    assert done.code == 0, done.err
+    trained = shoal("train", small / "small.yaml", "--out", small / "trained")
+    assert trained.code == 0, trained.err
+    held_out = pq.read_table(small / "trained" / "predictions.parquet").to_pandas()
+    tests = set(held_out.row_id[held_out.split == "test"])
+    judged = set(pq.read_table(small / "run" / "predictions.parquet")["row_id"].to_pylist())
+    assert len(judged) == 300 - len(tests)
+    assert not judged & tests
+
+
+def test_selection_on_noise_inside_the_folds_finds_nothing(shoal, tmp_path):
+    # 120 columns of noise: chosen by their correlation over all rows they would score far above .5.
+    rng = np.random.default_rng(5)
+    table = pa.table({f"x{i}": rng.normal(size=200) for i in range(120)} | {"y": rng.integers(0, 2, 200)})
+    pq.write_table(table, tmp_path / "noise.parquet")
+    (tmp_path / "noise.yaml").write_text(
+        f"""\
+data: {{path: {tmp_path}/noise.parquet, target: y, split: {{test: 0}}}}
+model: linear
+training: {{epochs: 5, batch_size: 32, l1: {{proximal: 0.02}}, optimizer: {{sgd: {{learning_rate: 0.1}}}}}}
+evaluation: {{scoring: roc_auc, threshold: {{maximise: f1}}, calibration: isotonic}}
+cluster: {{storage_path: {tmp_path}/runs}}
+"""
+    )
+    done = shoal("crossval", tmp_path / "noise.yaml", "--json")
+    assert done.code == 0, done.err
+    scores = done.json["crossval"]["as it is"]["roc_auc"]
+    assert scores["low"] < 0.5 < scores["high"]
+    assert abs(scores["value"] - 0.5) < 0.1
+
+
+@pytest.mark.parametrize(
+    ("axis", "said"),
+    [
+        ("", "there is no alternative"),
+        ("a: {}\n", "there is nothing to compare with"),
+        ("a: 3\n", "a: 3 is not allowed; an alternative is a section"),
+        ("a: {seed: 3}\n", "a: seed decides which rows are judged"),
+        ("a: {data.split.test: 0.1}\n", "data.split.test decides which rows are judged"),
+        ("a: {data: {imbalance: smote}}\n", "data decides which rows are judged"),
+        ("a: {training.epoch: 3}\n", "training.epoch is not a key; did you mean"),
+        ("a: {training.epochs: 0}\n", "training.epochs: 0 is not allowed"),
+    ],
+)
+def test_alternatives_that_cannot_be_compared_are_refused(shoal, small, axis, said):
+    (small / "axis.yaml").write_text(axis)
+    done = shoal("crossval", small / "small.yaml", "--compare", small / "axis.yaml")
+    assert done.code == 2
+    assert said in done.err
+    assert not (small / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("cv", "said"),
+    [
+        ("1", "evaluation.cv"),
+        ("{kfold: {n_splits: 1}}", "must be from 2 to 1000"),
+        ("kfld", "there is no 'kfld'; did you mean kfold?"),
+        ("group", "group needs data.group"),
+        ("{column: {name: nothing}}", "evaluation.cv.column.name: the data have no column 'nothing'"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(shoal, small, cv, said):
+    done = shoal("crossval", small / "small.yaml", "--set", f"evaluation.cv={cv}")
+    assert done.code == 2
+    assert said in done.err
+    assert not list((small / "runs").glob("*")) if (small / "runs").exists() else True
+
+
+def test_metrics_hold_what_was_printed(shoal, small):
+    done = shoal("crossval", small / "small.yaml", "--out", small / "run")
+    assert done.code == 0, done.err
+    metrics = json.loads((small / "run" / "metrics.json").read_text())
+    entry = metrics["crossval"]["as it is"]["roc_auc"]
+    assert f"{entry['value']:.4f}" in done.out
+    assert f"{entry['low']:.4f} to {entry['high']:.4f}" in done.out
+    assert "corrected resampled t over folds" in done.out
