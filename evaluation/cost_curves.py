@@ -6,9 +6,9 @@ Shapes: n rows, m distinct scores, P points.
 import numpy as np
 from numpy.typing import NDArray
 
-from shoal.evaluation.deciding.costs import Costs
-from shoal.evaluation.deciding.threshold import cost_of, tallies
+from shoal.evaluation.deciding.threshold import costs_of
 from shoal.evaluation.tallies import Array, Floats, rank_tally
+from shoal.training.costs import NO_AMOUNTS, Amounts, Costs
 
 POINTS = 201
 
@@ -21,12 +21,15 @@ def rates(events: NDArray[np.bool_], decided: NDArray[np.bool_]) -> tuple[float,
 def probability_cost(share: float, costs: Costs) -> float:
     """Return PC(+): the share of missed events in the cost of deciding everything wrong, where `share` of rows are events.
 
+    The costs are numbers.
+
     References
     ----------
     Drummond and Holte (2006), Cost curves: an improved method for visualizing classifier performance, Machine Learning
     65, equation 4.
     """
-    missed, false = share * costs.excess[1, 0], (1 - share) * costs.excess[0, 1]
+    excess = costs.excess.matrix
+    missed, false = share * excess[1, 0], (1 - share) * excess[0, 1]
     return float(missed / (missed + false))
 
 
@@ -44,8 +47,9 @@ def lower_envelope(events: NDArray[np.bool_], scores: Floats, points: int = POIN
     return grid, np.array([normalised_cost(missed, false, pc).min() for pc in grid])
 
 
-def cost_by_threshold(y: Array, scores: Floats, costs: Costs, thresholds: Floats) -> Floats:
+def cost_by_threshold(
+    y: Array, scores: Floats, costs: Costs, thresholds: Floats, amounts: Amounts = NO_AMOUNTS
+) -> Floats:
     """Return the mean cost of a row ``[P]`` at each threshold ``[P]``, above 0 and at most 1."""
-    edges, sums = tallies(y, scores)
-    stretch = np.searchsorted(edges[1:-1], thresholds, side="left")
-    return np.asarray(cost_of(sums, costs.matrix)[stretch] / len(y))
+    stretch = np.searchsorted(np.unique(scores), thresholds, side="left")
+    return np.asarray(costs_of(y, scores, costs, amounts)[stretch] / len(y))

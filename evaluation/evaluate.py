@@ -14,6 +14,7 @@ from shoal.evaluation.deciding.costs import USUAL, Rule
 from shoal.evaluation.intervals import Estimate, estimate
 from shoal.evaluation.metrics import Metric
 from shoal.evaluation.tallies import Array, Floats
+from shoal.training.costs import COST, Amounts
 
 # Test draws stay the same when a part is added, so parts have fixed numbers.
 PARTS = {"test": 0, "validation": 1}
@@ -52,6 +53,25 @@ def labels_and_scores(predictions: pa.Table, target: Target) -> tuple[Array, Flo
         )
     y = codes.to_numpy().astype(np.int64)
     return y, np.ascontiguousarray(scores[:, 1]) if target.task == "binary" else scores
+
+
+def amounts_of(predictions: pa.Table, names: Iterable[str]) -> Amounts:
+    """Read the rows' cost columns from a table of predictions.
+
+    Raises
+    ------
+    DataError
+        If they are not there.
+    """
+    for name in names:
+        if f"{COST}{name}" not in predictions.column_names:
+            known = [n.removeprefix(COST) for n in predictions.column_names if n.startswith(COST)]
+            there = f"only of {', '.join(known)}" if known else "of none"
+            raise DataError(
+                f"evaluation.costs: the predictions have no costs of column {name!r}, {there}: rows are sharded with the cost "
+                "columns that the experiment names, so train with it"
+            )
+    return {name: _column(predictions, f"{COST}{name}") for name in names}
 
 
 def part_of(predictions: pa.Table, split: str) -> pa.Table:
@@ -107,6 +127,7 @@ def evaluate(
             seed=seed,
             spawn_key=(number,),
             rule=rule,
+            amounts=amounts_of(rows, rule.columns),
         )
         for name, reason in kept_back.items():
             found[name] = Estimate(math.nan, math.nan, math.nan, "", 0, len(y), reason)

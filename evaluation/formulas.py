@@ -98,9 +98,9 @@ def mean_of_rows(sums: Floats, _form: str) -> Floats:
 
 def cost_sums(rows: Rows) -> Floats:
     """Sum the costs of the decisions, those of the best constant decision, and the weights: ``[G, 3]``."""
-    assert rows.rule.costs is not None
-    matrix = rows.rule.costs.matrix
-    parts = (matrix[rows.y, rows.decisions], matrix[rows.y, rows.rule.constant])
+    costs = rows.rule.costs
+    assert costs is not None
+    parts = [costs.of(rows.y, decided, rows.amounts) for decided in (rows.decisions, rows.rule.constant)]
     return np.stack([*(rows.total(part) for part in parts), rows.total()], axis=1)
 
 

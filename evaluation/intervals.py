@@ -23,6 +23,7 @@ from shoal.evaluation.resampling import (
     strata_of,
 )
 from shoal.evaluation.tallies import Array, Floats, Rows, decision_tally, rank_tally
+from shoal.training.costs import NO_AMOUNTS, Amounts
 
 PERCENTILE = "percentile bootstrap"
 STRATIFIED = "percentile bootstrap, stratified by class"
@@ -58,12 +59,13 @@ def estimate(
     seed: int = 0,
     spawn_key: tuple[int, ...] = (),
     rule: Rule = USUAL,
+    amounts: Amounts = NO_AMOUNTS,
 ) -> dict[str, Estimate]:
     """Compute metrics with their intervals.
 
     Parameters
     ----------
-    y, scores, rule
+    y, scores, rule, amounts
         As in `Metric.value`; n rows.
     confidence
         Nominal coverage, such as 0.95.
@@ -77,8 +79,8 @@ def estimate(
     dict
         Metric name to estimate, in the order of `metrics`.
     """
-    rows = as_rows(y, scores, rule)
-    exact = {m.name: m.value(rows.y, rows.scores, rule) for m in metrics}
+    rows = as_rows(y, scores, rule, amounts=amounts)
+    exact = {m.name: m.value(rows.y, rows.scores, rule, amounts=amounts) for m in metrics}
     sound = [m for m in metrics if np.isfinite(exact[m.name])]
     spread = _Spread(rows, replicates, seed, spawn_key)
     found: dict[str, tuple[float, float, str]] = {}
@@ -95,7 +97,7 @@ def estimate(
     for metric in metrics:
         value = exact[metric.name]
         if metric.name not in found:
-            reason = metric.undefined(rows.y, rows.scores, rule)
+            reason = metric.undefined(rows.y, rows.scores, rule, amounts)
             result[metric.name] = Estimate(value, np.nan, np.nan, "", 0, len(rows.y), reason)
             continue
         low, high, method = found[metric.name]
@@ -195,15 +197,16 @@ def _error_free(metric: Metric, rows: Rows, confidence: float) -> float:
 def _error_free_cost(metric: Metric, rows: Rows, confidence: float) -> tuple[float, float]:
     """Return the interval of a cost or of savings without an error, as if each class had as many errors as fit none in its rows.
 
-    Each of these errors is the dearest of its class; the rates are those of Clopper and Pearson (1934).
+    Each of these errors is the dearest of its row; the rates are those of Clopper and Pearson (1934).
     """
-    costs = rows.rule.costs
+    costs, y = rows.rule.costs, rows.y
     assert costs is not None
-    n = np.bincount(rows.y, minlength=rows.n_classes)
-    rates = 1 - ((1 - confidence) / 2) ** (1 / np.maximum(n, 1))
-    right = float(n @ np.diag(costs.matrix)) / len(rows.y)
-    worst = right + float(n @ (rates * costs.excess.max(axis=1))) / len(rows.y)
+    rates = 1 - ((1 - confidence) / 2) ** (1 / np.maximum(np.bincount(y, minlength=rows.n_classes), 1))
+    each = [np.broadcast_to(costs.of(y, k, rows.amounts), y.shape) for k in range(rows.n_classes)]
+    own = costs.of(y, y, rows.amounts)
+    right = float(own.mean())
+    worst = right + float((rates[y] * (np.max(each, axis=0) - own)).mean())
     if metric.name == "expected_cost":
         return right, worst
-    without = float(n @ costs.matrix[:, rows.rule.constant]) / len(rows.y)
+    without = float(each[rows.rule.constant].mean())
     return 1 - worst / without, 1 - right / without

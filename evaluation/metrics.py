@@ -25,6 +25,7 @@ from shoal.evaluation.tallies import (
     decision_tally,
     rank_tally,
 )
+from shoal.training.costs import NO_AMOUNTS, Amounts
 
 CLASSIFICATION = ("binary", "multiclass", "multilabel")
 ONE_CLASS = ("binary", "multiclass")
@@ -73,7 +74,14 @@ class Metric:
     ranks: Callable[[Floats, Floats], Floats] | None = None
     in_units: bool = False
 
-    def value(self, y: Array, scores: Array, rule: Rule = USUAL, weights: Array | None = None) -> float:
+    def value(
+        self,
+        y: Array,
+        scores: Array,
+        rule: Rule = USUAL,
+        weights: Array | None = None,
+        amounts: Amounts = NO_AMOUNTS,
+    ) -> float:
         """Compute the metric; NaN where it is undefined (`undefined` says why), never an exception.
 
         Parameters
@@ -88,8 +96,10 @@ class Metric:
             Which class is decided, and what that costs.
         weights
             Weight of each row ``[n]``; None for 1 each.
+        amounts
+            The rows' cost columns, where the rule needs some.
         """
-        rows = as_rows(y, scores, rule, weights)
+        rows = as_rows(y, scores, rule, weights, amounts)
         if not len(rows.y) or not np.isfinite(rows.scores).all():
             return float("nan")
         if self.ranks is None:
@@ -110,9 +120,9 @@ class Metric:
             return "multilabel"
         return "multiclass" if rows.scores.ndim == 2 else "binary"
 
-    def undefined(self, y: Array, scores: Array, rule: Rule = USUAL) -> str:
+    def undefined(self, y: Array, scores: Array, rule: Rule = USUAL, amounts: Amounts = NO_AMOUNTS) -> str:
         """Say why the value is NaN; an empty text where it is not."""
-        value = self.value(y, scores, rule)
+        value = self.value(y, scores, rule, amounts=amounts)
         if np.isfinite(value):
             return ""
         if not len(y):
@@ -130,12 +140,19 @@ class Metric:
         return "no class has both events and others among the rows"
 
 
-def as_rows(y: Array, scores: Array, rule: Rule = USUAL, weights: Array | None = None) -> Rows:
+def as_rows(
+    y: Array,
+    scores: Array,
+    rule: Rule = USUAL,
+    weights: Array | None = None,
+    amounts: Amounts = NO_AMOUNTS,
+) -> Rows:
     """Bring labels and scores to the types of `Rows`."""
     y, scores = np.asarray(y), np.asarray(scores, dtype=np.float64)
     if y.ndim == 1 and y.dtype == bool:
         y = y.astype(np.int64)
-    return Rows(y, scores, rule, None if weights is None else np.asarray(weights, dtype=np.float64))
+    weights = None if weights is None else np.asarray(weights, dtype=np.float64)
+    return Rows(y, scores, rule, weights, amounts=amounts)
 
 
 def one_against_rest(rows: Rows) -> Iterable[tuple[NDArray[np.bool_], Floats]]:
@@ -207,7 +224,7 @@ _ALL = (
     ),
     Metric(
         "savings", "Savings", ONE_CLASS, True, "cost",
-        "Share of the cost of the best decision without a model (the same for every row, cheapest for the class shares of the "
+        "Share of the cost of the best decision without a model (the same for every row, cheapest for the "
         "training rows) that is saved; 0 saves nothing, 1 costs nothing.",
         (-_INF, _INF), tally=formulas.cost_sums, finish=formulas.savings,
     ),

@@ -7,13 +7,14 @@ A decision tally is ``[..., 3 * K + 2]``: hits, predicted and actual weight of e
 of rows that are right altogether and of all rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shoal.evaluation.deciding.costs import USUAL, Rule
+from shoal.training.costs import Amounts
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]
@@ -39,6 +40,8 @@ class Rows:
         float64 ``[n]``, None for 1 each.
     groups
         int64 ``[n]`` in 0 … n_groups - 1, None for one group of all rows.
+    amounts
+        Cost column -> float64 ``[n]``, of those that the rule needs.
     """
 
     y: Array
@@ -47,6 +50,7 @@ class Rows:
     weights: Floats | None = None
     groups: NDArray[np.int64] | None = None
     n_groups: int = 1
+    amounts: Amounts = field(default_factory=dict)
 
     def total(self, values: Array | None = None) -> Floats:
         """Sum values ``[n]`` (None: 1 each) within each group, weighted: float64 ``[G]``."""
@@ -81,7 +85,7 @@ class Rows:
         """The decided class ``[n]``, or 0 and 1 ``[n, K]`` for multi-label."""
         if self.multilabel:
             return np.asarray(self.scores >= self.rule.decision.threshold, dtype=np.int64)
-        return self.rule.decision.classes(self.scores)
+        return self.rule.decision.classes(self.scores, self.amounts)
 
 
 def decision_tally(rows: Rows) -> Floats:

@@ -4,7 +4,7 @@ Nothing here is unpickled: weights are safetensors, everything else is JSON. Nei
 """
 
 import os
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +18,16 @@ from safetensors.torch import save as save_weights
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError
+from shoal.cluster.sharding.costs import FIX, costs_of, missing
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import Prepared, prepare, require_columns
 from shoal.cluster.storage import Storage
+from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, WEIGHTS, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
 from shoal.training.models import Factory, Model, build_model
+from shoal.training.reasonable import refuse_unreasonable
 from shoal.training.scores import forward_rows, scores_from_logits
 
 if TYPE_CHECKING:
@@ -145,8 +148,11 @@ class TrainedModel:
         )
 
     def with_threshold(self, threshold: float) -> "TrainedModel":
-        """Return the same model with another decision threshold."""
-        return replace(self, decision=self.decision.model_copy(update={"threshold": threshold}))
+        """Return the same model with another decision threshold, for all rows."""
+        costs = self.decision.costs if self.task == "multiclass" else ()
+        return replace(
+            self, decision=self.decision.model_copy(update={"threshold": threshold, "costs": costs})
+        )
 
     def scores(
         self, data: "pa.Table | pa.RecordBatch | pd.DataFrame | Mapping[str, Any] | NDArray[Any]"
@@ -156,15 +162,46 @@ class TrainedModel:
         Raises
         ------
         DataError
-            If a column is missing, of another type, or holds infinity.
+            If a column is missing, of another type, or holds infinity; one of costs too, where probabilities depend on it.
         """
-        return self.prepared_scores(prepare(as_table(data, self.schema), self.schema))
+        table = as_table(data, self.schema, self.calibration.columns)
+        amounts = self.amounts(table, self.calibration.columns)
+        return self.prepared_scores(prepare(table, self.schema), amounts)
 
-    def prepared_scores(self, prepared: Prepared) -> NDArray[np.float64]:
-        """Return scores, as `scores` does, of rows that `prepare` has seen."""
+    def prepared_scores(self, prepared: Prepared, amounts: Amounts = NO_AMOUNTS) -> NDArray[np.float64]:
+        """Return scores, as `scores` does, of rows that `prepare` has seen, with their cost columns."""
         device = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         logits = forward_rows(self.module, prepared.numeric, prepared.categorical, device)
-        return self.calibration(scores_from_logits(logits, self.schema.target))
+        return self.calibration(scores_from_logits(logits, self.schema.target), amounts)
+
+    @property
+    def cost_columns(self) -> tuple[str, ...]:
+        """The columns, beside the features, that an answer needs: what mistakes on a row cost."""
+        return tuple(sorted({*self.calibration.columns, *self.decision.columns}))
+
+    def amounts(self, table: pa.Table, names: Sequence[str]) -> Amounts:
+        """Read cost columns of raw rows.
+
+        Raises
+        ------
+        DataError
+            If one is missing, holds no numbers or lacks a value; or if by such costs one class would always be decided.
+        """
+        costs = costs_of(table, names)
+        ids = table.column(self.schema.id) if self.schema.id in table.column_names else None
+        if (found := missing(costs, names)) is not None:
+            raise DataError(f"{found[0]}, such as {self._shown(ids, found[1])}; {FIX}")
+        amounts = by_name(costs, names)
+        if self.decision.columns and set(names) >= set(self.decision.columns):
+            refuse_unreasonable(Costs.of_cells(self.decision.costs), amounts, ids, self.schema)
+        return amounts
+
+    def _shown(self, ids: Any, row: int) -> str:
+        if ids is None:
+            return f"row {row}, from 0"
+        return (
+            "one whose id is private" if self.schema.id in self.schema.private else f"id {ids[row].as_py()}"
+        )
 
     def predict_proba(self, data: Any) -> NDArray[np.float64]:
         """Return class probabilities ``[n, K]``; for binary, columns are in the order of `classes`.
@@ -185,22 +222,26 @@ class TrainedModel:
         Raises
         ------
         DataError
-            As `scores`.
+            As `scores`; and if a column of costs is missing by which it decides.
         """
-        return self.decide(self.scores(data))
+        table = as_table(data, self.schema, self.cost_columns)
+        amounts = self.amounts(table, self.cost_columns)
+        return self.decide(self.prepared_scores(prepare(table, self.schema), amounts), amounts)
 
-    def decide(self, scores: NDArray[np.float64]) -> NDArray[Any]:
-        """Turn scores, as `scores` gives them, into predictions, as `predict` gives them."""
+    def decide(self, scores: NDArray[np.float64], amounts: Amounts = NO_AMOUNTS) -> NDArray[Any]:
+        """Turn scores, as `scores` gives them, into predictions, as `predict` gives them, by the rows' cost columns."""
         if self.task == "regression":
             return scores
         if self.task == "multilabel":
             return (scores >= 0.5).astype(np.int8)
-        answers: NDArray[Any] = np.asarray(self.classes)[self.decision.classes(scores)]
+        answers: NDArray[Any] = np.asarray(self.classes)[self.decision.classes(scores, amounts)]
         return answers
 
 
-def as_table(data: Any, schema: Schema) -> pa.Table:
+def as_table(data: Any, schema: Schema, others: Sequence[str] = ()) -> pa.Table:
     """Return raw data as an Arrow table: Arrow, pandas, a mapping of columns, or a 2-d array in the model's column order.
+
+    ``others`` are columns to keep beside the features, and the id, where they are there.
 
     Raises
     ------
@@ -227,8 +268,11 @@ def as_table(data: Any, schema: Schema) -> pa.Table:
     keys = list(data.columns if is_frame else data)
     require_columns([str(key) for key in keys], schema)
     own = {str(key): key for key in keys}  # numbers, in a frame that was made without names
+    wanted = dict.fromkeys(
+        [*names, *(name for name in (*others, *([schema.id] if others else [])) if name in own)]
+    )
     columns = {
-        name: _array(name, data[own[name]], schema) for name in names
+        name: _array(name, data[own[name]], schema) for name in wanted
     }  # the others need not be readable
     lengths = {name: len(column) for name, column in columns.items()}
     if len(set(lengths.values())) > 1:

@@ -61,6 +61,8 @@ class Batch:
         int64 ``[b]``, positions in the epoch: the identity of a row for draws.
     global_rows
         Rows of the step over all workers.
+    cost
+        float64 ``[b, C']``, the rows' cost columns.
     partner
         As many rows to blend these with, for mixup; None where nothing is blended.
     """
@@ -70,6 +72,7 @@ class Batch:
     label: Tensor
     position: Tensor
     global_rows: int
+    cost: Tensor
     partner: "Batch | None" = None
 
     def __len__(self) -> int:
@@ -84,6 +87,7 @@ class Batch:
             self.label[s],
             self.position[s],
             self.global_rows if global_rows is None else global_rows,
+            self.cost[s],
             self.partner and self.partner.part(start, stop, global_rows),
         )
 
@@ -95,6 +99,7 @@ class Batch:
             self.label.to(device, non_blocking=True),
             self.position,
             self.global_rows,
+            self.cost.to(device, non_blocking=True),
             self.partner and self.partner.to(device, dtype),
         )
 
@@ -150,17 +155,20 @@ class BatchReader:
         numeric = np.empty((n, example.numeric.shape[1]), np.float32)
         categorical = np.empty((n, example.categorical.shape[1]), np.int32)
         label = np.empty((n, *example.label.shape[1:]), example.label.dtype)
+        cost = np.empty((n, example.cost.shape[1]))
         for v, here, rows in groups:
             shard = self.shards[v]
             numeric[here] = np.take(shard.numeric, rows, axis=0)
             categorical[here] = np.take(shard.categorical, rows, axis=0)
             label[here] = np.take(shard.label, rows, axis=0)
+            cost[here] = np.take(shard.cost, rows, axis=0)
         return Batch(
             torch.from_numpy(numeric),
             torch.from_numpy(categorical),
             torch.from_numpy(label),
             torch.from_numpy(position),
             0,
+            torch.from_numpy(cost),
         )
 
     def row_ids(self, epoch: int, positions: Index) -> list[Any]:
@@ -179,5 +187,6 @@ class BatchReader:
             torch.from_numpy(shard.label[:1].copy()),
             torch.zeros(1, dtype=torch.int64),
             1,
+            torch.from_numpy(shard.cost[:1].copy()),
         )
         return replace(row, partner=row) if self.partners else row

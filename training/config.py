@@ -366,7 +366,7 @@ class TrainingConfig(Config):
         sampled = not isinstance(self.sampling, ShuffleConfig)
         if sampled and self.mixup is not None:
             raise ValueError(
-                "mixup blends rows without regard to their class: use sampling: shuffle, or leave mixup out"
+                "mixup blends rows without regard to their class or costs: use sampling: shuffle, or leave mixup out"
             )
         if sampled and isinstance(self.loss, LogitAdjustedConfig):
             raise ValueError(

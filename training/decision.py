@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from shoal.cluster.config import Config
+from shoal.training.costs import NO_AMOUNTS, Amounts, Cells, Costs, Floats
 
-Floats = NDArray[np.float64]
 Positive = Annotated[float, Field(gt=0)]
 
 _TINY, _NEXT_TO_ONE = float(np.finfo(np.float64).tiny), 1.0 - float(np.finfo(np.float64).epsneg)
@@ -35,6 +35,10 @@ class Calibration(Config):
     """
 
     class_weights: tuple[Positive, ...] = Field((), description="of the loss, one a class; divided out")
+    cost_weights: Cells = Field(
+        (),
+        description="costs, actual class outside, by which rows weighed in the fit or were kept for it; divided out",
+    )
     temperature: Positive | None = Field(None, description="logits are divided by it")
     isotonic: tuple[Steps, ...] = Field((), description="of the event, or one a class")
 
@@ -43,10 +47,17 @@ class Calibration(Config):
         """Whether some of it comes from rows that were held out."""
         return self.temperature is not None or bool(self.isotonic)
 
-    def __call__(self, scores: Floats) -> Floats:
-        """Return calibrated probabilities of the shape of `scores`."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The cost columns that it needs of each row."""
+        return Costs.of_cells(self.cost_weights).columns if self.cost_weights else ()
+
+    def __call__(self, scores: Floats, amounts: Amounts = NO_AMOUNTS) -> Floats:
+        """Return calibrated probabilities of the shape of `scores`; `amounts` are the rows' cost columns."""
         if self.class_weights:
             scores = divided_out(scores, np.array(self.class_weights))
+        if self.cost_weights:
+            scores = divided_out(scores, Costs.of_cells(self.cost_weights).weights(amounts))
         if self.temperature is not None:
             scores = tempered(scores, self.temperature)
         if not self.isotonic:
@@ -63,26 +74,49 @@ class Decision(Config):
     threshold: Annotated[float, Field(ge=0, le=1)] = Field(
         0.5, description="binary and multi-label: least probability of the event"
     )
-    costs: tuple[tuple[float, ...], ...] = Field(
-        (), description="multi-class: of deciding each class (inner) for rows of each class (outer)"
+    costs: Cells = Field(
+        (),
+        description="of deciding each class (inner) for rows of each class (outer), numbers or columns; binary: only where some "
+        "are columns, and then in the place of the threshold",
     )
 
-    def classes(self, scores: Floats) -> NDArray[np.int64]:
-        """Return the class ``[n]`` of each row: binary by the threshold, otherwise of lowest expected cost, or likeliest."""
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The cost columns that it needs of each row."""
+        return Costs.of_cells(self.costs).columns if self.costs else ()
+
+    def thresholds(self, amounts: Amounts = NO_AMOUNTS) -> Floats:
+        """Return the least probability of the event, of each row ``[n]`` or the same for all (binary)."""
+        if not self.costs:
+            return np.asarray(self.threshold)
+        return Costs.of_cells(self.costs).thresholds(amounts)
+
+    def classes(self, scores: Floats, amounts: Amounts = NO_AMOUNTS) -> NDArray[np.int64]:
+        """Return the class ``[n]`` of each row: binary by the threshold, otherwise of lowest expected cost, or likeliest.
+
+        Parameters
+        ----------
+        scores
+            Probabilities, ``[n]`` or ``[n, K]``.
+        amounts
+            The rows' cost columns.
+        """
         if scores.ndim == 1:
-            return np.asarray(scores >= self.threshold, dtype=np.int64)
+            return np.asarray(scores >= self.thresholds(amounts), dtype=np.int64)
         if self.costs:
-            return np.asarray((scores @ np.array(self.costs)).argmin(axis=1), dtype=np.int64)
+            expected = Costs.of_cells(self.costs).expected(scores, amounts)
+            return np.asarray(expected.argmin(axis=1), dtype=np.int64)
         return np.asarray(scores.argmax(axis=1), dtype=np.int64)
 
 
 def divided_out(scores: Floats, weights: Floats) -> Floats:
-    """Return the probabilities ``p / w``, divided by their sum, of scores that a loss with class weights w made.
+    """Return the probabilities ``p / w``, divided by their sum, of scores that a loss with weights w made.
 
-    Weighted cross-entropy is least at scores proportional to w times the probability of each class.
+    Weighted cross-entropy is least at scores proportional to w times the probability of each class; ``weights`` are of the
+    classes ``[K]``, or of the classes for each row ``[n, K]``.
     """
     if scores.ndim == 1:
-        event, other = scores / weights[1], (1.0 - scores) / weights[0]
+        event, other = scores / weights[..., 1], (1.0 - scores) / weights[..., 0]
         return np.asarray(event / (event + other))
     return _shares(scores / weights)
 

@@ -10,6 +10,7 @@ from shoal.cluster.errors import DataError, StorageError
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.storage import Storage
 from shoal.training.config import ModelChoice
+from shoal.training.costs import Cells
 from shoal.training.decision import Calibration, Decision
 
 WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
@@ -25,7 +26,7 @@ class ModelDescription(Config):
     precision: str = "fp32"
     calibration: Calibration = Calibration()
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
-    costs: tuple[tuple[float, ...], ...] = Field((), description="multi-class: as in `Decision`")
+    costs: Cells = Field((), description="as in `Decision`")
     weights_sha256: str = Field(description="of `model.safetensors`")
     provenance: dict[str, Any] = Field(default_factory=dict)
 

@@ -24,6 +24,7 @@ from shoal.cluster.wording import must_be, shown
 from shoal.training.allowed import refuse
 from shoal.training.artifact import TrainedModel
 from shoal.training.config import ModelChoice, TrainingConfig
+from shoal.training.costs import NO_AMOUNTS, Amounts
 from shoal.training.device import own_threads
 from shoal.training.loop import FitOutcome, Loop
 from shoal.training.memory import ArrayDataset, ArrayPart
@@ -43,7 +44,12 @@ class LogLoss:
 
     name, greater_is_better = "log_loss", False
 
-    def value(self, y: NDArray[Any], scores: NDArray[np.float64]) -> float:
+    def value(
+        self,
+        y: NDArray[Any],
+        scores: NDArray[np.float64],
+        amounts: Amounts = NO_AMOUNTS,  # noqa: ARG002 no costs here
+    ) -> float:
         """Score class indices ``[n]`` against probabilities ``[n]`` or ``[n, K]``."""
         labels = np.arange(2 if scores.ndim == 1 else scores.shape[1])
         return float(log_loss(y, scores, labels=labels))
@@ -54,7 +60,12 @@ class SquaredError:
 
     name, greater_is_better = "mean_squared_error", False
 
-    def value(self, y: NDArray[Any], scores: NDArray[np.float64]) -> float:
+    def value(
+        self,
+        y: NDArray[Any],
+        scores: NDArray[np.float64],
+        amounts: Amounts = NO_AMOUNTS,  # noqa: ARG002 no costs here
+    ) -> float:
         """Score values ``[n]`` against predictions ``[n]``."""
         return float(mean_squared_error(y, scores))
 

@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
+from shoal.cluster.sharding.dataset import ShardRows
 from shoal.cluster.sharding.names import plural
 from shoal.training.account import Account
 from shoal.training.averaging import WeightAverage
@@ -21,17 +23,23 @@ from shoal.training.checkpoints.files import Checkpoint, Part
 from shoal.training.checkpoints.keeper import NONE_LEFT, Keeper
 from shoal.training.checkpoints.lookout import Lookout
 from shoal.training.config import SearchConfig, TrainingConfig
+from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
 from shoal.training.device import DTYPES
 from shoal.training.draws import DrawContext, combine, install_draws
 from shoal.training.early_stopping import NOISE, EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses.build import answered, build_loss
+from shoal.training.losses.config import BY_COSTS
+from shoal.training.losses.weights import RowWeights
 from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
 from shoal.training.plan import EpochPlan, resolve_batch_size
 from shoal.training.proof import prove_one_model
-from shoal.training.refusals import refuse_data, refuse_model
+from shoal.training.refusals import refuse_costs, refuse_data, refuse_model
+from shoal.training.sampling.config import CostRejectionConfig
+from shoal.training.sampling.kept import KeptPlan
 from shoal.training.sampling.plan import ClassPlan
+from shoal.training.sampling.rejection import keep
 from shoal.training.sampling.shares import class_shares, seen
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge, Scores
@@ -55,8 +63,8 @@ class Monitor(Protocol):
     def greater_is_better(self) -> bool:
         """The metric's direction."""
 
-    def value(self, y: np.ndarray, scores: Scores) -> float:
-        """Score labels ``[n]`` or ``[n, K]`` against scores as `scores_from_logits` gives them."""
+    def value(self, y: np.ndarray, scores: Scores, amounts: Amounts = NO_AMOUNTS) -> float:
+        """Score labels ``[n]`` or ``[n, K]`` against scores as `scores_from_logits` gives them, with the rows' cost columns."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,8 @@ class Loop:
         What a checkpoint must be of: the sharded dataset's key.
     loss_points
         Values of the training loss kept an epoch.
+    costs
+        What decisions cost, for what follows from it in the fit; its columns are those of the dataset.
     """
 
     model: Model
@@ -142,16 +152,17 @@ class Loop:
     fingerprint: str = ""
     history: History = field(default_factory=History)
     loss_points: int = LOSS_POINTS
+    costs: Costs | None = None
 
     def __post_init__(self) -> None:
         rows = self.dataset.shard_rows("train")
         target, batch_size = self.dataset.schema.target, resolve_batch_size(self.config.batch_size, sum(rows))
         shares = class_shares(self.config.sampling, target, self.dataset.class_rows("train"), batch_size)
-        self.plan = (
-            EpochPlan(rows, batch_size, self.seed)
-            if shares is None
-            else ClassPlan(self.dataset.shard_class_rows("train"), shares, batch_size, self.seed)
-        )
+        self.notices: list[str] = []
+        self.said_first: list[str] = []  # before the first step
+        if self.costs is not None:
+            refuse_costs(self.dataset, self.costs, self.strategy)
+        self.plan = self._plan(rows, batch_size, shares)
         self.reader = BatchReader(
             self.dataset,
             self.plan,
@@ -161,7 +172,7 @@ class Loop:
         )
         draws = DrawContext(seed=combine(self.seed, _DROPOUT_STREAM))
         outside = install_draws(self.model, draws)
-        self.notices = [
+        self.notices += [
             f"{name} draws its dropout by itself: results depend on the number of workers" for name in outside
         ]
         self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
@@ -172,7 +183,13 @@ class Loop:
         self.model.to(self.strategy.device, DTYPES[self.config.precision])
         private = bool(set(target.columns) & set(self.dataset.schema.private))
         loss = build_loss(
-            self.config.loss, target, self.dataset.class_rows("train"), sum(rows), self.config.epochs, private
+            self.config.loss,
+            target,
+            self.dataset.class_rows("train"),
+            sum(rows),
+            self.config.epochs,
+            private,
+            self._row_weights(),
         )
         self.target = answered(seen(target, self.dataset.class_rows("train"), shares), self.config.loss)
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
@@ -211,6 +228,37 @@ class Loop:
         self.train_seconds = self.epoch_seconds = 0.0
         self._losses = np.empty(0)  # of the epoch's steps so far, over all workers
         self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
+
+    def _plan(self, rows: tuple[int, ...], batch_size: int, shares: NDArray[np.float64] | None) -> EpochPlan:
+        """Return which rows are in which step, as `training.sampling` says."""
+        if isinstance(self.config.sampling, CostRejectionConfig):
+            if self.costs is None:
+                raise ConfigError(
+                    "training.sampling: cost_rejection needs an experiment with evaluation.costs"
+                )
+            kept = keep(self.dataset, self._own_shards(), self.costs, self.strategy, self.seed)
+            self.said_first += kept.notices
+            size = resolve_batch_size(self.config.batch_size, sum(kept.of_shard))
+            return KeptPlan(kept.rows, kept.of_shard, size, self.seed)
+        if shares is None:
+            return EpochPlan(rows, batch_size, self.seed)
+        return ClassPlan(self.dataset.shard_class_rows("train"), shares, batch_size, self.seed)
+
+    def _own_shards(self) -> dict[int, ShardRows]:
+        own = range(self.strategy.rank, self.dataset.n_shards, self.strategy.world_size)
+        return {v: self.dataset.shard("train", v) for v in own}
+
+    def _row_weights(self) -> RowWeights | None:
+        """Return what rows weigh by their own costs, with mean 1 over the training rows; None where costs are not by row."""
+        names = self.dataset.schema.costs
+        by_costs = getattr(self.config.loss, "class_weights", None) == BY_COSTS
+        if self.costs is None or not self.costs.columns or not by_costs:
+            return None
+        of_shard = torch.zeros(self.dataset.n_shards, dtype=torch.float64)
+        for v, shard in self._own_shards().items():
+            of_shard[v] = self.costs.own_weights(shard.label, by_name(shard.cost, names)).sum()
+        of_shard = self.strategy.sum(of_shard.to(self.strategy.device))
+        return RowWeights.of(self.costs, names, float(of_shard.sum()) / sum(self.dataset.shard_rows("train")))
 
     def run(self) -> FitOutcome:
         """Fit, from the newest checkpoint where there is one; keep the best epoch's weights where asked.
@@ -337,6 +385,8 @@ class Loop:
         if checkpoint is not None:
             self._take_over(checkpoint)
         if self.strategy.rank == 0:
+            for notice in self.said_first:
+                self.reporter.notice(notice)
             reached, before = self.keeper.reached()
             self.repeated = before + max(0, reached - self.position)
         total = self.config.epochs * self.plan.steps_per_epoch
@@ -567,7 +617,7 @@ class Loop:
             judged = self.judge(self.model, "validation")
             value = None
             if judged is not None and self.monitor is not None:
-                value = float(self.monitor.value(judged.label, judged.score))
+                value = float(self.monitor.value(judged.label, judged.score, amounts=judged.amounts))
                 self.history.add(
                     self.position, epoch + 1, "validation", self.monitor.name, value, self.train_seconds
                 )

@@ -15,11 +15,25 @@ from shoal.cluster.sharding.manifest import Schema
 
 @dataclass(frozen=True)
 class ArrayPart:
-    """Prepared rows of one part: float32 ``[n, D]``, int32 ``[n, C]``, labels ``[n]`` or ``[n, K]``."""
+    """Prepared rows of one part.
+
+    Parameters
+    ----------
+    numeric, categorical
+        float32 ``[n, D]``, int32 ``[n, C]``.
+    label
+        ``[n]`` or ``[n, K]``.
+    cost
+        float64 ``[n, C']``, the columns of `Schema.costs`; None where there are none.
+    row_id
+        ``[n]``; None for the rows' numbers.
+    """
 
     numeric: NDArray[np.float32]
     categorical: NDArray[np.int32]
     label: NDArray[np.generic]
+    cost: NDArray[np.float64] | None = None
+    row_id: pa.Array | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -54,11 +68,14 @@ class ArrayDataset:
         """Return one shard's rows, laid out row after row: of several shards copies, of one the arrays themselves."""
         if (split, v) not in self._shards:
             part, own = self.parts[split], slice(v, None, self.n_shards)
+            places = np.arange(len(part))[own]
+            cost = np.empty((len(part), 0)) if part.cost is None else part.cost
             self._shards[split, v] = ShardRows(
                 _together(part.numeric[own]),
                 _together(part.categorical[own]),
                 _together(part.label[own]),
-                pa.array(np.arange(len(part))[own]),
+                pa.array(places) if part.row_id is None else part.row_id.take(pa.array(places)),
+                np.ascontiguousarray(cost[own]),
             )
         return self._shards[split, v]
 

@@ -5,15 +5,19 @@ Every worker decides alike: none may go on alone.
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 from torch import nn
 
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.dataset import ShardRows
+from shoal.cluster.sharding.manifest import SPLITS
 from shoal.training.batches import Dataset
 from shoal.training.config import TrainingConfig
+from shoal.training.costs import Costs, by_name
 from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, can_recompute
+from shoal.training.reasonable import unreasonable
 from shoal.training.schedules.config import PlateauConfig
 from shoal.training.strategies.base import Strategy
 
@@ -52,6 +56,37 @@ def refuse_model(model: Model, config: TrainingConfig, workers: int) -> None:
                 f"training.averaging: the statistics of {name}, a {type(module).__name__}, are not those of averaged weights; "
                 "use LayerNorm or GroupNorm, or leave averaging out"
             )
+
+
+def refuse_costs(dataset: Dataset, costs: Costs, strategy: Strategy) -> None:
+    """Refuse rows of any part for which a mistake costs no more than deciding right, or next to nothing beside the opposite one.
+
+    Raises
+    ------
+    DataError
+        With how many rows there are, and one of them.
+    """
+    schema = dataset.schema
+    if not costs.columns:
+        return
+    wrong, examples = 0, []
+    for split in SPLITS:
+        for v in range(strategy.rank, len(dataset.shard_rows(split)), strategy.world_size):
+            shard = dataset.shard(split, v)
+            real = np.flatnonzero(np.isfinite(shard.cost).all(axis=1))  # without those that resampling made
+            rows, mistake = costs.unreasonable(by_name(shard.cost[real], schema.costs))
+            wrong += int(rows.sum())
+            if mistake is not None:
+                examples.append((shard.row_id[int(real[rows.argmax()])].as_py(), mistake))
+    total = int(strategy.sum(torch.tensor(float(wrong), dtype=torch.float64, device=strategy.device)))
+    if not total:
+        return
+    found = strategy.gather_objects(examples)
+    text = None
+    if found is not None:
+        example, mistake = next(one for of_worker in found for one in of_worker)
+        text = unreasonable(costs, schema, total, f"id {example}", mistake)
+    raise DataError(strategy.broadcast(text))
 
 
 def refuse_data(

@@ -1,6 +1,9 @@
 """A fit up to its first step, on labels alone: what it would refuse, it refuses here, by the same code."""
 
+from collections.abc import Mapping
+
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
@@ -9,6 +12,7 @@ from shoal.cluster.progress import Silent
 from shoal.cluster.resources import Shape
 from shoal.cluster.sharding.manifest import Schema
 from shoal.training.config import TrainingConfig
+from shoal.training.costs import Costs
 from shoal.training.loop import Loop, Monitor
 from shoal.training.memory import ArrayDataset, ArrayPart
 from shoal.training.models import build_model
@@ -17,7 +21,13 @@ from shoal.training.refusals import refuse_model
 from shoal.training.strategies.base import Strategy
 
 
-def labels_alone(schema: Schema, labels: dict[str, NDArray[np.generic]], n_shards: int) -> ArrayDataset:
+def labels_alone(
+    schema: Schema,
+    labels: Mapping[str, NDArray[np.generic]],
+    n_shards: int,
+    costs: Mapping[str, NDArray[np.float64]] | None = None,
+    row_ids: Mapping[str, pa.Array] | None = None,
+) -> ArrayDataset:
     """Return a dataset whose features are zeros that take no memory.
 
     Parameters
@@ -28,13 +38,18 @@ def labels_alone(schema: Schema, labels: dict[str, NDArray[np.generic]], n_shard
         ``[n]`` or ``[n, K]`` of each part.
     n_shards
         V.
+    costs, row_ids
+        The cost columns ``[n, C]`` and ids ``[n]`` of each part, in the order of its labels.
     """
     parts = {}
     for split, own in labels.items():
         numeric = np.broadcast_to(np.float32(0), (len(own), schema.numeric_width))
         codes = np.broadcast_to(np.int32(0), (len(own), len(schema.categorical)))
         # Class after class, as the sharding service deals them.
-        parts[split] = ArrayPart(numeric, codes, np.sort(own) if own.dtype == np.int64 else own)
+        order = np.argsort(own, kind="stable") if own.dtype == np.int64 else np.arange(len(own))
+        cost = costs[split][order] if costs else None
+        ids = row_ids[split].take(pa.array(order)) if row_ids else None
+        parts[split] = ArrayPart(numeric, codes, own[order], cost, ids)
     return ArrayDataset(schema, parts, n_shards)
 
 
@@ -45,6 +60,7 @@ def rehearse(
     dataset: ArrayDataset,
     monitor: Monitor | None,
     shape: Shape,
+    costs: Costs | None = None,
 ) -> list[str]:
     """Build all that a fit has before its first step, and return what it would say aloud.
 
@@ -52,7 +68,7 @@ def rehearse(
 
     Parameters
     ----------
-    model, training, seed, dataset, monitor
+    model, training, seed, dataset, monitor, costs
         As `Loop` takes them.
     shape
         How the fit would be spread.
@@ -63,9 +79,10 @@ def rehearse(
         What the fit would raise.
     """
     module = build_model(model, dataset.schema, seed)
-    loop = Loop(module, dataset, training, Strategy(torch.device("cpu")), monitor, seed, Silent())
+    strategy = Strategy(torch.device("cpu"))
+    loop = Loop(module, dataset, training, strategy, monitor, seed, Silent(), costs=costs)
     loop.plan.shards_of(0, shape.num_workers)
     most = shape.within(dataset.n_shards).max_workers
     refuse_model(module, training, max(most, shape.num_workers))
     build_optimizer(training, module)
-    return loop.notices
+    return [*loop.said_first, *loop.notices]

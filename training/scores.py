@@ -1,7 +1,7 @@
 """From logits to scores, and the judging pass over a part: every row once, whoever reads it."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import nn
 
 from shoal.cluster.sharding.manifest import Target
 from shoal.training.batches import EVALUATION_ROWS, Dataset
+from shoal.training.costs import COST, Amounts, by_name
 from shoal.training.strategies.base import Strategy
 
 Scores = NDArray[np.float64]
@@ -61,11 +62,12 @@ def forward_rows(
 
 @dataclass(frozen=True)
 class Judged:
-    """A part's rows in shard order, on rank 0."""
+    """A part's rows in shard order, on rank 0; `amounts` are their cost columns."""
 
     row_id: pa.ChunkedArray
     label: NDArray[np.generic]
     score: Scores
+    amounts: Amounts = field(default_factory=dict)
 
 
 class Judge:
@@ -77,7 +79,7 @@ class Judge:
 
     def __init__(self, dataset: Dataset, strategy: Strategy, target: Target) -> None:
         self.dataset, self.strategy, self.target = dataset, strategy, target
-        self._constant: dict[str, tuple[pa.ChunkedArray, NDArray[np.generic]] | None] = {}
+        self._constant: dict[str, tuple[pa.ChunkedArray, NDArray[np.generic], Scores] | None] = {}
 
     def _own(self, split: str) -> range:
         return range(self.strategy.rank, len(self.dataset.shard_rows(split)), self.strategy.world_size)
@@ -105,8 +107,10 @@ class Judge:
     def __call__(self, model: nn.Module, split: str) -> Judged | None:
         """Score a part with a model in evaluation mode; the result is on rank 0, None elsewhere."""
         shards = {v: self.dataset.shard(split, v) for v in self._own(split)}
-        if split not in self._constant:  # labels and ids travel once
-            constant = self._in_order({v: (s.row_id, np.array(s.label)) for v, s in shards.items()})
+        if split not in self._constant:  # labels, ids and costs travel once
+            constant = self._in_order(
+                {v: (s.row_id, np.array(s.label), np.array(s.cost)) for v, s in shards.items()}
+            )
             self._constant[split] = None if constant is None else _join(constant)
         own = {
             v: forward_rows(model, s.numeric, s.categorical, self.strategy.device) for v, s in shards.items()
@@ -117,16 +121,20 @@ class Judge:
         if logits is None or known is None:
             return None
         joined = np.concatenate([block for block in logits if len(block)])
-        return Judged(known[0], known[1], scores_from_logits(joined, self.target))
+        ids, labels, costs = known
+        amounts = by_name(costs, self.dataset.schema.costs)
+        return Judged(ids, labels, scores_from_logits(joined, self.target), amounts)
 
 
-def _join(parts: list[tuple[pa.Array, NDArray[np.generic]]]) -> tuple[pa.ChunkedArray, NDArray[np.generic]]:
-    ids, labels = zip(*parts, strict=True)
-    return pa.chunked_array(ids), np.concatenate(labels)
+def _join(
+    parts: list[tuple[pa.Array, NDArray[np.generic], Scores]],
+) -> tuple[pa.ChunkedArray, NDArray[np.generic], Scores]:
+    ids, labels, costs = zip(*parts, strict=True)
+    return pa.chunked_array(ids), np.concatenate(labels), np.concatenate(costs)
 
 
 def predictions_table(parts: dict[str, Judged], target: Target) -> pa.Table:
-    """Return the table of `predictions.parquet`: row_id, split, label, then the scores.
+    """Return the table of `predictions.parquet`: row_id, split, label, the scores, and ``cost_<column>`` where there are costs.
 
     Class labels are text; regression labels and predictions are in the target's own units. Multi-label
     labels have a column each, ``label_<name>``.
@@ -152,5 +160,6 @@ def predictions_table(parts: dict[str, Judged], target: Target) -> pa.Table:
             if target.task == "binary":
                 score = np.stack([1.0 - score, score], axis=1)
             columns |= {f"score_{name}": score[:, k] for k, name in enumerate(names)}
+        columns |= {f"{COST}{name}": values for name, values in judged.amounts.items()}
         tables.append(pa.table(columns))
     return pa.concat_tables(tables)

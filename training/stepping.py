@@ -246,9 +246,9 @@ class Stepper:
                 logits = module(part.numeric, part.categorical, share, (other.numeric, other.categorical))
         logits = logits.to(self.dtype)
         epoch = position // self.plan.steps_per_epoch
-        losses = self.loss.rows(logits, part.label, epoch)
+        losses = self.loss.rows(logits, part.label, epoch, part.cost)
         if other is not None:
-            losses = share * losses + (1.0 - share) * self.loss.rows(logits, other.label, epoch)
+            losses = share * losses + (1.0 - share) * self.loss.rows(logits, other.label, epoch, other.cost)
         return losses
 
     def _weight(self, batch: Batch, position: int) -> float:
@@ -256,10 +256,12 @@ class Stepper:
         epoch = position // self.plan.steps_per_epoch
         if not self.loss.is_weighted(epoch):
             return float(batch.global_rows)
-        own = self.loss.weight(batch.label, epoch)
+        own = self.loss.weight(batch.label, epoch, batch.cost)
         if batch.partner is not None:
             share = self._share(position)
-            own = share * own + (1.0 - share) * self.loss.weight(batch.partner.label, epoch)
+            own = share * own + (1.0 - share) * self.loss.weight(
+                batch.partner.label, epoch, batch.partner.cost
+            )
         return float(self.strategy.sum(torch.tensor(own, dtype=torch.float64, device=self.strategy.device)))
 
     def _share(self, position: int) -> float:

@@ -16,6 +16,7 @@ from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
 from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.config import TrainingConfig
+from shoal.training.costs import Costs
 from shoal.training.device import own_threads
 from shoal.training.loop import FitOutcome, Loop, Monitor
 from shoal.training.models import build_model
@@ -38,6 +39,8 @@ class FitJob:
         CPUs that a worker owns; None for all that this process may use.
     gpus
         GPUs that a worker owns.
+    costs
+        What decisions cost, for what follows from it in the fit.
     losses_alone
         Leave the history with the loss of each step, and nothing else.
     """
@@ -52,6 +55,7 @@ class FitJob:
     cache_path: str | None = None
     cpus: float | None = None
     gpus: float = 0.0
+    costs: Costs | None = None
     losses_alone: bool = False
 
     def of_losses_alone(self, training: TrainingConfig) -> "FitJob":
@@ -142,7 +146,9 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
     model = build_model(job.model, dataset.schema, job.seed)
     key = dataset.manifest.key
-    loop = Loop(model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, key)
+    loop = Loop(
+        model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, key, costs=job.costs
+    )
     if job.losses_alone:
         loop.loss_points = sys.maxsize
         outcome = loop.run()

@@ -31,12 +31,15 @@ class ShardRows:
         int64 ``[n]``, float32 ``[n, K]`` or float64 ``[n]``.
     row_id
         int64 or string, ``[n]``.
+    cost
+        float64 ``[n, C]``, in the order of `Schema.costs`; NaN for rows that resampling made.
     """
 
     numeric: npt.NDArray[np.float32]
     categorical: npt.NDArray[np.int32]
     label: npt.NDArray[Any]
     row_id: pa.Array
+    cost: npt.NDArray[np.float64]
 
     def __len__(self) -> int:
         """Return n."""
@@ -211,6 +214,7 @@ def shard_rows(source: pa.NativeFile | pa.Buffer) -> ShardRows:
         _matrix(batch.column("categorical")),
         _matrix(label) if pa.types.is_fixed_size_list(label.type) else label.to_numpy(),
         batch.column("row_id"),
+        _matrix(batch.column("cost")) if "cost" in batch.schema.names else np.empty((len(batch), 0)),
     )
 
 

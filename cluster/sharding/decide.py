@@ -1,5 +1,6 @@
 """Everything that pass 1 settles: target, features, parts, and the plan of where each row goes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.assign import Resplit, Rows, assign
 from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.costs import costs_of
 from shoal.cluster.sharding.features import Features, infer_features
 from shoal.cluster.sharding.hashing import U64, seeded
 from shoal.cluster.sharding.manifest import Target
@@ -31,6 +33,8 @@ class Decided:
         Where each row goes.
     labels
         In final order: int64 ``[n]``, float32 ``[n, K]`` or float64 ``[n]``.
+    costs
+        The cost columns in final order, float64 ``[n, C]``; finite once `costs.refuse_missing` has looked.
     split_kind, left_out, notices
         For the manifest.
     """
@@ -39,6 +43,7 @@ class Decided:
     features: Features
     plan: Plan
     labels: npt.NDArray[Any]
+    costs: npt.NDArray[np.float64]
     split_kind: str
     left_out: dict[str, int]
     notices: list[str]
@@ -50,6 +55,7 @@ def decide(
     data: DataConfig,
     seed: int,
     chosen: list[str],
+    costs: Sequence[str] = (),
     resplit: Resplit | None = None,
 ) -> Decided:
     """Settle everything that does not need the rows themselves.
@@ -64,6 +70,8 @@ def decide(
         As given.
     chosen
         Names of the feature columns.
+    costs
+        Names of the cost columns.
     resplit
         Gives rows the parts of a fold.
 
@@ -75,6 +83,7 @@ def decide(
     private = bool(set(data.target) & set(data.private))
     target, notices = infer_target(scan.roles, data)
     features = infer_features(schema, chosen, scan.facts, data)
+    amounts = costs_of(scan.roles, costs)
     labels, missing = code_labels(scan.roles, target, private=private)
     left_out = {}
     if missing.any():
@@ -102,7 +111,8 @@ def decide(
     plan = make_plan(order, ids, result.parts, strata, n_shards, rows_read)
     del order, ids, strata
     left_out |= result.left_out
-    return Decided(target, features, plan, plan.arrange(labels), result.kind, left_out, notices)
+    arranged = plan.arrange(labels)
+    return Decided(target, features, plan, arranged, plan.arrange(amounts), result.kind, left_out, notices)
 
 
 def draw(

@@ -27,6 +27,7 @@ def write_shard(
     labels: npt.NDArray[Any],
     row_id: pa.Array,
     target: Target,
+    costs: npt.NDArray[np.float64],
 ) -> ShardFile:
     """Write one shard.
 
@@ -42,15 +43,16 @@ def write_shard(
         int64 or string, ``[n]``.
     target
         For the class counts.
+    costs
+        float64 ``[n, C]``, not written where C is 0.
     """
-    batch = pa.record_batch(
-        {
-            "numeric": _matrix(rows.numeric),
-            "categorical": _matrix(rows.categorical),
-            "label": _matrix(labels) if labels.ndim == 2 else pa.array(labels),
-            "row_id": _canonical(row_id),
-        }
-    )
+    columns = {
+        "numeric": _matrix(rows.numeric),
+        "categorical": _matrix(rows.categorical),
+        "label": _matrix(labels) if labels.ndim == 2 else pa.array(labels),
+        "row_id": _canonical(row_id),
+    }
+    batch = pa.record_batch(columns | ({"cost": _matrix(costs)} if costs.shape[1] else {}))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, batch.schema) as writer:
         writer.write_batch(batch)

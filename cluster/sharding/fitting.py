@@ -1,5 +1,7 @@
 """From what the rows tell to the whole schema, and what resampling will make of the training rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,8 +15,10 @@ from shoal.cluster.sharding.names import listed
 from shoal.cluster.sharding.statistics import Statistics
 
 
-def complete(statistics: Statistics, decided: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
-    """Return the schema with the statistics of the training rows, and what to say aloud.
+def complete(
+    statistics: Statistics, decided: Decided, data: DataConfig, costs: Sequence[str] = ()
+) -> tuple[Schema, list[str]]:
+    """Return the schema with the statistics of the training rows and the cost columns, and what to say aloud.
 
     Raises
     ------
@@ -35,7 +39,9 @@ def complete(statistics: Statistics, decided: Decided, data: DataConfig) -> tupl
         target = target.model_copy(
             update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}
         )
-    schema = Schema(columns=tuple(columns), target=target, id=data.id, private=data.private)
+    schema = Schema(
+        columns=tuple(columns), target=target, id=data.id, private=data.private, costs=tuple(costs)
+    )
     return schema, features.notices[said_before:] + notices
 
 
@@ -60,6 +66,18 @@ def foresee(data: DataConfig, decided: Decided) -> str | None:
         if before != now
     ]
     return f"data.imbalance: training rows of {listed(changed)}" if changed else None
+
+
+def cost_sums(decided: Decided, costs: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Return each cost column summed over the training rows of each class."""
+    train, classes = decided.plan.part(0), len(decided.target.classes)
+    if not costs or decided.target.task not in ("binary", "multiclass"):
+        return {}
+    labels = decided.labels[train]
+    return {
+        name: tuple(np.bincount(labels, weights=decided.costs[train, i], minlength=classes).tolist())
+        for i, name in enumerate(costs)
+    }
 
 
 def training_counts(decided: Decided) -> npt.NDArray[np.int64]:

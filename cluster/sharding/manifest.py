@@ -6,6 +6,7 @@ The sharding pass fits the statistics of every column on the training rows and w
 - ``categorical``  int32 ``[n, C]``: 0 missing, 1 unknown or rare, 2 and up the categories of the column
 - ``label``        int64 ``[n]`` class index, float32 ``[n, K]`` multi-label, or float64 ``[n]`` regression (raw units)
 - ``row_id``       the id column, or an int64 that identifies the row by its content
+- ``cost``         float64 ``[n, C]``, the cost columns as they are in the data; only where there are some
 """
 
 import json
@@ -112,6 +113,9 @@ class Schema(Config):
     target: Target
     id: str | None = None
     private: tuple[str, ...] = ()
+    costs: tuple[str, ...] = Field(
+        (), description="columns that are carried as costs; they may be features too"
+    )
 
     @property
     def numeric(self) -> tuple[Column, ...]:
@@ -171,6 +175,9 @@ class Manifest(Config):
     dropped: dict[str, str] = Field({}, description="columns left out, with the reason")
     split_kind: str = Field("", description="how the rows were split, in a few words")
     resampling: Resampling | None = None
+    cost_sums: dict[str, tuple[float, ...]] = Field(
+        {}, description="each cost column, summed over the training rows of each class, before resampling"
+    )
     notices: tuple[str, ...] = Field((), description="what was inferred and left out, as said aloud")
 
 

@@ -16,7 +16,7 @@ columns.
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.blocks import blocks_of, in_memory, spill
 from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.costs import refuse_missing, require_costs
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.earlier import (
     Earlier,
@@ -48,7 +49,7 @@ from shoal.cluster.sharding.earlier import (
 )
 from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.files import FOLDER
-from shoal.cluster.sharding.fitting import complete, foresee, training_counts
+from shoal.cluster.sharding.fitting import complete, cost_sums, foresee, training_counts
 from shoal.cluster.sharding.imbalance.store import Collected, corrected, write_resampled
 from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
@@ -69,7 +70,12 @@ _SILENT = Silent()
 _HERE = Here()
 
 
-def sharding_key(data: DataConfig, seed: int, storage_config: StorageConfig = _NO_STORAGE_CONFIG) -> str:
+def sharding_key(
+    data: DataConfig,
+    seed: int,
+    storage_config: StorageConfig = _NO_STORAGE_CONFIG,
+    costs: Sequence[str] = (),
+) -> str:
     """Return what a sharded dataset is known and reused by.
 
     Parameters
@@ -78,10 +84,12 @@ def sharding_key(data: DataConfig, seed: int, storage_config: StorageConfig = _N
         What determines the shards.
     storage_config
         How to reach the input.
+    costs
+        The cost columns.
 
     Returns
     -------
-    32 hexadecimal digits: a hash of the input files' places, sizes and modification times, the section and
+    32 hexadecimal digits: a hash of the input files' places, sizes and modification times, the section, the cost columns and
     the seed.
 
     Raises
@@ -89,7 +97,7 @@ def sharding_key(data: DataConfig, seed: int, storage_config: StorageConfig = _N
     DataError
         If there are no input files.
     """
-    return _key(find(data.path, storage_config), data, seed)
+    return _key(find(data.path, storage_config), data, seed, costs)
 
 
 def shard(
@@ -102,6 +110,7 @@ def shard(
     budget: int = BUDGET,
     verify: bool = False,
     spread: Spread = _HERE,
+    costs: Sequence[str] = (),
     resplit: Resplit | None = None,
 ) -> Manifest:
     """Shard the data, or return the manifest of an earlier run with the same key.
@@ -127,6 +136,8 @@ def shard(
         Whether to read the shards of an earlier run, and to rebuild the damaged ones too.
     spread
         Where the pieces of work are done. No result depends on it.
+    costs
+        Columns of numbers that are carried beside the rows as they are, sorted.
     resplit
         Gives the rows the parts of a fold.
 
@@ -138,7 +149,7 @@ def shard(
         If the destination cannot be written, or what others wrote there is not seen here.
     """
     inputs = find(data.path, storage_config)
-    key = _key(inputs, data, seed, resplit)
+    key = _key(inputs, data, seed, costs, resplit)
     manifest, lost = manifest_of(destination, key), []
     if manifest is not None:
         if not broken(destination, manifest, verify, spread):
@@ -156,7 +167,7 @@ def shard(
             reporter.notice(f"{plural(len(earlier.files), 'shard')} of an interrupted run are kept")
     clear_work(destination, but=work_folder(key))
     made = _make(
-        _Job(data, seed, key, destination, folder, reporter, budget, spread, resplit),
+        _Job(data, seed, key, destination, folder, reporter, budget, spread, tuple(costs), resplit),
         open_source(inputs),
         partition_notice(inputs),
         earlier,
@@ -192,6 +203,7 @@ class _Job:
     reporter: Reporter
     budget: int
     spread: Spread
+    costs: tuple[str, ...]
     resplit: Resplit | None
 
     @property
@@ -203,6 +215,7 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     """Do what is missing, and return what the whole is."""
     data, reporter, destination, spread = job.data, job.reporter, job.destination, job.spread
     chosen, excluded, notices = candidates(source.schema, data)
+    notices += require_costs(source.schema, data, job.costs, chosen)
     names = list(source.schema.names)
     # Read, ordered and prepared rows are in memory together.
     fits = spread.count == 1 and 3 * source.row_bytes(names) * source.n_rows <= job.budget
@@ -211,7 +224,8 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     scan, tables, parts = _read(job, source, batch_rows, keep if fits else None)
     scans = [scan]
     del scan
-    decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.resplit)
+    decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.costs, job.resplit)
+    refuse_missing(decided.costs, job.costs, decided.plan, source, data)
     foresee(data, decided)
     plan, v = decided.plan, decided.plan.n_shards
     notices = [*source.notices, *said, *decided.notices, *notices, *decided.features.notices]
@@ -272,6 +286,7 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
         dropped={**excluded, **fitted.dropped},
         split_kind=decided.split_kind,
         resampling=resampling,
+        cost_sums=cost_sums(decided, job.costs),
         notices=tuple(notices),
     )
 
@@ -281,7 +296,7 @@ def _read(
 ) -> tuple[Scan, list[pa.Table], list[tuple[Span, int]]]:
     """Look at all rows; return the columns to ``keep`` too, and which rows were read together."""
     job.reporter.stage("reading")
-    names, roles = list(source.schema.names), roles_of(job.data, job.resplit)
+    names, roles = list(source.schema.names), roles_of(job.data, job.costs, job.resplit)
     shares = _share(job, source.n_rows)
     cut = spans(source, batch_rows if batch_rows is None or shares is None else min(batch_rows, shares))
     scans, tables, parts, done = [], [], [], 0
@@ -340,16 +355,17 @@ def _fit(job: _Job, units: Iterator[Unit], decided: Decided) -> Fitted:
     statistics = Statistics(columns)
     for gathered in job.spread.map(partial(fit_unit, columns), (u for u in units if u.is_training)):
         statistics.merge(gathered)
-    schema, said = complete(statistics, decided, job.data)
+    schema, said = complete(statistics, decided, job.data, job.costs)
     fitted = Fitted(schema_=schema, notices=tuple(said), dropped=decided.features.dropped)
     note_fitted(job.destination, job.work, fitted)
     return fitted
 
 
 def _collect(unit: Unit, collected: Collected, leakage: Leakage) -> None:
-    for slot, (rows, label, ids) in zip(unit.slots, prepared(unit, leakage.schema, unit.slots), strict=True):
+    of_slots = prepared(unit, leakage.schema, unit.slots)
+    for slot, (rows, label, ids, costs) in zip(unit.slots, of_slots, strict=True):
         leakage.add(rows, label)
-        collected.add(slot, rows, label, ids)
+        collected.add(slot, rows, label, ids, costs)
 
 
 def _training_lost(manifest: Manifest, lost: list[str]) -> bool:
@@ -364,15 +380,18 @@ def _some(paths: list[str]) -> str:
     return ", ".join(paths[:3]) + (", …" if len(paths) > 3 else "")
 
 
-def _key(files: list[Any], data: DataConfig, seed: int, resplit: Resplit | None = None) -> str:
+def _key(
+    files: list[Any], data: DataConfig, seed: int, costs: Sequence[str], resplit: Resplit | None = None
+) -> str:
+    carried = {"costs": list(costs)} if costs else {}
     more = () if resplit is None else (resplit.identity,)
-    return fingerprint(files, data.model_dump(mode="json"), seed, "format 4", *more)
+    return fingerprint(files, data.model_dump(mode="json") | carried, seed, "format 4", *more)
 
 
-def roles_of(data: DataConfig, resplit: Resplit | None = None) -> Roles:
-    """Return the columns that the plan pass reads: values of the target, time and split, hashes of group and id."""
+def roles_of(data: DataConfig, costs: Sequence[str] = (), resplit: Resplit | None = None) -> Roles:
+    """Return the columns that the plan pass reads: values of the target, time, split and costs, hashes of group and id."""
     more = () if resplit is None else resplit.columns
-    values = [*data.target, data.time, data.split.column, *more]
+    values = [*data.target, data.time, data.split.column, *costs, *more]
     hashes = [data.group, data.id, data.split.column]
     return Roles(
         tuple(dict.fromkeys(name for name in values if name)),

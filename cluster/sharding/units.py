@@ -34,7 +34,7 @@ class Unit:
         V.
     offsets
         First row of each slot within the unit, and the end; int64.
-    labels, row_id
+    labels, row_id, costs
         Of the unit's rows, in final order.
     rows
         How to get at them.
@@ -45,6 +45,7 @@ class Unit:
     offsets: npt.NDArray[np.int64]
     labels: npt.NDArray[Any]
     row_id: npt.NDArray[np.int64]
+    costs: npt.NDArray[np.float64]
     rows: Rows
 
     @property
@@ -108,11 +109,11 @@ class Writing:
                     there = shard_rows(pa.py_buffer(self.destination.read_bytes(files[slot].path)))
                     leakage.add(Prepared(there.numeric, there.categorical), there.label)
                 continue
-            own, label, ids = next(rows)
+            own, label, ids, costs = next(rows)
             if unit.is_training:
                 leakage.add(own, label)
             path = shard_path(self.folder, *divmod(slot, unit.n_shards))
-            files[slot] = write_shard(self.destination, path, own, label, ids, self.schema.target)
+            files[slot] = write_shard(self.destination, path, own, label, ids, self.schema.target, costs)
         if missing:
             noted = {str(slot): file.model_dump(mode="json") for slot, file in files.items()}
             self.destination.write_json(
@@ -128,7 +129,13 @@ def units_of(decided: Decided, blocks: Sequence[Block], rows: Sequence[Rows]) ->
         offsets = plan.offsets[block.first : block.last + 1]
         places = slice(int(offsets[0]), int(offsets[-1]))
         yield Unit(
-            block, plan.n_shards, offsets - offsets[0], decided.labels[places], plan.row_id[places], own
+            block,
+            plan.n_shards,
+            offsets - offsets[0],
+            decided.labels[places],
+            plan.row_id[places],
+            decided.costs[places],
+            own,
         )
 
 
@@ -139,15 +146,15 @@ def fit_unit(columns: Sequence[Column], unit: Unit) -> Gathered:
 
 def prepared(
     unit: Unit, schema: Schema, slots: Sequence[int]
-) -> Iterator[tuple[Prepared, npt.NDArray[Any], pa.Array]]:
-    """Yield the prepared rows, labels and ids of some of a unit's slots, in their order."""
+) -> Iterator[tuple[Prepared, npt.NDArray[Any], pa.Array, npt.NDArray[np.float64]]]:
+    """Yield the prepared rows, labels, ids and costs of some of a unit's slots, in their order."""
     table = unit.rows.load()
     rows = prepare(table, schema)
     ids = identifiers(one_chunk(table.column(schema.id)), schema.id) if schema.id else pa.array(unit.row_id)
     for slot in slots:
         start, stop = unit.offsets[slot - unit.block.first : slot - unit.block.first + 2].tolist()
         own = Prepared(rows.numeric[start:stop], rows.categorical[start:stop])
-        yield own, unit.labels[start:stop], ids.slice(start, stop - start)
+        yield own, unit.labels[start:stop], ids.slice(start, stop - start), unit.costs[start:stop]
 
 
 def is_intact(folder: Storage, file: ShardFile) -> bool:

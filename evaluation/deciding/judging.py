@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from shoal.evaluation.deciding.costs import USUAL, Rule
 from shoal.evaluation.metrics import METRICS, Metric
 from shoal.evaluation.tallies import Array, Floats
+from shoal.training.costs import NO_AMOUNTS, Amounts
 from shoal.training.decision import Calibration
 
 CALIBRATED = "probabilities were calibrated on these rows"
@@ -75,6 +76,7 @@ class Deciding:
         """The metric's direction."""
         return self.metric.greater_is_better
 
-    def value(self, y: Array, scores: Floats) -> float:
-        """Score labels ``[n]`` or ``[n, K]`` against scores as the model gives them."""
-        return self.metric.value(y, self.judging.calibration(scores), self.judging.rule)
+    def value(self, y: Array, scores: Floats, amounts: Amounts = NO_AMOUNTS) -> float:
+        """Score labels ``[n]`` or ``[n, K]`` against scores as the model gives them, of rows with these cost columns."""
+        calibrated = self.judging.calibration(scores, amounts)
+        return self.metric.value(y, calibrated, self.judging.rule, amounts=amounts)

@@ -1,7 +1,7 @@
 """How an experiment's model will decide: what is settled before its fit, and what the validation rows then settle."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -10,14 +10,32 @@ from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Schema
 from shoal.evaluation.config import EvaluationConfig
 from shoal.evaluation.deciding.config import MaximiseConfig
-from shoal.evaluation.deciding.costs import Costs, Rule, resolve_costs
+from shoal.evaluation.deciding.costs import Rule, resolve_costs
 from shoal.evaluation.deciding.judging import Judging
-from shoal.evaluation.deciding.threshold import best_threshold, cost_of
+from shoal.evaluation.deciding.threshold import best_threshold, cheapest_threshold
 from shoal.evaluation.metrics import METRICS
 from shoal.evaluation.tallies import Array, Floats
+from shoal.training.costs import NO_AMOUNTS, Amounts, Cells, Costs
 from shoal.training.decision import Calibration, Decision
 
 _ROWS = "set data.split: {validation: …}, or put such rows into its column"
+
+
+@dataclass(frozen=True)
+class Known:
+    """The rows of each class in two parts, and the cost columns of the training rows.
+
+    Parameters
+    ----------
+    train, validation
+        ``[K]`` each; of training rows before resampling.
+    sums
+        Each cost column, summed over the training rows of each class, ``[K]``.
+    """
+
+    train: Sequence[int]
+    validation: Sequence[int] = ()
+    sums: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,24 +58,28 @@ class Plan:
         """Whether the model is to answer in another way than its fit leaves it."""
         return self.start.decides or self.start.calibration != Calibration() or self.calibration != "none"
 
-    def fit(self, y: Array, scores: Floats) -> Judging:
+    def fit(self, y: Array, scores: Floats, amounts: Amounts = NO_AMOUNTS) -> Judging:
         """Fit what is to be fitted on the validation rows.
 
         Parameters
         ----------
-        y, scores
-            Their labels and the model's scores, as `Metric.value` takes them.
+        y, scores, amounts
+            Their labels, the model's scores and their cost columns, as `Metric.value` takes them.
         """
         if not np.isfinite(scores).all():
             return replace(
                 self.start,
                 notices=("scores of validation rows are NaN or infinite: nothing is fitted to them",),
             )
-        calibration, notices = self._calibrate(y, self.start.calibration(scores))
+        calibration, notices = self._calibrate(y, self.start.calibration(scores, amounts))
         judging = replace(self.start, calibration=calibration, notices=tuple(notices))
         if not judging.chosen_on_validation:
             return judging
-        threshold = best_threshold(y, calibration(scores), self._worth)
+        calibrated, costs = calibration(scores, amounts), self.start.rule.costs
+        if judging.threshold == "empirical" and costs is not None:
+            threshold = cheapest_threshold(y, calibrated, costs, amounts)
+        else:
+            threshold = best_threshold(y, calibrated, self._worth)
         best = "lowest cost" if judging.threshold == "empirical" else f"highest {judging.threshold}"
         said = f"decisions: the event where its probability is at least {threshold:.4g}, of {best} on the validation rows"
         decision = Decision(threshold=threshold)
@@ -83,9 +105,6 @@ class Plan:
         return fitted, [f"calibration: temperature {temperature:.4g}, fitted on {rows}"]
 
     def _worth(self, sums: Floats) -> Floats:
-        if self.start.threshold == "empirical":
-            assert self.start.rule.costs is not None
-            return -cost_of(sums, self.start.rule.costs.matrix)
         finish = METRICS[self.start.threshold].finish
         assert finish is not None
         return finish(sums, "binary")
@@ -94,18 +113,18 @@ class Plan:
 def plan(
     config: EvaluationConfig,
     schema: Schema,
-    train: Sequence[int],
-    validation: Sequence[int],
+    known: Known,
     class_weights: Sequence[float] = (),
+    cost_weights: Cells = (),
 ) -> Plan:
     """Settle how a model will decide.
 
     Parameters
     ----------
-    train, validation
-        Rows of each class.
-    class_weights
-        Of a loss whose probabilities are proportional to them.
+    known
+        What the rows are.
+    class_weights, cost_weights
+        By class or by row, of a loss or of a choice of rows whose probabilities are proportional to them.
 
     Raises
     ------
@@ -118,26 +137,38 @@ def plan(
     calibration = config.calibration
     if calibration == "auto":
         calibration = "none" if costs is None else "temperature"
-    judging = judging_of(config, schema, train, Calibration(), _decision(config, costs))
+    judging = judging_of(config, schema, known, Calibration(), _decision(config, costs))
     if calibration != "none":
-        _need_classes(schema, validation, calibration)
+        _need_classes(schema, known.validation, calibration)
     elif judging.chosen_on_validation:
-        _need_classes(schema, validation, "")
+        _need_classes(schema, known.validation, "")
     if calibration != "none" or costs is not None:
-        judging = replace(judging, calibration=Calibration(class_weights=tuple(class_weights)))
+        weights = Calibration(class_weights=tuple(class_weights), cost_weights=cost_weights)
+        judging = replace(judging, calibration=weights)
     return Plan(replace(judging, notices=tuple(_said(config, judging))), calibration)
 
 
 def judging_of(
     config: EvaluationConfig,
     schema: Schema,
-    train: Sequence[int],
+    known: Known,
     calibration: Calibration,
     decision: Decision,
 ) -> Judging:
-    """Return how a model decides that has this calibration and decision."""
+    """Return how a model decides that has this calibration and decision.
+
+    Raises
+    ------
+    ConfigError
+        As `resolve_costs`; or if costs stand in columns that were not carried from the data.
+    """
     costs = None if config.costs is None else resolve_costs(config.costs, schema)
-    constant = 0 if costs is None else costs.constant(train)
+    if costs is not None and (absent := [name for name in costs.columns if name not in known.sums]):
+        raise ConfigError(
+            f"evaluation.costs: the rows of this run have no costs of column {absent[0]!r}: they are sharded with the cost "
+            "columns that the experiment names, so train with it"
+        )
+    constant = 0 if costs is None else costs.constant(known.train, known.sums)
     threshold = config.threshold
     if isinstance(threshold, MaximiseConfig):
         kind: str = threshold.maximise
@@ -149,7 +180,7 @@ def judging_of(
 
 
 def judging_again(
-    before: EvaluationConfig, after: EvaluationConfig, schema: Schema, train: Sequence[int], known: Judging
+    before: EvaluationConfig, after: EvaluationConfig, schema: Schema, rows: Known, known: Judging
 ) -> Judging:
     """Return how a finished model decides when it is asked for by other costs, or with another threshold.
 
@@ -157,6 +188,8 @@ def judging_again(
     ----------
     before, after
         What it was trained with, and what is asked for.
+    rows
+        What the rows are.
     known
         How it decides.
 
@@ -169,7 +202,7 @@ def judging_again(
     fitted = "is fitted on validation rows when the model is; train again (the shards are reused)"
     if after.calibration != before.calibration:
         raise ConfigError(f"evaluation.calibration {fitted}")
-    asked = judging_of(after, schema, train, known.calibration, known.rule.decision)
+    asked = judging_of(after, schema, rows, known.calibration, known.rule.decision)
     if after.threshold != before.threshold and asked.chosen_on_validation:
         raise ConfigError(f"evaluation.threshold: {asked.threshold} {fitted}, or give a number")
     if (after.threshold, after.costs) == (before.threshold, before.costs) or asked.chosen_on_validation:
@@ -183,9 +216,9 @@ def _decision(config: EvaluationConfig, costs: Costs | None) -> Decision:
         return Decision(threshold=config.threshold)
     if costs is None:
         return Decision()
-    if len(costs.matrix) == 2:
-        return Decision(threshold=costs.threshold)
-    return Decision(costs=tuple(map(tuple, costs.matrix.tolist())))
+    if len(costs.matrix) == 2 and not costs.columns:
+        return Decision(threshold=float(costs.thresholds()))
+    return Decision(costs=costs.cells)
 
 
 def _refuse_unfitting(config: EvaluationConfig, task: str) -> None:
@@ -231,7 +264,9 @@ def _said(config: EvaluationConfig, judging: Judging) -> list[str]:
         said.append(
             "calibration: by temperature on the validation rows, because there are costs; set evaluation.calibration to change it"
         )
-    if judging.threshold == "optimal" and judging.task == "binary":
+    if judging.threshold == "optimal" and judging.rule.decision.columns:
+        said.append("decisions: of lowest expected cost, by each row's own costs")
+    elif judging.threshold == "optimal" and judging.task == "binary":
         threshold = judging.rule.decision.threshold
         said.append(
             f"decisions: the event where its probability is at least {threshold:.4g}, which the costs make the threshold"

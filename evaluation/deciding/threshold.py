@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from shoal.evaluation.tallies import Array, Floats, rank_tally
+from shoal.evaluation.tallies import Array, Floats, rank_tally, score_levels
+from shoal.training.costs import NO_AMOUNTS, Amounts, Costs
 
 _NOISE = 1e-9  # share of the spread of the values that decides nothing
 
@@ -27,18 +28,20 @@ def tallies(y: Array, scores: Floats) -> tuple[Floats, Floats]:
         left_alone, hits, left_alone + missed, hits + false, np.full_like(hits, others.sum()),
         np.full_like(hits, events.sum()), left_alone + hits, np.full_like(hits, len(y)),
     ]  # fmt: skip
-    return np.concatenate([[0.0], np.unique(scores), [1.0]]), np.stack(columns, axis=1)
+    return _edges(scores), np.stack(columns, axis=1)
 
 
-def cost_of(sums: Floats, matrix: Floats) -> Floats:
-    """Return the cost ``[...]`` of all rows of decision tallies ``[..., 8]``, by a cost matrix ``[2, 2]``."""
-    left_alone, hits, other, event = (sums[..., i] for i in range(4))
-    return np.asarray(
-        matrix[0, 0] * left_alone
-        + matrix[1, 1] * hits
-        + matrix[1, 0] * (other - left_alone)
-        + matrix[0, 1] * (event - hits)
-    )
+def costs_of(y: Array, scores: Floats, costs: Costs, amounts: Amounts = NO_AMOUNTS) -> Floats:
+    """Return the cost of all rows for thresholds in each of the stretches of `tallies`, ``[m + 1]``."""
+    event, other = (np.broadcast_to(costs.of(y, k, amounts), y.shape) for k in (1, 0))
+    level, m = score_levels(scores)
+    saved = np.bincount(level, weights=other - event, minlength=m)
+    return np.asarray(float(event.sum()) + np.concatenate([[0.0], np.cumsum(saved)]))
+
+
+def cheapest_threshold(y: Array, scores: Floats, costs: Costs, amounts: Amounts = NO_AMOUNTS) -> float:
+    """Return the threshold of lowest cost, as `best_threshold` chooses among several; `amounts` are the rows' cost columns."""
+    return _widest(_edges(scores), -costs_of(y, scores, costs, amounts))
 
 
 def best_threshold(y: Array, scores: Floats, value: Callable[[Floats], Floats]) -> float:
@@ -52,7 +55,15 @@ def best_threshold(y: Array, scores: Floats, value: Callable[[Floats], Floats]) 
         Decision tallies ``[..., 8]`` -> what is to be high ``[...]``.
     """
     edges, sums = tallies(y, scores)
-    values = np.nan_to_num(value(sums), nan=-np.inf)
+    return _widest(edges, np.nan_to_num(value(sums), nan=-np.inf))
+
+
+def _edges(scores: Floats) -> Floats:
+    return np.concatenate([[0.0], np.unique(scores), [1.0]])
+
+
+def _widest(edges: Floats, values: Floats) -> float:
+    """Return the middle of the widest stretch of highest value."""
     if edges[-2] == 1.0:  # no threshold is above a score of 1
         values[-1] = -np.inf
     known = values[np.isfinite(values)]

@@ -38,7 +38,8 @@ def baselines(metrics: list[Metric], manifest: Manifest, part: Part, rule: Rule)
     if rule.costs is not None:
         row = np.eye(len(rule.costs.matrix))[rule.constant]
         certain = np.full(len(part.y), row[1]) if part.scores.ndim == 1 else np.tile(row, (len(part.y), 1))
-        values = {m.name: m.value(part.y, certain if m.needs == "cost" else scores, rule) for m in metrics}
+        of_metric = {m.name: certain if m.needs == "cost" else scores for m in metrics}
     else:
-        values = {m.name: m.value(part.y, scores, rule) for m in metrics}
+        of_metric = {m.name: scores for m in metrics}
+    values = {m.name: m.value(part.y, of_metric[m.name], rule, amounts=part.amounts) for m in metrics}
     return {name: value for name, value in values.items() if math.isfinite(value)}

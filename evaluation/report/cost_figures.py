@@ -9,9 +9,10 @@ from shoal.evaluation.cost_curves import (
     probability_cost,
     rates,
 )
-from shoal.evaluation.deciding.costs import Costs, Rule
+from shoal.evaluation.deciding.costs import Rule
 from shoal.evaluation.report.facts import Part
 from shoal.evaluation.report.plots import INK, MAIN, PAGE, SECOND, canvas, label_axes, svg
+from shoal.training.costs import Costs
 
 TICKS = (1e-6, 1e-5, 1e-4, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
 
@@ -39,8 +40,11 @@ def cost_curve(part: Part, rule: Rule, costs: Costs) -> str:
 
 
 def cost_over_threshold(parts: dict[str, Part], rule: Rule, costs: Costs, constant: float) -> str:
-    """Draw the mean cost of a row over the threshold, on the scale of logits, with the chosen threshold."""
-    chosen = rule.decision.threshold
+    """Draw the mean cost of a row over the threshold, with the chosen one or what is decided row by row."""
+    first, by_row = next(iter(parts.values())), bool(rule.decision.columns)
+    decided = rule.decision.classes(first.scores, first.amounts)
+    cost = float(np.mean(costs.of(first.y, decided, first.amounts)))
+    chosen = float(np.median(rule.decision.thresholds(first.amounts)))
     near = min(max(chosen, 1e-6), 1 - 1e-6)
     low, high = min(0.001, near / 4), max(0.99, 1 - (1 - near) / 4)
     place = np.linspace(_logit(low), _logit(high), 600)
@@ -51,14 +55,16 @@ def cost_over_threshold(parts: dict[str, Part], rule: Rule, costs: Costs, consta
         for (name, part), (color, style) in zip(
             parts.items(), ((MAIN, "-"), (SECOND, (0, (4, 2)))), strict=False
         ):
-            values = cost_by_threshold(part.y, part.scores, costs, thresholds)
+            values = cost_by_threshold(part.y, part.scores, costs, thresholds, part.amounts)
             highest.append(float(np.quantile(values, 0.8)))
             axes.plot(place, values, color=color, ls=style, label=f"{name} rows")
         axes.axhline(constant, color=INK, lw=1, ls=":", label="best without a model")
-        axes.axvline(_logit(near), color=INK, lw=1.2, ls=(0, (4, 3)), label=f"chosen: {chosen:.4g}")
-        first = next(iter(parts.values()))
-        cost = float(cost_by_threshold(first.y, first.scores, costs, np.array([near]))[0])
-        axes.plot([_logit(near)], [cost], "o", ms=7, color=MAIN, mec=PAGE, mew=1.5, zorder=5)
+        if by_row:
+            name = next(iter(parts))
+            axes.axhline(cost, color=MAIN, lw=1.2, ls=(0, (4, 3)), label=f"each row's threshold, {name} rows")
+        else:
+            axes.axvline(_logit(near), color=INK, lw=1.2, ls=(0, (4, 3)), label=f"chosen: {chosen:.4g}")
+            axes.plot([_logit(near)], [cost], "o", ms=7, color=MAIN, mec=PAGE, mew=1.5, zorder=5)
         shown = [t for t in TICKS if low <= t <= high]
         axes.set_xticks([_logit(t) for t in shown], [f"{t:g}" for t in shown])
         axes.set_xlim(place[0], place[-1])
@@ -68,7 +74,8 @@ def cost_over_threshold(parts: dict[str, Part], rule: Rule, costs: Costs, consta
             axes, "threshold (scale of logits)", f"cost a row{f' ({costs.unit})' if costs.unit else ''}"
         )
         axes.legend(loc="best")
-        text = f"Cost of a row over the threshold; {cost:.4g} at the chosen one, {chosen:.4g}"
+        where = "with a threshold a row" if by_row else f"at the chosen one, {chosen:.4g}"
+        text = f"Cost of a row over the threshold; {cost:.4g} {where}"
         return svg(figure, "cost-threshold", f"{text}; {constant:.4g} without a model.")
 
 

@@ -3,7 +3,6 @@
 import numpy as np
 
 from shoal.evaluation.curves import confusion_matrix
-from shoal.evaluation.deciding.costs import Costs
 from shoal.evaluation.formulas import cost_sums
 from shoal.evaluation.metrics import METRICS, as_rows
 from shoal.evaluation.report import cost_figures
@@ -20,6 +19,8 @@ from shoal.evaluation.report.markup import (
     share,
     table,
 )
+from shoal.evaluation.tallies import Rows
+from shoal.training.costs import Costs
 
 LISTED = 12  # mistakes whose costs are shown
 
@@ -27,6 +28,8 @@ LISTED = 12  # mistakes whose costs are shown
 def rule(facts: ReportFacts) -> list[str]:
     """Say which class is decided, and what of that was chosen on validation rows."""
     judging = facts.judging
+    if judging.threshold == "optimal" and judging.rule.decision.columns:
+        return [*_by_row(facts), *_calibration(facts)]
     threshold = judging.rule.decision.threshold
     which = facts.class_names[1] if facts.target.task == "binary" else "A label"
     at_least = f"{which} is predicted where its probability is at least {threshold:.4g}"
@@ -48,10 +51,28 @@ def rule(facts: ReportFacts) -> list[str]:
     return [said, *_calibration(facts)]
 
 
+def _by_row(facts: ReportFacts) -> list[str]:
+    """Say what is decided where costs are by row."""
+    decision, part = facts.judging.rule.decision, facts.parts.get(facts.judged)
+    said = [
+        "What is predicted for a row has its lowest expected cost, by its own costs in "
+        f"{', '.join(decision.columns)} (Elkan 2001)."
+    ]
+    if facts.target.task == "binary" and part is not None and not facts.hides_costs:
+        low, middle, high = np.quantile(decision.thresholds(part.amounts), [0.05, 0.5, 0.95])
+        said.append(
+            f"So {facts.class_names[1]} is predicted from a probability on that differs from row to row: {middle:.3g} in the "
+            f"middle, {low:.3g} to {high:.3g} for nine of ten {facts.judged} rows."
+        )
+    return said
+
+
 def _calibration(facts: ReportFacts) -> list[str]:
     done, said = facts.judging.calibration, []
     if done.class_weights:
-        said.append("The class weights of the loss were divided out of the probabilities.")
+        said.append("What the classes weighed in the fit was divided out of the probabilities.")
+    if done.cost_weights:
+        said.append("What each row weighed in the fit by its costs was divided out of the probabilities.")
     if done.temperature is not None:
         said.append(
             f"Logits were divided by a temperature of {done.temperature:.4g}, fitted on the validation rows."
@@ -72,12 +93,12 @@ def costs(facts: ReportFacts) -> Html:
         return Html("")
     if not np.isfinite(part.scores).all():
         return section("costs", "Costs", paragraph(f"Scores of the {facts.judged} rows are NaN or infinite."))
-    rows = as_rows(part.y, part.scores, facts.judging.rule)
+    rows = as_rows(part.y, part.scores, facts.judging.rule, amounts=part.amounts)
     total, without, n = cost_sums(rows)[0]
     drawn = []
     if facts.target.task == "binary" and 0 < part.y.sum() < len(part.y):
         drawn = _figures(facts, part, known, float(without / n))
-    sources = _sources(facts, known, confusion_matrix(rows.y, rows.decisions, rows.n_classes), float(total))
+    sources = Html("") if facts.hides_costs else _sources(facts, known, rows, float(total))
     withheld = facts.judged == "validation" and "expected_cost" in facts.judging.withheld
     return section(
         "costs",
@@ -95,7 +116,7 @@ def _summary(facts: ReportFacts, known: Costs, without: float) -> Html:
     cost, saved = entries.get("expected_cost", {}), entries.get("savings", {})
     constant = facts.class_names[facts.judging.rule.constant]
     compared = (
-        f"Always deciding {constant}, which is the cheapest for the class shares of the training rows, would cost "
+        f"Always deciding {constant}, which is the cheapest for the {_shares(known)} of the training rows, would cost "
         f"{number(without, limits)}{unit}."
     )
     if cost.get("value") is None:
@@ -109,16 +130,28 @@ def _summary(facts: ReportFacts, known: Costs, without: float) -> Html:
     )
 
 
+def _shares(known: Costs) -> str:
+    return "costs" if known.columns else "class shares"
+
+
 def _figures(facts: ReportFacts, part: Part, known: Costs, without: float) -> list[Html]:
     sound = {name: p for name, p in facts.parts.items() if np.isfinite(p.scores).all()}
     rule = facts.judging.rule
+    by_row = (
+        " Each row has a threshold of its own: what that costs lies below the curve by as much as one threshold for all wastes."
+        if rule.decision.columns
+        else ""
+    )
+    over = figure(
+        Html(cost_figures.cost_over_threshold(sound, rule, known, without)),
+        "Cost over the threshold",
+        "The lower the threshold, the more is decided to be the event. A wide, flat bottom means that the exact threshold "
+        f"matters little.{by_row}",
+    )
+    if known.columns:  # a cost curve is of costs that are the same for all rows
+        return [] if facts.hides_costs else [over]
     return [
-        figure(
-            Html(cost_figures.cost_over_threshold(sound, rule, known, without)),
-            "Cost over the threshold",
-            "The lower the threshold, the more is decided to be the event. A wide, flat bottom means that the exact threshold "
-            "matters little.",
-        ),
+        over,
         figure(
             Html(cost_figures.cost_curve(part, rule, known)),
             "Cost curve",
@@ -129,18 +162,23 @@ def _figures(facts: ReportFacts, part: Part, known: Costs, without: float) -> li
     ]
 
 
-def _sources(facts: ReportFacts, known: Costs, matrix: np.ndarray, total: float) -> Html:
+def _sources(facts: ReportFacts, known: Costs, rows: Rows, total: float) -> Html:
     """List what the cost is made of, the dearest first."""
-    names, by_cell = facts.class_names, matrix * known.matrix
+    names, decided = facts.class_names, rows.decisions
+    matrix = confusion_matrix(rows.y, decided, rows.n_classes)
+    cell = rows.y * rows.n_classes + decided
+    paid = np.broadcast_to(known.of(rows.y, decided, rows.amounts), cell.shape)
+    by_cell = np.bincount(cell, weights=paid, minlength=matrix.size).reshape(matrix.shape)
     lines = []
     for flat in np.argsort(-np.abs(by_cell), axis=None, kind="stable")[:LISTED]:
         i, j = divmod(int(flat), len(names))
         if by_cell[i, j]:
             part = share(by_cell[i, j], total) if total > 0 and (by_cell >= 0).all() else "–"
-            each, all_rows = (f"{value:,.6g}" for value in (known.matrix[i, j], by_cell[i, j]))
+            each, all_rows = (f"{value:,.6g}" for value in (by_cell[i, j] / matrix[i, j], by_cell[i, j]))
             lines.append([f"{names[i]}, decided {names[j]}", count(matrix[i, j]), each, all_rows, part])
     unit = f", in {known.unit}" if known.unit else ""
-    headers = ["actual and decided class", "rows", "cost of each", "cost", "share"]
+    each = "mean cost" if known.columns else "cost of each"
+    headers = ["actual and decided class", "rows", each, "cost", "share"]
     return (
         table(f"Where the cost comes from, {facts.judged} rows{unit}", headers, lines) if lines else Html("")
     )

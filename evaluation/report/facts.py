@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 from shoal.cluster.run_folder import CONFIG, RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target
 from shoal.evaluation.deciding.judging import Judging
-from shoal.evaluation.evaluate import Scores, labels_and_scores, part_of
+from shoal.evaluation.evaluate import Scores, amounts_of, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS, Metric
 from shoal.evaluation.tallies import Array, Floats
 from shoal.training.config import TrainingConfig
+from shoal.training.costs import Amounts
 from shoal.training.early_stopping import EarlyStopping
 
 HISTORY, PREDICTIONS, PROVENANCE = "history.parquet", "predictions.parquet", "provenance.json"
@@ -31,10 +32,11 @@ def is_macro(metric: str, task: str) -> bool:
 
 @dataclass(frozen=True)
 class Part:
-    """Labels and scores of one part's rows, as `Metric.value` takes them."""
+    """Labels, scores and cost columns of one part's rows, as `Metric.value` takes them."""
 
     y: Array
     scores: Floats
+    amounts: Amounts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,11 @@ class ReportFacts:
     def hides_units(self) -> bool:
         """Whether the target's numbers are given in standard deviations, because they are private."""
         return self.private and self.target.task == "regression"
+
+    @property
+    def hides_costs(self) -> bool:
+        """Whether costs of single rows must not be shown, because a column that they stand in is private."""
+        return bool(set(self.judging.rule.columns) & set(self.manifest.schema_.private))
 
     @property
     def class_names(self) -> list[str]:
@@ -170,7 +177,8 @@ def collect(
     for split in ("test", "validation"):
         rows = part_of(predictions, split)
         if rows.num_rows:
-            parts[split] = Part(*labels_and_scores(rows, manifest.schema_.target))
+            amounts = amounts_of(rows, judging.rule.columns if judging is not None else ())
+            parts[split] = Part(*labels_and_scores(rows, manifest.schema_.target), amounts)
     if provenance is None:
         provenance = run.read_json(PROVENANCE) if run.exists(PROVENANCE) else {}
     facts = ReportFacts(

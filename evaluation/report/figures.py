@@ -92,9 +92,7 @@ def roc(parts: dict[str, Part], confusion: tuple[float, float] | None) -> str:
             texts.append(f"area under the {name} curve {value:.3f}")
         axes.plot([0, 1], [0, 1], color=INK, lw=1, ls=":", label="guessing: 0.500")
         if confusion is not None:
-            axes.plot(
-                *confusion, "o", ms=7, color=MAIN, mec=PAGE, mew=1.5, label="decision threshold", zorder=5
-            )
+            axes.plot(*confusion, "o", ms=7, color=MAIN, mec=PAGE, mew=1.5, label="decisions", zorder=5)
         _unit_square(axes)
         label_axes(axes, "false positive rate", "true positive rate (recall)")
         axes.legend(loc="lower right")
@@ -117,9 +115,7 @@ def precision_recall(parts: dict[str, Part], base_rate: float, decision: tuple[f
             texts.append(f"average precision of {name} {value:.3f}")
         axes.axhline(base_rate, color=INK, lw=1, ls=":", label=f"base rate: {base_rate:.3f}")
         if decision is not None:
-            axes.plot(
-                *decision, "o", ms=7, color=MAIN, mec=PAGE, mew=1.5, label="decision threshold", zorder=5
-            )
+            axes.plot(*decision, "o", ms=7, color=MAIN, mec=PAGE, mew=1.5, label="decisions", zorder=5)
         _unit_square(axes)
         label_axes(axes, "recall", "precision")
         axes.legend(loc="best")

@@ -86,7 +86,7 @@ def ranking(facts: ReportFacts) -> Html:
             "Ranking and probabilities",
             paragraph(f"The {facts.judged} rows hold one class only: there are no curves to draw."),
         )
-    decided = facts.judging.rule.decision.classes(part.scores) == 1
+    decided = facts.judging.rule.decision.classes(part.scores, part.amounts) == 1
     events = part.y == 1
     recall, false = float(decided[events].mean()), float(decided[~events].mean())
     precision = float(events[decided].mean()) if decided.any() else None
@@ -125,7 +125,7 @@ def decisions(facts: ReportFacts) -> Html:
     if part is None or facts.target.task == "regression":
         return Html("")
     names, blocks = facts.class_names, []
-    rows = as_rows(part.y, part.scores, facts.judging.rule)
+    rows = as_rows(part.y, part.scores, facts.judging.rule, amounts=part.amounts)
     blocks.append(paragraph(*costs.rule(facts)))
     if not rows.multilabel:
         matrix = confusion_matrix(rows.y, rows.decisions, rows.n_classes)

@@ -15,16 +15,19 @@ from shoal.cluster.components import Choice
 from shoal.cluster.config import ClusterConfig, Config, format_duration, identity
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.imbalance.config import RandomOverSamplerConfig, makes_rows, named
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
 from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
 from shoal.training.losses.config import (
     BY_COSTS,
     LOSSES,
+    AutoLossConfig,
     BCEConfig,
     CrossEntropyConfig,
     LogitAdjustedConfig,
 )
+from shoal.training.sampling.config import CostRejectionConfig
 from shoal.yaml_file import Document, dump, load
 
 
@@ -37,6 +40,11 @@ class Experiment(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
+
+    @property
+    def cost_columns(self) -> tuple[str, ...]:
+        """The columns of the data in which costs stand, sorted."""
+        return () if self.evaluation.costs is None else self.evaluation.costs.columns
 
     @model_validator(mode="after")
     def _one_correction(self) -> "Experiment":
@@ -59,6 +67,40 @@ class Experiment(Config):
             raise ValueError(
                 f"training.loss: class_weights: costs is for cross_entropy and bce, whose probabilities can be set right again, "
                 f"not for {Choice(LOSSES).name_of(loss)}; give it weights by class, with evaluation.threshold: empirical"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rejection_by_costs(self) -> "Experiment":
+        if not isinstance(self.training.sampling, CostRejectionConfig):
+            return self
+        key, loss = "training.sampling: cost_rejection", self.training.loss
+        if self.evaluation.costs is None:
+            raise ValueError(f"{key} needs evaluation.costs; name the costs there, or use shuffle")
+        if not isinstance(loss, AutoLossConfig | CrossEntropyConfig | BCEConfig):
+            raise ValueError(
+                f"{key} is for the losses cross_entropy and bce, whose probabilities can be set right again; use one of them"
+            )
+        if getattr(loss, "class_weights", None) is not None:
+            raise ValueError(
+                f"{key} and class_weights both count what mistakes cost, or how rare a class is: keep one of them"
+            )
+        if isinstance(self.data.imbalance, RandomOverSamplerConfig):
+            raise ValueError(
+                f"data.imbalance: random_over_sampler copies rows, and {key} leaves most of them out again: keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _made_rows_have_no_costs(self) -> "Experiment":
+        by_weight = getattr(self.training.loss, "class_weights", None) == BY_COSTS
+        by_choice = isinstance(self.training.sampling, CostRejectionConfig)
+        if self.cost_columns and makes_rows(self.data.imbalance) and (by_weight or by_choice):
+            name = named(self.data.imbalance) if self.data.imbalance is not None else ""
+            used = "training.sampling: cost_rejection" if by_choice else "class_weights: costs"
+            raise ValueError(
+                f"data.imbalance: {name} makes rows, and nothing says what mistakes on them cost, by which {used} weighs; use "
+                "random_under_sampler, or leave one of them out"
             )
         return self
 

@@ -21,7 +21,6 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
     "tuning": None,
     "transfer": None,
     "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
-    "evaluation.costs.column": None,
 }
 
 # What other libraries call what has another name here.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from shoal.cluster.sharding.manifest import Column, Schema, Target
 from shoal.training.memory import ArrayDataset, ArrayPart
@@ -78,6 +79,23 @@ def make_dataset(task: str = "binary", rows: int = 403, n_shards: int = 8, **sch
     made = make_schema(task, **schema)
     sizes = {"train": rows, "validation": rows // 3, "test": rows // 4}
     return ArrayDataset(made, {s: make_part(made, n, i) for i, (s, n) in enumerate(sizes.items())}, n_shards)
+
+
+def with_costs(dataset: ArrayDataset, seed: int = 5) -> ArrayDataset:
+    """The same rows with costs in a column, ``amount``, and ids."""
+    rng = np.random.default_rng(seed)
+    parts = {
+        split: ArrayPart(
+            part.numeric,
+            part.categorical,
+            part.label,
+            rng.lognormal(1.0, 1.0, (len(part), 1)),
+            pa.array([f"{split}-{i:05d}" for i in range(len(part))]),
+        )
+        for split, part in dataset.parts.items()
+    }
+    schema = dataset.schema.model_copy(update={"costs": ("amount",)})
+    return ArrayDataset(schema, parts, dataset.n_shards)
 
 
 def dealt_by_class(dataset: ArrayDataset) -> ArrayDataset:

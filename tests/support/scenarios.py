@@ -14,17 +14,20 @@ from shoal.cluster.components import Imported
 from shoal.cluster.errors import ShoalError
 from shoal.cluster.progress import Silent
 from shoal.training.config import MLPConfig, TrainingConfig
+from shoal.training.costs import Costs
 from shoal.training.loop import Loop
 from shoal.training.models import build_model
 from shoal.training.plan import EpochPlan
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from shoal.training.strategies.diagnosis import stuck_workers_named
-from support.prepared import dealt_by_class, make_dataset
+from support.prepared import dealt_by_class, make_dataset, with_costs
 
 CPU = torch.device("cpu")
 
 
+BY_ROW = Costs.of_cells(((0.0, 1.0), ("amount", 0.0)))
+BY_COSTS = {"cross_entropy": {"class_weights": "costs"}}
 REGULARISED: dict[str, Any] = {
     "optimizer": {"adam": {"learning_rate": 0.01}},
     "l1": {"proximal": 0.01},
@@ -62,7 +65,7 @@ class Error:
 
     name, greater_is_better = "error", False
 
-    def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+    def value(self, y: np.ndarray, scores: np.ndarray, amounts: object = None) -> float:
         return float(np.mean((y - scores) ** 2))
 
 
@@ -72,17 +75,19 @@ def make_loop(
     task: str = "binary",
     rows: int = 203,
     seed: int = 3,
+    costs: Costs | None = None,
     **training: object,
 ) -> Loop:
-    dataset = make_dataset(task, rows)
-    if "sampling" in training:
+    dataset = make_dataset(task, rows) if costs is None else with_costs(make_dataset(task, rows))
+    if training.get("sampling", "cost_rejection") != "cost_rejection":
         dataset = dealt_by_class(dataset)
     config = (
         MLPConfig(hidden=(8,), dropout=0.3) if factory is None else Imported.model_validate({"import": "a:b"})
     )
     model = build_model(config, dataset.schema, seed, factory=factory)
     values = {"epochs": 2, "batch_size": 50, "precision": "fp64", **training}
-    return Loop(model, dataset, TrainingConfig.model_validate(values), strategy, Error(), 3, Silent())  # type: ignore[arg-type]
+    section = TrainingConfig.model_validate(values)
+    return Loop(model, dataset, section, strategy, Error(), 3, Silent(), costs=costs)  # type: ignore[arg-type]
 
 
 def weights(loop: Loop) -> np.ndarray:
@@ -111,6 +116,11 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         "weighted labels": make_loop(
             strategy, task="multilabel", loss={"bce": {"class_weights": "balanced"}}
         ),
+        "weighted by row": make_loop(strategy, costs=BY_ROW, loss=BY_COSTS, gradient_accumulation=2),
+        "weighted by row, fewer rows in a step than workers": make_loop(
+            strategy, costs=BY_ROW, loss=BY_COSTS, rows=40, batch_size=1
+        ),
+        "cost rejection": make_loop(strategy, costs=BY_ROW, sampling="cost_rejection", batch_size=10),
         "scheduled": make_loop(strategy, schedule="one_cycle", optimizer={"sgd": {"learning_rate": 0.1}}),
         "plateau": make_loop(
             strategy, schedule={"reduce_on_plateau": {"patience": 0, "min_delta": 0.05}}, epochs=4

@@ -14,6 +14,7 @@ from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Target
 from shoal.training.losses import classification, regression
 from shoal.training.losses.config import (
+    BY_COSTS,
     EFFECTIVE,
     LOSSES,
     AutoLossConfig,
@@ -28,11 +29,13 @@ from shoal.training.losses.config import (
     QuantileConfig,
     SquaredErrorConfig,
 )
-from shoal.training.losses.weights import class_weights
+from shoal.training.losses.weights import RowWeights, class_weights
 from shoal.training.users_code import users
 
 Values = Callable[[Tensor, Tensor], Tensor]
 """(logits ``[B, K]``, labels) -> ``[B]``, or ``[B, K]`` for several labels."""
+Weights = Callable[[Tensor, Tensor], Tensor]
+NO_COSTS = torch.empty((0, 0), dtype=torch.float64)
 
 _AUTO: dict[str, Config] = {
     "binary": CrossEntropyConfig(),
@@ -63,36 +66,42 @@ class Loss:
     values
         Unweighted, per row or per label.
     weights
-        Labels -> weights of the shape of ``values``; None where all are 1.
+        (labels, cost columns) -> weights of the shape of ``values``; None where all are 1.
     weighted_from
         First epoch, from 0, in which weights count.
     """
 
     values: Values
-    weights: Callable[[Tensor], Tensor] | None = None
+    weights: Weights | None = None
     weighted_from: int = 0
 
     def is_weighted(self, epoch: int) -> bool:
         """Whether rows may weigh other than 1 in an epoch."""
         return self.weights is not None and epoch >= self.weighted_from
 
-    def rows(self, logits: Tensor, labels: Tensor, epoch: int) -> Tensor:
-        """Return value times weight ``[B]`` of each row."""
+    def rows(self, logits: Tensor, labels: Tensor, epoch: int, costs: Tensor = NO_COSTS) -> Tensor:
+        """Return value times weight ``[B]`` of each row; ``costs`` are its cost columns ``[B, C]``."""
         values = self.values(logits, labels)
         if self.weights is not None and self.is_weighted(epoch):
-            values = values * self.weights(labels).to(values.dtype)
+            values = values * self.weights(labels, costs).to(values.dtype)
         return values if values.dim() == 1 else values.mean(1)
 
-    def weight(self, labels: Tensor, epoch: int) -> float:
+    def weight(self, labels: Tensor, epoch: int, costs: Tensor = NO_COSTS) -> float:
         """Return the sum of the rows' weights."""
         if self.weights is None or not self.is_weighted(epoch):
             return float(len(labels))
-        found = self.weights(labels)
+        found = self.weights(labels, costs)
         return float((found if found.dim() == 1 else found.mean(1)).sum(dtype=torch.float64))
 
 
 def build_loss(
-    config: Config, target: Target, class_rows: Sequence[int], total: int, epochs: int, private: bool = False
+    config: Config,
+    target: Target,
+    class_rows: Sequence[int],
+    total: int,
+    epochs: int,
+    private: bool = False,
+    by_row: RowWeights | None = None,
 ) -> Loss:
     """Return the loss that a config names.
 
@@ -108,6 +117,8 @@ def build_loss(
         Of the fit.
     private
         Whether a message must not name the classes.
+    by_row
+        What ``class_weights: costs`` means where costs stand in columns.
 
     Raises
     ------
@@ -129,6 +140,8 @@ def build_loss(
     values = _classes(config, target, rows, private)
     if config.class_weights is None:
         return Loss(values)
+    if config.class_weights == BY_COSTS and by_row is not None:
+        return Loss(values, by_row)
     first = int(config.reweight_from * epochs) if isinstance(config, LDAMConfig) else 0
     return Loss(values, _weights(config, target, rows, total, private), first)
 
@@ -167,9 +180,7 @@ def _classes(config: LossConfig, target: Target, rows: Tensor, private: bool) ->
     )
 
 
-def _weights(
-    config: LossConfig, target: Target, rows: Tensor, total: int, private: bool
-) -> Callable[[Tensor], Tensor]:
+def _weights(config: LossConfig, target: Target, rows: Tensor, total: int, private: bool) -> Weights:
     """Return the weight of each row by its class, or of each of several labels by whether a row has it."""
     assert config.class_weights is not None
     named = isinstance(config.class_weights, dict) and EFFECTIVE not in config.class_weights
@@ -177,7 +188,7 @@ def _weights(
         if not named:
             _need_rows(config, target, rows, private)
         by_class = class_weights(config.class_weights, rows, target.classes, private)
-        return lambda y: by_class.to(y.device)[y]
+        return lambda y, _: by_class.to(y.device)[y]
     if named:
         yes = class_weights(config.class_weights, rows, target.classes, private)
         no = torch.ones_like(yes)
@@ -185,7 +196,7 @@ def _weights(
         _need_rows(config, target, torch.minimum(rows, total - rows), private)
         both = [class_weights(config.class_weights, torch.stack([total - n, n]), (False, True)) for n in rows]
         no, yes = torch.stack(both).unbind(1)
-    return lambda y: torch.where(y.bool(), yes.to(y.device), no.to(y.device))
+    return lambda y, _: torch.where(y.bool(), yes.to(y.device), no.to(y.device))
 
 
 def _need_rows(config: LossConfig, target: Target, rows: Tensor, private: bool) -> None:

@@ -1,14 +1,46 @@
-"""How much a class weighs, from the training rows of each."""
+"""How much a class weighs, from the training rows of each, or a row, from its costs."""
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Scalar
+from shoal.training.costs import Costs
 from shoal.training.losses.config import EFFECTIVE, ClassWeights, EffectiveNumberConfig
+
+
+@dataclass(frozen=True)
+class RowWeights:
+    """Weights by row: what its own costs say that mistakes on its class cost above deciding right.
+
+    Parameters
+    ----------
+    same
+        float64 ``[K]``, of each class, without the cost columns.
+    times
+        float64 ``[K, C]``, what each cost column is multiplied by.
+    """
+
+    same: Tensor
+    times: Tensor
+
+    @classmethod
+    def of(cls, costs: Costs, columns: Sequence[str], mean: float) -> "RowWeights":
+        """Return the weights of rows with these cost columns, divided by a mean."""
+        zeros = {name: np.zeros(1) for name in columns}
+        same = costs.weights(zeros)[0]
+        times = [costs.weights({**zeros, name: np.ones(1)})[0] - same for name in columns]
+        return cls(torch.tensor(same / mean), torch.tensor(np.stack(times, axis=1) / mean))
+
+    def __call__(self, labels: Tensor, costs: Tensor) -> Tensor:
+        """Return float64 ``[B]`` of labels ``[B]`` and cost columns ``[B, C]``."""
+        same, times = self.same.to(labels.device), self.times.to(labels.device)
+        return same[labels] + (costs * times[labels]).sum(1)
 
 
 def class_weights(

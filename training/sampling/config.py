@@ -36,11 +36,19 @@ class QuotasConfig(Config):
     )
 
 
+class CostRejectionConfig(Config):
+    """Rows kept for the fit, once, with a chance in proportion to what mistakes on them cost; of these, every one once an epoch.
+
+    By `evaluation.costs` (Zadrozny, Langford and Abe 2003, section 2.3).
+    """
+
+
 SAMPLINGS: dict[str, type[Config]] = {
     "shuffle": ShuffleConfig,
     "proportional": ProportionalConfig,
     "class_balanced": ClassBalancedConfig,
     "weighted": WeightedConfig,
     "quotas": QuotasConfig,
+    "cost_rejection": CostRejectionConfig,
 }
 SamplingChoice = Annotated[Config, Choice(SAMPLINGS, importable=False)]

@@ -9,7 +9,13 @@ from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.names import nearest, plural
-from shoal.training.sampling.config import ClassBalancedConfig, QuotasConfig, ShuffleConfig, WeightedConfig
+from shoal.training.sampling.config import (
+    ClassBalancedConfig,
+    CostRejectionConfig,
+    QuotasConfig,
+    ShuffleConfig,
+    WeightedConfig,
+)
 
 
 def class_shares(
@@ -37,7 +43,7 @@ def class_shares(
     ConfigError
         If there are no classes, or no such classes, or the quotas are larger than the batch.
     """
-    if isinstance(config, ShuffleConfig):
+    if isinstance(config, ShuffleConfig | CostRejectionConfig):
         return None
     if target.task not in ("binary", "multiclass"):
         raise ConfigError(

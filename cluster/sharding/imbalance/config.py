@@ -149,4 +149,11 @@ def named(config: Config) -> str:
     return config.path if isinstance(config, Imported) else str(CHOICE.name_of(config))
 
 
+def makes_rows(config: Config | None) -> bool:
+    """Whether a method may add rows that are no copies."""
+    if isinstance(config, ClusterCentroidsConfig):
+        return config.voting == "soft"
+    return isinstance(config, SMOTEConfig | ADASYNConfig | Imported)
+
+
 ImbalanceChoice = Annotated[Config | Imported, CHOICE]

@@ -46,12 +46,15 @@ class Collected:
         self.n_shards = n_shards
         rows = int(counts.sum())
         self._ids: list[pa.Array] = []
+        self.costs = np.empty((rows, len(schema.costs)))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         numeric = _array((rows, schema.numeric_width), np.float32, scratch, "numeric")
         categorical = _array((rows, len(schema.categorical)), np.int32, scratch, "categorical")
         self.rows = TrainingRows(Prepared(numeric, categorical), offsets, schema)
 
-    def add(self, shard: int, rows: Prepared, label: Index, row_id: pa.Array) -> None:
+    def add(
+        self, shard: int, rows: Prepared, label: Index, row_id: pa.Array, costs: npt.NDArray[np.float64]
+    ) -> None:
         """Add a shard; shards come in their order.
 
         Its rows are by key. By class and then by key, the j-th of them was dealt as row ``j V + shard``.
@@ -59,6 +62,7 @@ class Collected:
         dealt = np.argsort(label, kind="stable")
         self.rows.rows.numeric[shard :: self.n_shards] = rows.numeric[dealt]
         self.rows.rows.categorical[shard :: self.n_shards] = rows.categorical[dealt]
+        self.costs[shard :: self.n_shards] = costs[dealt]
         self._ids.append(row_id.take(pa.array(dealt)))
 
     def ids(self) -> pa.Array:
@@ -177,6 +181,8 @@ def _shards(
         categorical = np.empty((len(own), old.categorical.shape[1]), np.int32)
         numeric[real], numeric[~real] = old.numeric, new.numeric
         categorical[real], categorical[~real] = old.categorical, new.categorical
+        costs = np.full((len(own), collected.costs.shape[1]), np.nan)  # nobody said what a made row costs
+        costs[real] = collected.costs[index]
         place = np.empty(len(own), np.int64)
         place[real], place[~real] = np.arange(len(index)), len(index) + np.arange(len(made))
         row_id = pa.concat_arrays([ids.take(pa.array(index)), made_ids.take(pa.array(made))])
@@ -187,6 +193,7 @@ def _shards(
             labels[own],
             row_id.take(pa.array(place)),
             training.schema.target,
+            costs,
         )
 
 

@@ -167,7 +167,14 @@ def dealt(experiment: Experiment, reporter: Reporter) -> tuple["Folds", Target, 
     source = open_source(find(experiment.data.path, experiment.cluster.storage))
     for column in recorder.columns:
         require(column, list(source.schema.names), "evaluation.cv.column.name")
-    found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter, recorder)
+    found = look(
+        experiment.data,
+        experiment.seed,
+        experiment.cluster.storage,
+        reporter,
+        experiment.cost_columns,
+        resplit=recorder,
+    )
     return recorder.folds, found.target, found.notices
 
 

@@ -55,7 +55,7 @@ def shard(
     Parameters
     ----------
     experiment
-        Its `data` section and seed matter here; or the path of its file.
+        Its `data` section, its seed and the columns of `evaluation.costs` matter here; or the path of its file.
     out
         Folder or URI to write to; by default ``<storage_path>/<name>-shard-<key>``, where any dataset of the
         same key is reused.
@@ -82,7 +82,7 @@ def shard(
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
     storage = experiment.cluster.storage
-    key = sharding_key(experiment.data, experiment.seed, storage)
+    key = sharding_key(experiment.data, experiment.seed, storage, experiment.cost_columns)
     if out is None:
         for found in _existing(Storage.open(experiment.cluster.storage_path, storage), key):
             if (reused := _reused(found, key, verify, reporter)) is not None:
@@ -104,6 +104,7 @@ def shard(
             reporter=heard,
             verify=verify,
             spread=stack.enter_context(_spread(experiment.cluster, heard)),
+            costs=experiment.cost_columns,
         )
     return ShardResult(folder.uri, manifest, False)
 
@@ -125,7 +126,8 @@ def _spread(cluster: ClusterConfig, reporter: Reporter) -> "Iterator[Spread]":
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:
-    return {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
+    chosen = {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
+    return chosen | ({"costs": list(experiment.cost_columns)} if experiment.cost_columns else {})
 
 
 def _existing(root: Storage, key: str) -> list[Storage]:

@@ -1,6 +1,7 @@
 """What costs, calibration and threshold mean for an experiment: the loss, the model and the predictions."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -10,13 +11,15 @@ from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Schema, Target
 from shoal.evaluation.deciding.costs import resolve_costs
 from shoal.evaluation.deciding.judging import Judging
-from shoal.evaluation.deciding.plan import Plan, judging_of, plan
-from shoal.evaluation.evaluate import labels_and_scores, part_of
+from shoal.evaluation.deciding.plan import Known, Plan, judging_of, plan
+from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
 from shoal.experiment import Experiment
 from shoal.training.config import TrainingConfig
+from shoal.training.costs import Costs
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import write_decision
 from shoal.training.losses.config import BY_COSTS, BCEConfig, CrossEntropyConfig, LossConfig
+from shoal.training.sampling.config import CostRejectionConfig
 
 PREDICTIONS = "predictions.parquet"
 
@@ -33,16 +36,16 @@ class Trained(Protocol):
         """Which class it decides."""
 
 
-def plan_of(
-    experiment: Experiment,
-    schema: Schema,
-    train: Sequence[int],
-    validation: Sequence[int],
-    resampled: Sequence[int] = (),
-) -> Plan:
+def costs_of(experiment: Experiment, schema: Schema) -> Costs | None:
+    """Return what decisions cost, None where nothing says so."""
+    config = experiment.evaluation.costs
+    return None if config is None else resolve_costs(config, schema)
+
+
+def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Sequence[int] = ()) -> Plan:
     """Settle how an experiment's model will decide.
 
-    ``train`` and ``validation`` are the rows of each class, ``resampled`` the training rows of each after resampling.
+    ``resampled`` are the training rows of each class after resampling.
 
     Raises
     ------
@@ -52,14 +55,28 @@ def plan_of(
     weights: tuple[float, ...] = ()
     loss = training_of(experiment, schema).loss
     given = loss.class_weights if isinstance(loss, CrossEntropyConfig | BCEConfig) else None
-    seen = resampled or train
+    seen = resampled or known.train
+    costs, by_row = costs_of(experiment, schema), False
+    if costs is not None and isinstance(experiment.training.sampling, CostRejectionConfig):
+        by_row = bool(costs.columns)
+        weights = () if by_row else tuple(costs.class_weights.tolist())
+    elif costs is not None and costs.columns and given == BY_COSTS:
+        given, by_row = None, True
     if given is not None and schema.target.task != "multilabel" and seen and all(seen):
         import torch
 
         from shoal.training.losses.weights import class_weights
 
         weights = tuple(class_weights(given, torch.tensor(seen), schema.target.classes).tolist())
-    return plan(experiment.evaluation, schema, train, validation, weights)
+    found = plan(experiment.evaluation, schema, known, weights, costs.cells if costs and by_row else ())
+    unseen = [name for name in schema.costs if name not in {column.name for column in schema.columns}]
+    if not by_row or not unseen:
+        return found
+    said = (
+        f"rows weigh by {', '.join(unseen)}, which the model does not see: what it learns is only divided out in part, so "
+        "probabilities may be wrong; make it a feature (not in data.drop), or set evaluation.calibration: isotonic"
+    )
+    return replace(found, start=replace(found.start, notices=(*found.start.notices, said)))
 
 
 def plan_of_rows(experiment: Experiment, manifest: Manifest) -> Plan:
@@ -70,9 +87,14 @@ def plan_of_rows(experiment: Experiment, manifest: Manifest) -> Plan:
     ConfigError
         As `plan`.
     """
-    train, validation = (class_rows(manifest, part) for part in ("train", "validation"))
     resampled = manifest.splits["train"].class_counts if manifest.resampling else ()
-    return plan_of(experiment, manifest.schema_, train, validation, resampled)
+    return plan_of(experiment, manifest.schema_, known_rows(manifest), resampled)
+
+
+def known_rows(manifest: Manifest) -> Known:
+    """Return what the manifest says of the rows."""
+    train, validation = (class_rows(manifest, part) for part in ("train", "validation"))
+    return Known(train, validation, manifest.cost_sums)
 
 
 def class_rows(manifest: Manifest, part: str) -> Sequence[int]:
@@ -85,11 +107,11 @@ def class_rows(manifest: Manifest, part: str) -> Sequence[int]:
 
 
 def training_of(experiment: Experiment, schema: Schema) -> TrainingConfig:
-    """Return the training section with numbers for ``class_weights: costs``."""
-    loss, costs = experiment.training.loss, experiment.evaluation.costs
-    if not isinstance(loss, LossConfig) or loss.class_weights != BY_COSTS or costs is None:
+    """Return the training section with numbers for ``class_weights: costs``, where costs are not by row."""
+    loss, costs = experiment.training.loss, costs_of(experiment, schema)
+    if not isinstance(loss, LossConfig) or loss.class_weights != BY_COSTS or costs is None or costs.columns:
         return experiment.training
-    weights = resolve_costs(costs, schema).class_weights
+    weights = costs.class_weights
     named = {str(name): float(w) for name, w in zip(schema.target.classes, weights, strict=True)}
     return experiment.training.model_copy(update={"loss": loss.model_copy(update={"class_weights": named})})
 
@@ -100,7 +122,10 @@ def settle(run: RunFolder, found: Plan, target: Target) -> Judging:
         return found.start
     predictions = run.read_table(PREDICTIONS)
     rows = part_of(predictions, "validation")
-    judging = found.fit(*labels_and_scores(rows, target)) if rows.num_rows else found.start
+    judging = found.start
+    if rows.num_rows:
+        columns = {*judging.rule.columns, *judging.calibration.columns}
+        judging = found.fit(*labels_and_scores(rows, target), amounts_of(rows, columns))
     calibrated = _calibrated(predictions, target, judging.calibration)
     run.write_table(PREDICTIONS, with_decisions(calibrated, target, judging))
     write_decision(run, judging.calibration, judging.rule.decision)
@@ -112,7 +137,9 @@ def with_decisions(predictions: pa.Table, target: Target, judging: Judging) -> p
     if not judging.decides:
         return predictions
     _, scores = labels_and_scores(predictions, target)
-    codes = pa.array(judging.rule.decision.classes(scores).astype(np.int32))
+    decision = judging.rule.decision
+    decided = decision.classes(scores, amounts_of(predictions, decision.columns))
+    codes = pa.array(decided.astype(np.int32))
     names = pa.array([str(name) for name in target.classes])
     at = predictions.column_names.index("label") + 1
     return predictions.add_column(at, "decision", pa.DictionaryArray.from_arrays(codes, names))
@@ -120,7 +147,7 @@ def with_decisions(predictions: pa.Table, target: Target, judging: Judging) -> p
 
 def _calibrated(predictions: pa.Table, target: Target, calibration: Calibration) -> pa.Table:
     _, scores = labels_and_scores(predictions, target)
-    scores = calibration(scores)
+    scores = calibration(scores, amounts_of(predictions, calibration.columns))
     if target.task == "binary":
         scores = np.stack([1.0 - scores, scores], axis=1)
     for k, name in enumerate(target.classes):
@@ -135,7 +162,7 @@ def judging_of_run(experiment: Experiment, manifest: Manifest, trained: Trained)
     return judging_of(
         experiment.evaluation,
         manifest.schema_,
-        class_rows(manifest, "train"),
+        known_rows(manifest),
         trained.calibration,
         trained.decision,
     )

@@ -156,6 +156,7 @@ def job_of(
 ) -> "FitJob":
     """Return what the workers of an experiment's fit need to know."""
     from shoal.training.worker import FitJob
+    from shoal.verbs.decisions import costs_of
 
     return FitJob(
         model=experiment.model,
@@ -168,6 +169,7 @@ def job_of(
         cache_path=experiment.cluster.cache_path,
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
+        costs=costs_of(experiment, data.manifest.schema_),
     )
 
 
@@ -276,7 +278,9 @@ def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter)
     from shoal.cluster.sharding.service import sharding_key
 
     try:
-        key = sharding_key(experiment.data, experiment.seed, experiment.cluster.storage)
+        key = sharding_key(
+            experiment.data, experiment.seed, experiment.cluster.storage, experiment.cost_columns
+        )
     except DataError:
         reporter.notice("the input files of this run are not there any more")
         return

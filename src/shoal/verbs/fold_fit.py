@@ -118,6 +118,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         data,
         storage_config=experiment.cluster.storage,
         reporter=reporter or Silent(),
+        costs=experiment.cost_columns,
         resplit=OneFold(experiment.evaluation.cv, fit.fold),
     )
     sharded = time.perf_counter()
@@ -160,12 +161,15 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
 
 def _scores(run: Storage, fit: FoldFit, target: Target, judging: "Judging") -> dict[str, float | None]:
     """Return each metric's value on the rows that the fold judges; None where it has none."""
-    from shoal.evaluation.evaluate import labels_and_scores, part_of
+    from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
     from shoal.evaluation.metrics import resolve_scoring
 
-    y, scores = labels_and_scores(part_of(run.read_table("predictions.parquet"), "test"), target)
+    rows = part_of(run.read_table("predictions.parquet"), "test")
+    (y, scores), amounts = labels_and_scores(rows, target), amounts_of(rows, judging.rule.columns)
     scoring, costs = fit.experiment.evaluation.scoring, judging.rule.costs is not None
     asked = resolve_scoring(scoring, target.task, costs=costs)
     others = [metric for metric in resolve_scoring("auto", target.task, costs=costs) if metric not in asked]
-    values = {metric.name: metric.value(y, scores, judging.rule) for metric in [*asked, *others]}
+    values = {
+        metric.name: metric.value(y, scores, judging.rule, amounts=amounts) for metric in [*asked, *others]
+    }
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

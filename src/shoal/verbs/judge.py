@@ -12,6 +12,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.manifest import Manifest, Schema, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
+from shoal.training.reasonable import refuse_unreasonable
 from shoal.verbs.runs import (
     RUN_FILES,
     finished_run,
@@ -51,11 +52,21 @@ def rows_of(run: Storage) -> Manifest:
 def judge(
     predictions: pa.Table, schema: Schema, experiment: Experiment, judging: "Judging"
 ) -> dict[str, Any]:
-    """Return every part's metrics with their intervals, in the form of `metrics.json`."""
+    """Return every part's metrics with their intervals, in the form of `metrics.json`.
+
+    Raises
+    ------
+    DataError
+        If by the costs of some rows one class would always be decided.
+    """
+    from shoal.evaluation.evaluate import amounts_of
     from shoal.evaluation.evaluate import evaluate as score
     from shoal.evaluation.metrics import resolve_scoring
 
     settings, task, costs = experiment.evaluation, schema.target.task, judging.rule.costs is not None
+    if judging.rule.costs is not None and judging.rule.costs.columns:
+        amounts = amounts_of(predictions, judging.rule.costs.columns)
+        refuse_unreasonable(judging.rule.costs, amounts, predictions.column("row_id"), schema)
     asked = resolve_scoring(settings.scoring, task, costs=costs)
     others = [metric for metric in resolve_scoring("auto", task, costs=costs) if metric not in asked]
     return score(
@@ -108,7 +119,7 @@ def evaluate(
     """
     from shoal.evaluation.deciding.plan import judging_again
     from shoal.training.artifact import TrainedModel
-    from shoal.verbs.decisions import class_rows, judging_of_run, with_decisions
+    from shoal.verbs.decisions import judging_of_run, known_rows, with_decisions
 
     reporter = reporter or Silent()
     folder, experiment = finished_run(run, cluster)
@@ -122,7 +133,7 @@ def evaluate(
         trained_with,
         experiment.evaluation,
         manifest.schema_,
-        class_rows(manifest, "train"),
+        known_rows(manifest),
         judging_of_run(experiment, manifest, trained),
     )
     if judging.rule.costs is not None and trained_with.costs is None:
@@ -136,7 +147,9 @@ def evaluate(
 
         _warn_of_own_rows(data, folder, experiment, reporter)
 
-        predictions = labelled_predictions(trained, data, experiment.cluster.storage, reporter)
+        predictions = labelled_predictions(
+            trained, data, experiment.cluster.storage, reporter, judging.rule.columns
+        )
         # `judge` knows the parts of a run; these rows are all held out, so they are judged as test rows are.
         judged = judge(_as_part(predictions, "test"), trained.schema, experiment, judging)
         scores = {OTHER: judged["test"]}

@@ -1,5 +1,6 @@
 """check: read the data once and say what would be done; nothing is written and nothing runs."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,21 @@ from numpy.typing import NDArray
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.arrays import one_chunk
 from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.costs import refuse_missing, require_costs
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates
-from shoal.cluster.sharding.files import class_counts
-from shoal.cluster.sharding.fitting import complete, foresee
+from shoal.cluster.sharding.files import class_counts, identifiers
+from shoal.cluster.sharding.fitting import complete, cost_sums, foresee
 from shoal.cluster.sharding.listing import find, partition_notice
 from shoal.cluster.sharding.manifest import SPLITS, Column, Schema, Target
 from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.statistics import Statistics
+from shoal.evaluation.deciding.plan import Known
 from shoal.experiment import Experiment, given, to_dict
 
 BATCH_ROWS = 262_144
@@ -38,6 +42,10 @@ class Look:
         Of each part, ``[n]`` or ``[n, K]``.
     n_shards
         V.
+    costs, row_ids
+        Of each part: its cost columns ``[n, C]``, and its ids where these were asked for.
+    known
+        The rows of each class, and the training rows' costs.
     """
 
     files: int
@@ -48,6 +56,9 @@ class Look:
     n_shards: int
     split_kind: str
     class_rows: dict[str, int]
+    known: Known
+    costs: dict[str, NDArray[np.float64]]
+    row_ids: dict[str, pa.Array]
     notices: tuple[str, ...] = ()
 
     @property
@@ -84,9 +95,18 @@ def look(
     seed: int,
     storage: StorageConfig,
     reporter: Reporter | None = None,
+    costs: Sequence[str] = (),
+    ids: bool = False,
     resplit: Resplit | None = None,
 ) -> Look:
     """Decide from the data what the sharding service would: types, roles, classes, parts.
+
+    Parameters
+    ----------
+    data, seed, storage, reporter, costs
+        As the service takes them.
+    ids
+        Whether the ids of the rows are needed.
 
     Raises
     ------
@@ -97,7 +117,8 @@ def look(
     files = find(data.path, storage)
     source = open_source(files)
     chosen, excluded, notices = candidates(source.schema, data)
-    roles = roles_of(data, resplit)
+    notices += require_costs(source.schema, data, costs, chosen)
+    roles = roles_of(data, costs, resplit)
     reporter.stage("reading")
     scans, done = [], 0
     for piece in pieces(source, list(source.schema.names), BATCH_ROWS):
@@ -105,7 +126,8 @@ def look(
         done += len(piece)
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
-    found = decide(merge_away(scans), source.schema, data, seed, chosen, resplit)
+    found = decide(merge_away(scans), source.schema, data, seed, chosen, costs, resplit)
+    refuse_missing(found.costs, costs, found.plan, source, data)
     resampled = foresee(data, found)
     said = [
         *source.notices,
@@ -115,33 +137,53 @@ def look(
         *found.features.notices,
         *([resampled] if resampled else []),
     ]
-    schema, more = _schema(source, found, data)
+    schema, more, of_rows = _schema(source, found, data, costs, ids)
+    parts = {name: found.plan.part(i) for i, name in enumerate(SPLITS)}
+    labels = {name: found.labels[part] for name, part in parts.items()}
+    of_class = [
+        class_counts(labels[name], found.target) or (0,) * len(found.target.classes)
+        for name in ("train", "validation")
+    ]
     private = bool(set(data.target) & set(data.private))
     return Look(
         len(files),
         source.n_rows,
         schema,
         {**excluded, **found.features.dropped},
-        {name: found.labels[found.plan.part(i)] for i, name in enumerate(SPLITS)},
+        labels,
         found.plan.n_shards,
         found.split_kind,
         {} if private else _class_rows(found.labels, found.target),
+        Known(of_class[0], of_class[1], cost_sums(found, costs)),
+        {name: found.costs[part] for name, part in parts.items()},
+        {} if of_rows is None else {name: of_rows[part] for name, part in parts.items()},
         (*said, *more),
     )
 
 
-def _schema(source: Source, found: Decided, data: DataConfig) -> tuple[Schema, list[str]]:
-    """Read the features once more, now that the training rows are known, and complete the schema.
+def _schema(
+    source: Source, found: Decided, data: DataConfig, costs: Sequence[str], ids: bool
+) -> tuple[Schema, list[str], pa.Array | None]:
+    """Read the features once more, now that the training rows are known; complete the schema, and return ids in final order.
 
     In the order of reading: means may differ from those of the shards in their last bits, and nothing here depends on those.
     """
     statistics, start, n_train = Statistics(found.features.columns), 0, found.plan.part(0).stop
-    for piece in pieces(source, [column.name for column in found.features.columns], BATCH_ROWS):
+    names, own = [column.name for column in found.features.columns], []
+    for piece in pieces(source, [*names, *([data.id] if data.id and ids else [])], BATCH_ROWS):
         place = found.plan.position[start : start + len(piece)]
         train = piece.filter(pa.array((place >= 0) & (place < n_train)))
         statistics.add(train, [0, len(train)])
         start += len(piece)
-    return complete(statistics, found, data)
+        if data.id and ids:
+            own.append(identifiers(one_chunk(piece.column(data.id)), data.id))
+    schema, said = complete(statistics, found, data, costs)
+    if not ids:
+        return schema, said, None
+    if not data.id:
+        return schema, said, pa.array(found.plan.row_id)
+    order = found.plan.arrange(np.arange(len(found.plan.position)))
+    return schema, said, pa.concat_arrays(own).take(pa.array(order))
 
 
 def _class_rows(labels: Any, target: Target) -> dict[str, int]:
@@ -198,7 +240,7 @@ def check(
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
     from shoal.training.rehearsal import labels_alone, rehearse
-    from shoal.verbs.decisions import plan_of, training_of
+    from shoal.verbs.decisions import costs_of, plan_of, training_of
     from shoal.verbs.fit import capped
     from shoal.verbs.writable import require_cache, require_writable
 
@@ -211,14 +253,17 @@ def check(
         require_writable(place, experiment.cluster.storage)
     if out:
         RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
-    found = look(experiment.data, experiment.seed, experiment.cluster.storage, reporter)
     has_costs = experiment.evaluation.costs is not None
+    found = look(
+        experiment.data,
+        experiment.seed,
+        experiment.cluster.storage,
+        reporter,
+        experiment.cost_columns,
+        ids=has_costs,  # by which rows are drawn, and named
+    )
     scored = resolve_scoring(experiment.evaluation.scoring, found.target.task, costs=has_costs)[0]
-    of_class = {
-        part: class_counts(labels, found.target) or (0,) * len(found.target.classes)
-        for part, labels in found.labels.items()
-    }
-    decisions = plan_of(experiment, found.schema, of_class["train"], of_class["validation"])
+    decisions = plan_of(experiment, found.schema, found.known)
     monitor = Deciding(scored, decisions.start)
     found = replace(found, notices=(*found.notices, *decisions.start.notices))
     wanted, shape = shape, shape.within(found.n_shards)
@@ -230,9 +275,15 @@ def check(
         notices.append(
             f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
         )
-    dataset = labels_alone(found.schema, found.labels, found.n_shards)
+    dataset = labels_alone(found.schema, found.labels, found.n_shards, found.costs, found.row_ids)
     notices += rehearse(
-        experiment.model, training_of(experiment, found.schema), experiment.seed, dataset, monitor, shape
+        experiment.model,
+        training_of(experiment, found.schema),
+        experiment.seed,
+        dataset,
+        monitor,
+        shape,
+        costs_of(experiment, found.schema),
     )
     found = replace(found, notices=tuple(notices))
     workers = f"{shape.workers}, placed {shape.placement}"

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.listing import InputFile
 from shoal.cluster.sharding.manifest import Schema
-from shoal.cluster.sharding.prepare import prepare
+from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.cluster.sharding.targets import encode_labels
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
+from shoal.training.costs import by_name
 from shoal.training.scores import Judged, predictions_table
 from shoal.verbs.rows import input_files, raw_batches
 from shoal.verbs.runs import finished_run
@@ -104,12 +104,12 @@ def predict(
     columns: tuple[str, ...] = ()
     unknown = Unknown(trained.schema)
     with _writer(target, name) as write:
-        for batch in raw_batches(files, trained.schema):
+        for batch in raw_batches(files, trained.schema, costs=trained.cost_columns):
             if not batch.num_rows:
                 continue
             prepared = prepare(batch, trained.schema)
             unknown.see(batch, prepared.categorical)
-            answers = _answers(trained, batch, trained.prepared_scores(prepared), rows)
+            answers = _answers(trained, batch, prepared, rows)
             write(answers)
             rows, columns = rows + batch.num_rows, _told(answers.column_names, trained.schema)
             reporter.advance(rows, rows, "rows")
@@ -122,9 +122,15 @@ def predict(
 
 
 def labelled_predictions(
-    trained: TrainedModel, data: str | Sequence[str], config: StorageConfig, reporter: Reporter
+    trained: TrainedModel,
+    data: str | Sequence[str],
+    config: StorageConfig,
+    reporter: Reporter,
+    costs: Sequence[str] = (),
 ) -> pa.Table:
     """Score labelled raw rows; the table has the columns of `predictions.parquet` and ``data`` as its split.
+
+    ``costs`` are cost columns to carry.
 
     Raises
     ------
@@ -136,16 +142,20 @@ def labelled_predictions(
     ids: list[pa.Array] = []
     labels: list[Any] = []
     scores: list[Any] = []
+    carried: list[Any] = []
+    columns = tuple(sorted({*costs, *trained.calibration.columns}))
     reporter.stage("scoring")
     unknown = Unknown(schema)
     rows = 0
-    for batch in raw_batches(input_files(data, config), schema, labels=True):
+    for batch in raw_batches(input_files(data, config), schema, labels=True, costs=columns):
         if not batch.num_rows:
             continue
         labels.append(encode_labels(batch, schema.target, private=private))
         prepared = prepare(batch, schema)
         unknown.see(batch, prepared.categorical)
-        scores.append(trained.prepared_scores(prepared))
+        amounts = trained.amounts(batch, columns)
+        carried.append(np.stack([amounts[name] for name in columns], axis=1) if columns else None)
+        scores.append(trained.prepared_scores(prepared, amounts))
         ids += _identity(trained, batch, rows)[1].chunks
         rows += batch.num_rows
         reporter.advance(rows, rows, "rows")
@@ -154,7 +164,8 @@ def labelled_predictions(
             f"{data if isinstance(data, str) else ', '.join(data)} holds no rows; nothing to evaluate"
         )
     unknown.say(reporter)
-    judged = Judged(pa.chunked_array(ids), np.concatenate(labels), np.concatenate(scores))
+    amounts = by_name(np.concatenate(carried), columns) if columns else {}
+    judged = Judged(pa.chunked_array(ids), np.concatenate(labels), np.concatenate(scores), amounts)
     return predictions_table({"data": judged}, schema.target)
 
 
@@ -177,8 +188,10 @@ def _told(names: Sequence[str], schema: Schema) -> tuple[str, ...]:
     )
 
 
-def _answers(trained: TrainedModel, batch: pa.Table, scores: NDArray[np.float64], start: int) -> pa.Table:
-    decided = trained.decide(scores)
+def _answers(trained: TrainedModel, batch: pa.Table, prepared: Prepared, start: int) -> pa.Table:
+    amounts = trained.amounts(batch, trained.cost_columns)
+    scores = trained.prepared_scores(prepared, amounts)
+    decided = trained.decide(scores, amounts)
     name, identity = _identity(trained, batch, start)
     columns: dict[str, Any] = {name: identity}
     if trained.task == "multilabel":

@@ -13,6 +13,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.filesystems import explained, redact
 from shoal.cluster.sharding.listing import InputFile, find
 from shoal.cluster.sharding.manifest import Column, Schema
+from shoal.cluster.sharding.names import nearest
 from shoal.cluster.sharding.prepare import prepare
 from shoal.cluster.sharding.source import damaged
 
@@ -21,7 +22,9 @@ CSV_BLOCK = 8 << 20
 _CSV = (".csv", ".csv.gz")
 
 
-def raw_batches(files: Sequence[InputFile], schema: Schema, *, labels: bool = False) -> Iterator[pa.Table]:
+def raw_batches(
+    files: Sequence[InputFile], schema: Schema, *, labels: bool = False, costs: Sequence[str] = ()
+) -> Iterator[pa.Table]:
     """Yield the columns that a model needs, and the id where it is there.
 
     Parameters
@@ -32,6 +35,8 @@ def raw_batches(files: Sequence[InputFile], schema: Schema, *, labels: bool = Fa
         The model's.
     labels
         Whether the target columns are needed too.
+    costs
+        Cost columns that are needed too.
 
     Yields
     ------
@@ -46,12 +51,13 @@ def raw_batches(files: Sequence[InputFile], schema: Schema, *, labels: bool = Fa
     wanted = [column.name for column in schema.columns]
     if labels:
         wanted += [name for name in schema.target.columns if name not in wanted]
+    wanted += [name for name in costs if name not in wanted]
     optional = [schema.id] if schema.id and schema.id not in wanted else []
     for file in files:
         if file.path.lower().endswith(_CSV):
-            yield from _csv(file, schema, wanted, optional)
+            yield from _csv(file, schema, wanted, optional, costs)
         else:
-            yield from _parquet(file, schema, wanted, optional)
+            yield from _parquet(file, schema, wanted, optional, costs)
 
 
 def input_files(paths: str | Sequence[str], config: StorageConfig) -> list[InputFile]:
@@ -75,12 +81,14 @@ def given_as(argument: str) -> Iterator[None]:
         raise DataError(str(error).replace("data.path", argument)) from error
 
 
-def _parquet(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]) -> Iterator[pa.Table]:
+def _parquet(
+    file: InputFile, schema: Schema, wanted: list[str], optional: list[str], costs: Sequence[str]
+) -> Iterator[pa.Table]:
     with explained("read", file.uri), file.filesystem.open_input_file(file.path) as source:
         try:
             reader = pq.ParquetFile(source)
             found = reader.schema_arrow
-            _require(file, found, schema, wanted)
+            _require(file, found, schema, wanted, costs)
             names = [*wanted, *(name for name in optional if name in found.names)]
             for batch in reader.iter_batches(batch_size=BATCH_ROWS, columns=names, use_threads=False):
                 yield pa.Table.from_batches([batch])
@@ -90,8 +98,12 @@ def _parquet(file: InputFile, schema: Schema, wanted: list[str], optional: list[
             raise damaged(file, error) from error
 
 
-def _csv(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]) -> Iterator[pa.Table]:
-    types = {column.name: _csv_type(file, column) for column in schema.columns}
+def _csv(
+    file: InputFile, schema: Schema, wanted: list[str], optional: list[str], costs: Sequence[str]
+) -> Iterator[pa.Table]:
+    types = dict.fromkeys(costs, pa.float64()) | {
+        column.name: _csv_type(file, column) for column in schema.columns
+    }
     types |= dict.fromkeys(schema.target.columns, _label_type(schema))
     if schema.id:
         types.setdefault(schema.id, pa.string())  # carried as it is written
@@ -102,7 +114,7 @@ def _csv(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]
                 read_options=csv.ReadOptions(block_size=CSV_BLOCK, use_threads=False),
                 convert_options=csv.ConvertOptions(column_types=types),
             )
-            _require(file, reader.schema, schema, wanted)
+            _require(file, reader.schema, schema, wanted, costs)
             names = [*wanted, *(name for name in optional if name in reader.schema.names)]
             for batch in reader:
                 yield _empty_is_missing(pa.Table.from_batches([batch]).select(names))
@@ -112,9 +124,16 @@ def _csv(file: InputFile, schema: Schema, wanted: list[str], optional: list[str]
             ) from error
 
 
-def _require(file: InputFile, found: pa.Schema, schema: Schema, wanted: list[str]) -> None:
+def _require(
+    file: InputFile, found: pa.Schema, schema: Schema, wanted: list[str], costs: Sequence[str]
+) -> None:
     if any(column.name not in found.names for column in schema.columns):
         prepare(found.empty_table(), schema)  # says which one, and what is most like it
+    if absent := [name for name in costs if name not in found.names]:
+        raise DataError(
+            f"{file.uri} has no column {absent[0]!r}, in which the costs stand that decisions follow"
+            f"{nearest(absent[0], found.names)}"
+        )
     missing = [name for name in wanted if name not in found.names]
     if missing:
         raise DataError(

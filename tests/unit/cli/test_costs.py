@@ -186,7 +186,7 @@ cluster: {{storage_path: {tmp_path}/runs}}
     ("override", "said"),
     [
         ("evaluation.costs=[[0, 1], [25, 0]]", "does not say whether its rows are actual or decided classes"),
-        ("evaluation.costs={column: price}", "evaluation.costs.column is not supported yet in this version"),
+        ("evaluation.costs={column: price}", "it does not say what the column is the cost of; write such as"),
         ("evaluation.costs={false_positive: x, false_negative: 1}", "evaluation.costs.false_positive: 'x' is not allowed"),
         ("evaluation.costs={false_positive: 0, false_negative: 1}", "each mistake must cost more than deciding right"),
         ("evaluation.costs={actual: {yess: {no: 1}}, otherwise: 1}", "'yess', which is no class; did you mean 'yes'?"),

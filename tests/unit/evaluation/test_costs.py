@@ -37,7 +37,7 @@ def costs_of(schema, **config):
 def test_binary_names_make_the_matrix_and_elkans_threshold():
     found = costs_of(schema_of("no", "yes"), false_positive=1, false_negative=25)
     assert found.matrix.tolist() == [[0, 1], [25, 0]]  # actual down, decided across
-    assert found.threshold == pytest.approx(1 / 26)
+    assert found.thresholds() == pytest.approx(1 / 26)
     benefits = costs_of(
         schema_of("no", "yes"),
         false_positive=3,
@@ -47,7 +47,7 @@ def test_binary_names_make_the_matrix_and_elkans_threshold():
         unit="EUR",
     )
     # (c10 - c00) / (c10 - c00 + c01 - c11) of Elkan (2001), where c10 is a false positive.
-    assert benefits.threshold == pytest.approx((3 + 1) / (3 + 1 + 10 + 5))
+    assert benefits.thresholds() == pytest.approx((3 + 1) / (3 + 1 + 10 + 5))
     assert benefits.unit == "EUR"
 
 
@@ -60,7 +60,7 @@ def test_the_threshold_is_where_the_cheaper_decision_changes(seed):
     )
     p = np.linspace(0.0005, 0.9995, 1000)
     cheaper = p * tp + (1 - p) * fp <= p * fn + (1 - p) * tn
-    assert (Decision(threshold=found.threshold).classes(p) == cheaper).all()
+    assert (Decision(threshold=float(found.thresholds())).classes(p) == cheaper).all()
     assert cheaper.any()
     assert not cheaper.all()
 

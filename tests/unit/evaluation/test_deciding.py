@@ -17,7 +17,7 @@ from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.evaluation.config import EvaluationConfig
 from shoal.evaluation.deciding.calibrate import fit_isotonic, fit_temperature
 from shoal.evaluation.deciding.judging import CALIBRATED, CHOSEN
-from shoal.evaluation.deciding.plan import judging_again, plan
+from shoal.evaluation.deciding.plan import Known, judging_again, plan
 from shoal.evaluation.deciding.threshold import best_threshold
 from shoal.evaluation.formulas import f1
 from shoal.training.decision import Calibration, Decision, tempered
@@ -88,8 +88,7 @@ def test_the_empirical_threshold_is_cheapest_of_all_and_the_middle_of_the_widest
     settled = plan(
         EvaluationConfig(costs=COSTS, threshold="empirical", calibration="none"),
         schema_of(),
-        [8, 2],
-        [120, 30],
+        Known([8, 2], [120, 30]),
     )
     judging = settled.fit(y, scores)
     found = judging.rule.decision.threshold
@@ -113,7 +112,7 @@ def test_a_threshold_may_have_the_highest_f1():
     best = max(sk.f1_score(y, scores >= t) for t in scores)
     assert sk.f1_score(y, scores >= found) == pytest.approx(best)
     asked = EvaluationConfig(threshold={"maximise": "f1"})
-    judging = plan(asked, schema_of(), [1, 1], [140, 60]).fit(y, scores)
+    judging = plan(asked, schema_of(), Known([1, 1], [140, 60])).fit(y, scores)
     assert judging.rule.decision.threshold == found
     assert judging.withheld["f1"] == CHOSEN
     assert "log_loss" not in judging.withheld
@@ -128,10 +127,10 @@ def test_certain_scores_leave_a_threshold_that_separates_them():
 
 
 def test_defaults_change_nothing_and_costs_calibrate_and_say_so():
-    usual = plan(EvaluationConfig(), schema_of(), [5, 5], [0, 0])
+    usual = plan(EvaluationConfig(), schema_of(), Known([5, 5], [0, 0]))
     assert not usual.changes
     assert not usual.start.withheld
-    costly = plan(EvaluationConfig(costs=COSTS), schema_of(), [5, 5], [5, 5])
+    costly = plan(EvaluationConfig(costs=COSTS), schema_of(), Known([5, 5], [5, 5]))
     assert costly.calibration == "temperature"
     assert costly.start.rule.decision.threshold == pytest.approx(1 / 26)
     assert any("because there are costs" in notice for notice in costly.start.notices)
@@ -140,9 +139,11 @@ def test_defaults_change_nothing_and_costs_calibrate_and_say_so():
     fitted = costly.fit(y, scores)
     assert fitted.withheld["log_loss"] == fitted.withheld["expected_cost"] == CALIBRATED
     assert "roc_auc" not in fitted.withheld  # a temperature keeps the order of the rows
-    isotonic = plan(EvaluationConfig(calibration="isotonic"), schema_of(), [5, 5], [5, 5]).fit(y, scores)
+    isotonic = plan(EvaluationConfig(calibration="isotonic"), schema_of(), Known([5, 5], [5, 5])).fit(
+        y, scores
+    )
     assert isotonic.withheld["roc_auc"] == CALIBRATED
-    many = plan(EvaluationConfig(calibration="temperature"), schema_of(3), [1] * 3, [1] * 3)
+    many = plan(EvaluationConfig(calibration="temperature"), schema_of(3), Known([1] * 3, [1] * 3))
     p = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
     assert many.fit(np.array([0, 2]), p).withheld["roc_auc"] == CALIBRATED
     nan = costly.fit(y, np.array([0.2, np.nan, 0.5, 0.5]))
@@ -154,7 +155,10 @@ def test_weights_are_divided_out_so_that_elkans_threshold_is_one_half_of_the_til
     """Weighted cross-entropy is least at q = w1 p / (w1 p + w0 (1 - p)); with weights by costs, p >= t* is q >= 1/2."""
     p = np.linspace(0.001, 0.999, 999)
     settled = plan(
-        EvaluationConfig(costs=COSTS, calibration="none"), schema_of(), [5, 5], [0, 0], (1 / 13, 25 / 13)
+        EvaluationConfig(costs=COSTS, calibration="none"),
+        schema_of(),
+        Known([5, 5], [0, 0]),
+        (1 / 13, 25 / 13),
     )
     q = 25 * p / (25 * p + (1 - p))
     judging = settled.start
@@ -166,7 +170,8 @@ def test_weights_are_divided_out_so_that_elkans_threshold_is_one_half_of_the_til
     assert Calibration(class_weights=tuple(w))(tilted) == pytest.approx(several, rel=1e-9)
     # Without costs or calibration, probabilities stay as the loss made them.
     assert (
-        plan(EvaluationConfig(), schema_of(), [5, 5], [5, 5], (1.0, 3.0)).start.calibration == Calibration()
+        plan(EvaluationConfig(), schema_of(), Known([5, 5], [5, 5]), (1.0, 3.0)).start.calibration
+        == Calibration()
     )
 
 
@@ -186,7 +191,7 @@ def test_weights_are_divided_out_so_that_elkans_threshold_is_one_half_of_the_til
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(config, schema, validation, said):
     with pytest.raises(ConfigError) as refused:
-        plan(EvaluationConfig(**config), schema, [5] * len(validation), validation)
+        plan(EvaluationConfig(**config), schema, Known([5] * len(validation), validation))
     assert said in str(refused.value)
 
 
@@ -198,11 +203,11 @@ def test_what_no_threshold_is_is_refused(wrong):
 
 def test_a_finished_model_may_be_judged_by_other_costs_and_numbers():
     before = EvaluationConfig(costs=COSTS)
-    known = plan(before, schema_of(), [5, 5], [5, 5]).start
+    known = plan(before, schema_of(), Known([5, 5], [5, 5])).start
 
     def again(**change):
         after = {**before.model_dump(), **change}
-        return judging_again(before, EvaluationConfig(**after), schema_of(), [5, 5], known)
+        return judging_again(before, EvaluationConfig(**after), schema_of(), Known([5, 5]), known)
 
     assert again().rule.decision == known.rule.decision
     assert again(costs={"false_positive": 1, "false_negative": 3}).rule.decision.threshold == 0.25

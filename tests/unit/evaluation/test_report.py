@@ -14,7 +14,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Column, Manifest, Schema, Split, Target
 from shoal.evaluation.config import EvaluationConfig
-from shoal.evaluation.deciding.plan import plan
+from shoal.evaluation.deciding.plan import Known, plan
 from shoal.evaluation.evaluate import evaluate, labels_and_scores, part_of
 from shoal.evaluation.metrics import resolve_scoring
 from shoal.evaluation.report import collect, render, write_report
@@ -392,7 +392,7 @@ def test_one_row_is_no_plural(tmp_path: Path) -> None:
 def _with_costs(run: RunFolder, manifest: Manifest, task: str, **config: Any) -> str:
     table, target = run.read_table("predictions.parquet"), manifest.schema_.target
     rows = [20] * len(target.classes)
-    settled = plan(EvaluationConfig(**config), manifest.schema_, rows, rows)
+    settled = plan(EvaluationConfig(**config), manifest.schema_, Known(rows, rows))
     judging = settled.fit(*labels_and_scores(part_of(table, "validation"), target))
     metrics = evaluate(
         table, target, resolve_scoring("auto", task, costs=True), replicates=100,

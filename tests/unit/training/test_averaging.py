@@ -76,7 +76,7 @@ def test_weights_from_before_the_average_are_said_to_be_none() -> None:
     class WorseningError(Error):
         scores = iter([0.1, 0.2, 0.3, 0.4])
 
-        def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+        def value(self, y: np.ndarray, scores: np.ndarray, amounts: object = None) -> float:
             return next(self.scores)
 
     loop = make(monitor=WorseningError(), averaging={"swa": {"start": 0.5}}, early_stopping={"patience": 9})

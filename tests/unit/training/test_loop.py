@@ -35,7 +35,7 @@ class SquaredDistance:
 
     name, greater_is_better = "error", False
 
-    def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+    def value(self, y: np.ndarray, scores: np.ndarray, amounts: object = None) -> float:
         return float(np.mean((y - scores) ** 2))
 
 
@@ -147,7 +147,7 @@ def test_keeps_the_best_epochs_weights_and_says_why_it_stopped() -> None:
     class WorseningScore(SquaredDistance):
         scores = iter([0.5, 0.3, 0.4, 0.4, 0.4])
 
-        def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+        def value(self, y: np.ndarray, scores: np.ndarray, amounts: object = None) -> float:
             return next(self.scores)
 
     listener = Listener()
@@ -272,7 +272,7 @@ class Halving(torch.optim.SGD):
 
 def test_a_score_that_is_never_a_number_is_said_and_stops_nothing() -> None:
     class UndefinedScore(SquaredDistance):
-        def value(self, y: np.ndarray, scores: np.ndarray) -> float:
+        def value(self, y: np.ndarray, scores: np.ndarray, amounts: object = None) -> float:
             return math.nan
 
     loop, _ = fit(make_dataset(rows=60), monitor=UndefinedScore(), epochs=4, early_stopping={"patience": 1})

@@ -1,0 +1,125 @@
+"""Cost columns: numbers of the raw data that travel with the rows as they are, for decisions that cost another amount a row.
+
+Shapes: n rows, C cost columns, in the order of their names.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from shoal.cluster.errors import DataError
+from shoal.cluster.sharding.arrays import described, is_number, normalise, numbers
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.names import nearest, plural, require
+from shoal.cluster.sharding.plan import Plan
+from shoal.cluster.sharding.source import Source, read
+
+Floats = npt.NDArray[np.float64]
+FIX = "correct or leave out these rows, or give a number in the place of the column"
+
+
+def require_costs(
+    schema: pa.Schema, data: DataConfig, names: Sequence[str], features: Sequence[str]
+) -> list[str]:
+    """Refuse columns in which no costs can stand; return what to say of the others.
+
+    Parameters
+    ----------
+    schema, data
+        Of the input.
+    names
+        The cost columns.
+    features
+        Columns that may be features.
+
+    Raises
+    ------
+    DataError
+        If a column is not there, is the target, the id or that of the split, or holds no numbers.
+    """
+    roles = dict.fromkeys(data.target, "target") | {data.id: "id", data.split.column: "column of the split"}
+    notices = []
+    for name in names:
+        require(name, list(schema.names), "evaluation.costs")
+        if name in roles:
+            raise DataError(
+                f"evaluation.costs: column {name!r} is the {roles[name]}, which is no cost; name a column of amounts"
+            )
+        if not is_number(kind := schema.field(name).type):
+            raise DataError(
+                f"evaluation.costs: column {name!r} is {described(kind)}; costs stand in a column of numbers"
+            )
+        if name in features:
+            notices.append(
+                f"column {name!r} is a cost and a feature; if it is not known when a decision is due, data.drop: [{name}] "
+                "keeps it a cost alone"
+            )
+    return notices
+
+
+def costs_of(table: pa.Table, names: Sequence[str]) -> Floats:
+    """Return the costs of raw rows, float64 ``[n, C]``; NaN where missing.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, or holds no numbers.
+    """
+    found = np.empty((len(table), len(names)), np.float64)
+    for i, name in enumerate(names):
+        if table.column_names.count(name) != 1:
+            raise DataError(
+                f"the data have no column {name!r}, in which the costs stand that decisions follow"
+                f"{nearest(name, table.column_names)}"
+            )
+        column = normalise(table.column(name))
+        if not is_number(column.type) and not pa.types.is_null(column.type):
+            raise DataError(f"column {name!r} is {described(column.type)}; the costs in it must be numbers")
+        found[:, i] = numbers(column)
+    return found
+
+
+def missing(costs: Floats, names: Sequence[str]) -> tuple[str, int] | None:
+    """Say what is wrong with costs that are missing or infinite, and give the first such row; None where all are there."""
+    wrong = ~np.isfinite(costs)
+    rows = wrong.any(axis=1)
+    if not rows.any():
+        return None
+    first = int(rows.argmax())
+    name = names[int(wrong[first].argmax())]
+    return (
+        f"evaluation.costs: {plural(int(rows.sum()), 'row')} without a finite cost in column {name!r}",
+        first,
+    )
+
+
+def refuse_missing(costs: Floats, names: Sequence[str], plan: Plan, source: Source, data: DataConfig) -> None:
+    """Refuse costs that are missing or infinite, in the order of a plan.
+
+    Raises
+    ------
+    DataError
+        With how many rows have such costs, and one of them.
+    """
+    if (found := missing(costs, names)) is None:
+        return
+    said, place = found
+    raise DataError(f"{said}, such as {_shown(source, data, plan, place)}; {FIX}")
+
+
+def _shown(source: Source, data: DataConfig, plan: Plan, place: int) -> str:
+    """Name a row by its id, or by where it was read."""
+    row = int(np.flatnonzero(plan.position == place)[0])
+    if data.id is not None and data.id in data.private:
+        return "one whose id is private"
+    names, before = [data.id or source.schema.names[0]], 0
+    for file, _ in enumerate(source.files):
+        for piece in read(source, file, names, None):
+            if row < before + len(piece):
+                if data.id is not None:
+                    return f"id {piece.column(0)[row - before].as_py()}"
+                return f"row {row + 1:,} of the input"
+            before += len(piece)
+    raise AssertionError("the plan has more rows than the input")
