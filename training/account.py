@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from shoal.cluster.sharding.names import plural
 from shoal.training.strategies.base import Strategy
 
-WHATS = ("data", "step", "communication", "validation", "checkpoint")
+WHATS = ("data", "step", "communication", "validation", "checkpoint", "other")
 _CLEARLY = 1.25  # times the others
 _NAMES = {"data": "waiting for data", "step": "steps", "checkpoint": "checkpoints"}
 
@@ -32,6 +32,20 @@ class Account:
         finally:
             self.seconds[what] += time.perf_counter() - started
 
+    @contextmanager
+    def measure_rest(self) -> Iterator[None]:
+        """Add what of the block's wall time nothing within it has measured."""
+        started, before = time.perf_counter(), self._known()
+        try:
+            yield
+        finally:
+            self.seconds["other"] += time.perf_counter() - started - (self._known() - before)
+
+    def _known(self) -> float:
+        return sum(
+            seconds for what, seconds in self.seconds.items() if what not in ("communication", "other")
+        )
+
     def add(self, seconds: dict[str, float]) -> None:
         """Add what was spent before a restart."""
         for what, value in seconds.items():
@@ -47,7 +61,7 @@ class Account:
             return ""
         own, total = everyone[0], sum(v for k, v in everyone[0].items() if k != "communication")
         shares = []
-        for what in ("step", "data", "validation", "checkpoint"):
+        for what in ("step", "data", "validation", "checkpoint", "other"):
             share = f"{_NAMES.get(what, what)} {own[what] / max(total, 1e-9):.0%}"
             if what == "step" and len(everyone) > 1 and math.isfinite(own["communication"]):
                 share += f" ({own['communication'] / max(total, 1e-9):.0%} communication)"

@@ -26,6 +26,14 @@ class MLPConfig(Config):
         "auto", description="width of each column's embedding; auto: min(50, (categories + 1) // 2)"
     )
 
+    @model_validator(mode="after")
+    def _dropout_has_a_layer(self) -> "MLPConfig":
+        if self.dropout and not self.hidden:
+            raise ValueError(
+                f"dropout: {self.dropout:g} is of hidden layers, and there are none; give some, or leave dropout out"
+            )
+        return self
+
 
 class LinearConfig(Config):
     """Linear or logistic regression: a weight a number, a weight a category."""
@@ -123,7 +131,9 @@ class AdadeltaConfig(Config):
 class SearchConfig(Config):
     """What optimisers that search along a line share; each step runs several iterations over its rows."""
 
-    learning_rate: Positive = Field(1.0, description="length of the first trial of a search")
+    learning_rate: Annotated[float, Field(ge=1e-6, le=1e6)] = Field(
+        1.0, description="length of the first trial of a search"
+    )
     max_iter: Annotated[int, Field(ge=1)] = Field(20, description="iterations a step")
     max_eval: Annotated[int, Field(ge=2)] | None = Field(
         None, description="evaluations a step; null for 1.25 (lbfgs) or 2.5 (nonlinear_cg) times max_iter"

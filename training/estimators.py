@@ -15,6 +15,7 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.progress import Silent
@@ -163,6 +164,10 @@ class _TorchEstimator(BaseEstimator):  # type: ignore[misc]
         parts = {"train": ArrayPart(prepared[train], codes[train], label[train])}
         if len(held_out):
             parts["validation"] = ArrayPart(prepared[held_out], codes[held_out], label[held_out])
+        if self.factory is not None and not isinstance(model_config, Imported):
+            raise ConfigError(
+                f"factory is of a model of your own, and model is {self.model!r}; write model={{'import': 'module:name'}} too"
+            )
         module = build_model(model_config, schema, seed, factory=self.factory)
         dataset = ArrayDataset(schema, parts, _SHARDS)
         loop = Loop(module, dataset, training, Strategy(torch.device("cpu")), monitor, seed, Silent())

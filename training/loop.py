@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.cluster.components import Imported
+from shoal.cluster.components import Choice, Imported
 from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.dataset import ShardRows
@@ -22,10 +23,10 @@ from shoal.training.batches import BatchReader, Dataset
 from shoal.training.checkpoints.files import Checkpoint, Part
 from shoal.training.checkpoints.keeper import NONE_LEFT, Keeper
 from shoal.training.checkpoints.lookout import Lookout
-from shoal.training.config import SearchConfig, TrainingConfig
+from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
 from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
 from shoal.training.device import DTYPES
-from shoal.training.draws import DrawContext, combine, install_draws
+from shoal.training.draws import CounterDropout, DrawContext, combine, install_draws
 from shoal.training.early_stopping import NOISE, EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses.build import answered, build_loss
@@ -134,7 +135,7 @@ class Loop:
     keeper
         Where checkpoints go, and who may ask for one.
     fingerprint
-        What a checkpoint must be of: the sharded dataset's key.
+        What a checkpoint must be of, and what it is called: the rows, and what is fitted to them how.
     loss_points
         Values of the training loss kept an epoch.
     costs
@@ -149,7 +150,7 @@ class Loop:
     seed: int
     reporter: Reporter
     keeper: Keeper = field(default_factory=Keeper)
-    fingerprint: str = ""
+    fingerprint: Mapping[str, str] = field(default_factory=dict)
     history: History = field(default_factory=History)
     loss_points: int = LOSS_POINTS
     costs: Costs | None = None
@@ -217,6 +218,24 @@ class Loop:
             learning_rate=getattr(optimizer, "learning_rate", 1.0),
         )
         self.notices += self.schedule.notices
+        self._draws = self._what_draws()
+        if isinstance(optimizer, SearchConfig):
+            name = Choice(OPTIMIZERS).name_of(optimizer)
+            if self.plan.steps_per_epoch > 1:
+                self.notices.append(
+                    f"training.optimizer: {name} searches for the optimum of each batch in turn, which is seldom that of all "
+                    "rows; set training.batch_size: full"
+                )
+            elif self._draws:
+                self.notices.append(
+                    f"training.optimizer: {name} searches for the optimum of one draw at a time ({self._draws}), so that no step "
+                    "is the last one; leave that out, or use an optimiser such as adamw"
+                )
+        if self.average is not None and self.config.l1 is not None and self.config.l1.proximal is not None:
+            self.notices.append(
+                "training.averaging: a mean of weights is seldom exactly zero, so l1: proximal leaves hardly any feature out; "
+                "leave one of them out"
+            )
         self._factors: list[float] = []  # of the epoch's steps so far, where they differ
         self._scores: list[float] = []  # of all epochs, on the validation rows
         self.lookout = Lookout(self.strategy, self.keeper)
@@ -227,7 +246,17 @@ class Loop:
         self.repeated = 0  # steps that were done before, in this run
         self.train_seconds = self.epoch_seconds = 0.0
         self._losses = np.empty(0)  # of the epoch's steps so far, over all workers
+        self._clock: list[float] = []  # seconds of training at the end of each of them
         self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
+
+    def _what_draws(self) -> str:
+        """Say what makes the objective another one in each step of the same rows; empty where nothing does."""
+        found = ["mixup"] if self.config.mixup is not None else []
+        if any(isinstance(m, CounterDropout) and m.p > 0 for m in self.model.modules()):
+            found.append("dropout")
+        if isinstance(self.plan, ClassPlan):
+            found.append("training.sampling")
+        return " and ".join(found)
 
     def _plan(self, rows: tuple[int, ...], batch_size: int, shares: NDArray[np.float64] | None) -> EpochPlan:
         """Return which rows are in which step, as `training.sampling` says."""
@@ -285,19 +314,15 @@ class Loop:
         for epoch in range(first, self.config.epochs):
             if self.validates and self.stopping.should_stop:
                 break
-            started = time.perf_counter()
-            train_loss = self._train_epoch(epoch)
-            prove_one_model(self.strategy, self.position)
-            with self.average.in_place() if self.average else nullcontext():
-                value = self._validate(epoch) if self.validates else math.nan
-                improved = self.validates and self.stopping.update(epoch, value)
-                if improved and self.restores:
-                    self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
-            self._record_time(epoch)
-            self._report_epoch(epoch, train_loss, value, improved, started)
-            if self._converged:  # no checkpoint comes after it, so that a resumed fit ends here too
-                break
-            self._look()
+            with self.account.measure_rest():
+                self._epoch(epoch)
+                if self._converged:  # no checkpoint comes after it, so that a resumed fit ends here too
+                    break
+                self._look()
+        if (
+            not self._converged and self.lookout.deserves_one()
+        ):  # what judges the model may still be interrupted
+            self._save(last=False)
         if self.best is not None:
             for name, fragment in self.strategy.weights().items():
                 fragment.tensor.copy_(self.best[name])
@@ -307,6 +332,19 @@ class Loop:
         self.strategy.unwrap()
         self.model.eval()
         return self._outcome()
+
+    def _epoch(self, epoch: int) -> None:
+        """Train an epoch, or the rest of one, and judge it."""
+        started = time.perf_counter()
+        train_loss = self._train_epoch(epoch)
+        prove_one_model(self.strategy, self.position)
+        with self.average.in_place() if self.average else nullcontext():
+            value = self._validate(epoch) if self.validates else math.nan
+            improved = self.validates and self.stopping.update(epoch, value)
+            if improved and self.restores:
+                self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
+        self._record_time(epoch)
+        self._report_epoch(epoch, train_loss, value, improved, started)
 
     def _outcome(self) -> FitOutcome:
         done = self.position // self.plan.steps_per_epoch
@@ -399,11 +437,12 @@ class Loop:
     def _take_over(self, checkpoint: Checkpoint) -> None:
         """Read the plain state of a checkpoint: all but tensors."""
         facts: dict[str, Any] = checkpoint.facts() or {}
-        if facts["fingerprint"] != self.fingerprint:
-            raise ConfigError(
-                f"{checkpoint.folder.uri} is of other data than {self.fingerprint[:12]}: the input files changed since. "
-                "Choose another --out, or delete the run's checkpoints folder to begin anew"
-            )
+        for what, known in self.fingerprint.items():
+            if facts["fingerprint"].get(what) != known:
+                raise ConfigError(
+                    f"{checkpoint.folder.uri} is not of this run: it is of {what}. Choose another --out, or delete the run's "
+                    "checkpoints folder to begin anew"
+                )
         self.position = checkpoint.position
         self.resumed_from = [*facts["resumed_from"], self.position]
         self.train_seconds = facts["train_seconds"]
@@ -411,6 +450,7 @@ class Loop:
         self.stopping.state = facts["stopping"]
         self.stepper.skipped = facts["skipped"]
         self._losses = np.array(facts["losses"], dtype=np.float64)
+        self._clock = facts["clock"]
         self._factors, self._scores = facts["factors"], facts["scores"]
         self.schedule.hear(self._scores)
         total = self.config.epochs * self.plan.steps_per_epoch
@@ -480,7 +520,7 @@ class Loop:
         }
         if self.strategy.rank == 0:
             facts |= {
-                "fingerprint": self.fingerprint,
+                "fingerprint": dict(self.fingerprint),
                 "optimizer": optimizer,
                 "resumed_from": self.resumed_from,
                 "train_seconds": self.train_seconds,
@@ -488,6 +528,7 @@ class Loop:
                 "stopping": self.stopping.state,
                 "skipped": self.stepper.skipped,
                 "losses": self._losses.tolist(),
+                "clock": self._clock,
                 "factors": self._factors,
                 "scores": self._scores,
             }
@@ -513,6 +554,7 @@ class Loop:
                 self.average.update(self.position)
             now = time.perf_counter()
             self.train_seconds = before + now - started
+            self._clock.append(self.train_seconds)
             self._record_search(epoch)
             if now - told > ADVANCE_SECONDS:
                 told = now
@@ -524,7 +566,8 @@ class Loop:
         self.train_seconds = before + self.epoch_seconds
         by_step, self._losses = self._losses, np.empty(0)
         factors, self._factors = self._factors or [1.0] * steps, []
-        self._record_losses(epoch, by_step, factors)
+        clock, self._clock = self._clock, []
+        self._record_losses(epoch, by_step, factors, clock)
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
         taken = np.isfinite(by_step)
         return float((by_step * sizes)[taken].sum() / sizes[taken].sum()) if taken.any() else math.nan
@@ -566,7 +609,10 @@ class Loop:
     def _converged(self) -> bool:
         """Whether the optimiser would do nothing more, on the same rows in every step."""
         searched = self.stepper.searched
-        return searched is not None and searched.has_converged and self.plan.steps_per_epoch == 1
+        if searched is None or not searched.has_converged or self.plan.steps_per_epoch > 1:
+            return False
+        changes = self.stepper.loss.weighted_from * self.plan.steps_per_epoch > self.position
+        return not (self._draws or changes)
 
     def _record_search(self, epoch: int) -> None:
         """Write what a step did whose optimiser searches along lines."""
@@ -580,14 +626,16 @@ class Loop:
         ):
             self.history.add(self.position, epoch + 1, "train", metric, float(value), self.train_seconds)
 
-    def _record_losses(self, epoch: int, by_step: np.ndarray, factors: list[float]) -> None:
+    def _record_losses(
+        self, epoch: int, by_step: np.ndarray, factors: list[float], clock: list[float]
+    ) -> None:
         searches = isinstance(self.config.optimizer, SearchConfig)  # which finds its own step
         # Not that of a parameter group with one of its own.
         base = getattr(self.config.optimizer, "learning_rate", self.strategy.rates[0])
         first = epoch * len(by_step)
         for block in np.array_split(np.arange(len(by_step)), min(self.loss_points, len(by_step))):
             step = first + int(block[-1]) + 1
-            seconds = self.train_seconds * step / (first + len(by_step))
+            seconds = clock[block[-1]]
             known = by_step[block][np.isfinite(by_step[block])]
             if len(known):
                 self.history.add(step, epoch + 1, "train", "loss", float(known.mean()), seconds)

@@ -1,5 +1,7 @@
 """One worker's part of a fit, from shards to the files of a run; the same for every placement."""
 
+import hashlib
+import json
 import os
 import socket
 import sys
@@ -8,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from shoal.cluster.components import Choice
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import StorageError
 from shoal.cluster.progress import EpochRecord, Reporter
@@ -15,7 +18,7 @@ from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
 from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
-from shoal.training.config import TrainingConfig
+from shoal.training.config import MODELS, TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.device import own_threads
 from shoal.training.loop import FitOutcome, Loop, Monitor
@@ -146,8 +149,12 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
     model = build_model(job.model, dataset.schema, job.seed)
     key = dataset.manifest.key
+    of = {
+        "other input files, which have changed since": key,
+        "another model, training or seed": _settings(job),
+    }
     loop = Loop(
-        model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, key, costs=job.costs
+        model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, of, costs=job.costs
     )
     if job.losses_alone:
         loop.loss_points = sys.maxsize
@@ -169,3 +176,11 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
             run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))
     log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
     return outcome
+
+
+def _settings(job: FitJob) -> str:
+    """Return a hash of what determines a fit, its rows aside."""
+    model = Choice(MODELS).plain(job.model)
+    training = job.training.model_dump(mode="json", exclude={"checkpoint"})
+    text = json.dumps([model, training, job.seed], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

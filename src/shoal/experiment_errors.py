@@ -199,7 +199,7 @@ def _message(path: KeyPath, group: list[ErrorDetails], root: Slot) -> str:
     if slot.choice is not None and kind.startswith("union_tag"):
         return _component(name, path, value, slot)
     own = [str(e["ctx"]["error"]) for e in group if e["type"] == "value_error"]
-    if own and slot.is_section:
+    if own and slot.is_section and isinstance(value, Mapping | list):
         return f"{name}: {'; '.join(own)}"
     reserved = RESERVED.get(_without_components(path)) or ()
     if isinstance(value, str) and value in reserved:

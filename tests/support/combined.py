@@ -139,7 +139,7 @@ def loop_of(made: Combination, strategy: Strategy, keeper: Keeper | None = None)
         }
     )
     model = build_model(MLPConfig(hidden=(8,)), dataset.schema, 3)
-    return Loop(model, dataset, config, strategy, None, 3, Silent(), keeper or Keeper(), "k")
+    return Loop(model, dataset, config, strategy, None, 3, Silent(), keeper or Keeper())
 
 
 def flat(model: Model) -> np.ndarray:

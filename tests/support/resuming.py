@@ -45,7 +45,8 @@ def fit(
     config = TrainingConfig.model_validate(
         {"epochs": 4, "batch_size": 50, "early_stopping": {"patience": 2}, "precision": "fp64", **training}
     )
-    loop = Loop(model, dataset, config, strategy, Error(), 3, Silent(), keeper, "k")  # type: ignore[arg-type]
+    of = {"other input files": "k"}
+    loop = Loop(model, dataset, config, strategy, Error(), 3, Silent(), keeper, of)  # type: ignore[arg-type]
     try:
         outcome = loop.run()
     except StoppedError:

@@ -21,7 +21,7 @@ from shoal.cluster.storage import Storage
 from shoal.training.strategies.base import Fragment
 
 FOLDER = "checkpoints"
-_FORMAT = 3
+_FORMAT = 4
 _DTYPES = {dtype: name for name, dtype in _TYPES.items()}
 
 

@@ -14,6 +14,7 @@ from shoal.training.checkpoints.keeper import Keeper
 from shoal.training.strategies.base import Strategy
 
 LOOK_SECONDS = 0.5
+END_SECONDS = 5.0  # of training without a checkpoint that are worth one when it has ended
 _GROWTH = 4  # a first guess from slow first steps corrects itself
 
 
@@ -67,6 +68,12 @@ class Lookout:
         self.due_at = position + int(all_of_them[0, 3])
         stop = bool(all_of_them[:, 2].any())
         return Orders(stop or bool(all_of_them[0, 0]) or bool(all_of_them[:, 1].any()), stop)
+
+    def deserves_one(self) -> bool:
+        """Whether so much was done since the last checkpoint that the end of training deserves one; the same on all workers."""
+        if self.keeper.idle:
+            return False
+        return bool(self.strategy.broadcast(time.monotonic() - self._saved > END_SECONDS))
 
     def saved(self) -> None:
         """Hear that a checkpoint was written."""

@@ -1,5 +1,6 @@
 """Optimisers by name: torch's own classes, with Shoal's word for the learning rate."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -73,5 +74,19 @@ def _users(config: Imported, groups: list[dict[str, Any]]) -> torch.optim.Optimi
         raise ConfigError(
             f"training.optimizer.import: {config.path} returned an L-BFGS, which looks at the objective several times a step, as "
             "optimisers by name alone may; use training.optimizer: lbfgs"
+        )
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"training.optimizer.import: {config.path} has a step that needs a closure, as optimisers by name alone may; use "
+            "lbfgs or nonlinear_cg, or give closure a default of None"
+        )
+    wanted = {id(p) for group in groups for p in group["params"]}
+    if [set(group) - set(theirs) for group, theirs in zip(groups, found.param_groups, strict=False)] != [
+        set() for _ in groups
+    ] or wanted != {id(p) for group in found.param_groups for p in group["params"]}:
+        raise ConfigError(
+            f"training.optimizer.import: {config.path} does not keep the groups of parameters that it gets; hand them to "
+            "torch.optim.Optimizer as they are"
         )
     return found

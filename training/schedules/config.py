@@ -25,6 +25,14 @@ class ScheduleConfig(Config):
     )
     warmup_unit: Unit | None = Field(None, description="what warmup is in; null for unit")
 
+    @model_validator(mode="after")
+    def _unit_is_of_a_warmup(self) -> "ScheduleConfig":
+        if self.warmup_unit is not None and not self.warmup:
+            raise ValueError(
+                f"warmup_unit: {self.warmup_unit} without a warmup says nothing; give a warmup, or leave it out"
+            )
+        return self
+
     @field_validator("warmup", mode="before")
     @classmethod
     def _is_counted(cls, value: Any) -> Any:

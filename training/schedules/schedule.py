@@ -92,7 +92,7 @@ class Schedule:
         self._base = learning_rate if isinstance(config, Imported) else 1.0
         self.cycles_momentum = isinstance(config, OneCycleConfig) and _cycles(config, momentum)
         self._dummy = torch.optim.SGD([torch.zeros(1)], lr=self._base, momentum=_MOMENTUM)
-        units = (total - self._warmup) // self._unit
+        units = math.ceil((total - self._warmup) / self._unit)
         self.notices = _idle(
             config, (total - self._warmup - 1) // self._unit, "epoch" if by_epoch else "step"
         )
@@ -164,6 +164,20 @@ def _idle(config: Config, last: int, unit: str) -> list[str]:
             "or train longer (training.epochs)"
         )
     least = None
+    if isinstance(config, CyclicConfig):
+        least, key = config.step_size_up, "cyclic.step_size_up"
+        if least > last:
+            return [
+                f"training.schedule.{key}: {least:,} is so long that the rate never reaches its top: {fit}; use a smaller one"
+            ]
+        return []
+    if isinstance(config, CosineWarmRestartsConfig):
+        if config.t_0 > last:
+            return [
+                f"training.schedule.cosine_warm_restarts.t_0: {config.t_0:,} is so long that nothing restarts: {fit}; use a "
+                "smaller one, or cosine"
+            ]
+        return []
     if isinstance(config, StepConfig):
         least, key = config.step_size, "step.step_size"
     elif isinstance(config, PlateauConfig):  # the best epoch, those without improvement, and one to act in

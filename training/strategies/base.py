@@ -18,6 +18,7 @@ from shoal.training.optimizers.build import build_optimizer
 from shoal.training.optimizers.parameters import parameter_groups
 from shoal.training.optimizers.penalties import add_l2, add_to_gradients, shrink
 from shoal.training.optimizers.searching import Closure, Searched, Searching
+from shoal.training.users_code import users
 
 _LIST = "[]"  # ends the name of an optimiser's state that is a list of tensors
 
@@ -123,7 +124,8 @@ class Strategy:
             parameters = [p for p in self._optimized() if p.grad is not None]
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip_norm, self.norm)
         before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        with users("training.optimizer.import"):
+            self.scaler.step(self.optimizer)
         self.scaler.update()
         taken: bool = self.scaler.get_scale() >= before
         if taken and self.shrinks:

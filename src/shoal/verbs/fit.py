@@ -224,6 +224,10 @@ def _finish(
     from shoal.training.checkpoints.keeper import REACHED
 
     manifest = data.manifest
+    if not run.exists("config.yaml"):
+        raise RunError(
+            f"{run.uri} was deleted, or moved, while it was trained in: what is left there is no run; delete it and train again"
+        )
     for notice in outcome.notices:
         reporter.notice(notice)
     reporter.notice(f"time: {outcome.time}")

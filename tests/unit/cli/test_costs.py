@@ -190,7 +190,7 @@ cluster: {{storage_path: {tmp_path}/runs}}
         ("evaluation.costs={false_positive: x, false_negative: 1}", "evaluation.costs.false_positive: 'x' is not allowed"),
         ("evaluation.costs={false_positive: 0, false_negative: 1}", "each mistake must cost more than deciding right"),
         ("evaluation.costs={actual: {yess: {no: 1}}, otherwise: 1}", "'yess', which is no class; did you mean 'yes'?"),
-        ("evaluation.threshold=1.5", "evaluation.threshold: it must be a number above 0 and below 1"),
+        ("evaluation.threshold=1.5", "evaluation.threshold: 1.5 is not allowed; it must be a number above 0 and below 1"),
         ("evaluation.threshold=empiric", "it must be a number above 0 and below 1, auto, optimal, empirical"),
         ("evaluation.calibration=platt", "evaluation.calibration: 'platt' is not allowed"),
         ("data.split={validation: 0, test: 0.2}", "fitted on validation rows, and there are none; set data.split"),

@@ -239,3 +239,36 @@ def test_rays_answer_to_sigterm_is_an_interruption(
     file.write_text("data: {path: x.parquet, target: y}\n")
     assert main(["check", str(file)]) == 130
     assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_among_the_first_imports_leaves_no_traceback(number: signal.Signals) -> None:
+    code = f"""
+import os, sys
+from shoal import __main__ as door
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "shoal.cli.main":
+            os.kill(os.getpid(), {int(number)})
+sys.meta_path.insert(0, Finder())
+door.run()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")
+
+
+def test_a_run_whose_folder_was_deleted_under_way_has_failed(shoal, folder, monkeypatch, tmp_path) -> None:
+    from shoal.training import worker
+
+    whole = worker.run_worker
+
+    def deletes(*arguments):
+        outcome = whole(*arguments)
+        (tmp_path / "run" / "config.yaml").unlink()
+        return outcome
+
+    monkeypatch.setattr("shoal.training.trainer.run_worker", deletes)
+    done = shoal("train", folder / "small.yaml", "--out", tmp_path / "run")
+    assert done.code == 1
+    assert "was deleted, or moved, while it was trained in" in done.err
+    assert not (tmp_path / "run" / "metrics.json").exists()

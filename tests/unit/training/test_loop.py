@@ -12,7 +12,7 @@ from support.by_hand import OPTIMIZERS, by_hand
 from support.prepared import make_dataset
 from torch import nn
 
-from shoal.cluster.errors import RunError
+from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.progress import EpochRecord, Silent
 from shoal.training.batches import BatchReader
 from shoal.training.config import (
@@ -338,3 +338,64 @@ def test_a_fit_of_few_steps_is_said_to_be_hardly_trained() -> None:
     assert notice.endswith(
         "the model is hardly trained: lower training.optimizer.sgd.learning_rate or set training.clip_norm"
     )
+
+
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"mixup": {"alpha": 0.2}}, "one draw at a time (mixup)"),
+        ({"batch_size": 20}, "the optimum of each batch in turn"),
+    ],
+)
+def test_a_search_over_changing_rows_goes_on_and_says_so(training: dict[str, Any], said: str) -> None:
+    values = {"optimizer": {"lbfgs": {"max_iter": 500}}, "batch_size": "full", "l2": 0.1, "epochs": 4}
+    loop, _ = fit(make_dataset(rows=60), **{**values, "early_stopping": None, **training})
+    outcome = loop.run()
+    assert outcome.epochs == 4
+    assert any(said in notice for notice in outcome.notices)
+
+
+def test_a_search_waits_for_weights_that_come_later() -> None:
+    loss = {"ldam": {"class_weights": "balanced", "reweight_from": 0.5}}
+    values = {"optimizer": {"lbfgs": {"max_iter": 500}}, "batch_size": "full", "l2": 0.1, "epochs": 6}
+    loop, _ = fit(make_dataset(rows=60), LinearConfig(), loss=loss, early_stopping=None, **values)
+    assert loop.run().epochs > 3  # it has long converged by then
+
+
+def test_an_average_of_exact_zeros_is_said_to_be_none() -> None:
+    loop, _ = fit(make_dataset(rows=60), l1={"proximal": 0.1}, averaging="ema", optimizer="sgd")
+    assert any("a mean of weights is seldom exactly zero" in notice for notice in loop.run().notices)
+
+
+class Broken(torch.optim.SGD):
+    def step(self, closure: Any = None) -> Any:
+        raise ValueError("bug in step")
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        return super().step(closure)
+
+
+def flat(groups: list[dict[str, Any]], **options: Any) -> torch.optim.SGD:
+    return torch.optim.SGD([p for group in groups for p in group["params"]], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "said"),
+    [
+        (
+            "Broken",
+            RunError,
+            r"training.optimizer.import failed at .*test_loop.py, line \d+: ValueError: bug in step",
+        ),
+        ("NeedsClosure", ConfigError, "has a step that needs a closure"),
+        ("flat", ConfigError, "does not keep the groups of parameters"),
+    ],
+)
+def test_faults_of_an_optimiser_of_the_users_own_are_named(
+    name: str, error: type[Exception], said: str
+) -> None:
+    loop, _ = fit(make_dataset(rows=60), l2=0.1, optimizer={"import": f"{__name__}:{name}", "lr": 0.1})
+    with pytest.raises(error, match=said):
+        loop.run()

@@ -25,7 +25,7 @@ from shoal.training import TorchClassifier, TorchRegressor
 from shoal.training.artifact import TrainedModel
 from shoal.training.config import TrainingConfig
 from shoal.training.losses import classification, regression
-from shoal.training.losses.build import Loss, build_loss
+from shoal.training.losses.build import NO_COSTS, Loss, build_loss
 from shoal.training.losses.config import LOSSES
 from shoal.training.losses.weights import class_weights
 from shoal.training.strategies.base import Strategy
@@ -197,7 +197,7 @@ def test_balanced_weights_equal_scikit_learns() -> None:
     built = loss({"cross_entropy": {"class_weights": "balanced"}}, "multiclass")
     assert built.weights is not None
     theirs = compute_class_weight("balanced", classes=np.arange(3), y=y)
-    np.testing.assert_allclose(built.weights(torch.arange(3)).numpy(), theirs, rtol=1e-12)
+    np.testing.assert_allclose(built.weights(torch.arange(3), NO_COSTS).numpy(), theirs, rtol=1e-12)
 
 
 def test_effective_numbers_by_hand_and_at_their_limits() -> None:
@@ -205,7 +205,7 @@ def test_effective_numbers_by_hand_and_at_their_limits() -> None:
         value = {"focal": {"class_weights": {"effective_number": {"beta": beta}}}}
         built = loss(value, "multiclass", (1, 2, 4))
         assert built.weights is not None
-        return built.weights(torch.arange(3)).numpy()
+        return built.weights(torch.arange(3), NO_COSTS).numpy()
 
     # beta 1/2: effective numbers 1, 3/2 and 15/8, so 1, 2/3 and 8/15 of a sum of 2.2.
     np.testing.assert_allclose(weights(0.5), np.array([1, 2 / 3, 8 / 15]) * 3 / 2.2, rtol=1e-12)
@@ -221,8 +221,8 @@ def test_weights_of_several_labels_are_of_yes_and_no() -> None:
     assert balanced.weights is not None
     assert named.weights is not None
     expected = [[1000 / (2 * 700), 1000 / (2 * 980)], [1000 / 600, 1000 / 40]]
-    np.testing.assert_allclose(balanced.weights(labels).numpy(), expected, rtol=1e-12)
-    np.testing.assert_allclose(named.weights(labels).numpy(), [[1, 1], [1, 5]])
+    np.testing.assert_allclose(balanced.weights(labels, NO_COSTS).numpy(), expected, rtol=1e-12)
+    np.testing.assert_allclose(named.weights(labels, NO_COSTS).numpy(), [[1, 1], [1, 5]])
 
 
 def test_deferred_weights_begin_at_their_epoch() -> None:
@@ -232,9 +232,9 @@ def test_deferred_weights_begin_at_their_epoch() -> None:
     logits, labels = drawn("multiclass")
     before, after = built.rows(logits, labels, 5), built.rows(logits, labels, 6)
     assert built.weights is not None
-    torch.testing.assert_close(after, before * built.weights(labels))
+    torch.testing.assert_close(after, before * built.weights(labels, NO_COSTS))
     assert built.weight(labels, 5) == 64
-    assert built.weight(labels, 6) == pytest.approx(float(built.weights(labels).sum()))
+    assert built.weight(labels, 6) == pytest.approx(float(built.weights(labels, NO_COSTS).sum()))
 
 
 @pytest.mark.parametrize("options", [{}, {"gradient_accumulation": 3}, {"mixup": {"alpha": 0.3}}])
@@ -435,7 +435,7 @@ def test_the_effective_number_may_be_named_alone() -> None:
     labels = torch.arange(3)
     assert named is not None
     assert whole is not None
-    assert torch.equal(named(labels), whole(labels))
+    assert torch.equal(named(labels, NO_COSTS), whole(labels, NO_COSTS))
 
 
 def test_deferred_weights_need_weights() -> None:

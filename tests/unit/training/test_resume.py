@@ -1,5 +1,6 @@
 """A fit that was stopped anywhere and resumed ends as the uninterrupted one, bit for bit."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shoal.training.loop import Loop
 from shoal.training.losses.build import Loss
 from shoal.training.models import build_model
 from shoal.training.strategies.base import Strategy
+from shoal.training.worker import FitJob, _settings
 
 CPU = torch.device("cpu")
 STEPS = 5  # an epoch: 203 rows in batches of 50
@@ -52,7 +54,8 @@ def loop(
     model = build_model(config, dataset.schema, 3, factory=own)
     values = {"epochs": 4, "batch_size": 50, "early_stopping": {"patience": 2}, **training}
     settings = TrainingConfig.model_validate(values)
-    return Loop(model, dataset, settings, Strategy(CPU), Error(), 3, hears or Silent(), keeper, key)  # type: ignore[arg-type]
+    of = {"other input files": key}
+    return Loop(model, dataset, settings, Strategy(CPU), Error(), 3, hears or Silent(), keeper, of)  # type: ignore[arg-type]
 
 
 def stops_after(run: Storage, looks: int, keep: int = 2) -> RunKeeper:
@@ -208,8 +211,49 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path: Path) -> None:
     run = Storage.open(str(tmp_path))
     with pytest.raises(StoppedError):
         loop(stops_after(run, 4)).run()
-    with pytest.raises(ConfigError, match="the input files changed since"):
+    with pytest.raises(ConfigError, match="is not of this run: it is of other input files"):
         loop(RunKeeper(run, 1e9, 2), key="other").run()
+
+
+def test_the_end_of_a_long_fit_is_kept_so_that_only_judging_is_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Storage.open(str(tmp_path))
+    short = loop(RunKeeper(run, 1e9, 2))
+    short.run()
+    assert written(run) == []  # a short fit is done again as soon
+    monkeypatch.setattr(lookout, "END_SECONDS", 0.0)
+    first = loop(RunKeeper(run, 1e9, 2))
+    outcome = first.run()
+    ((position, _),) = written(run)
+    assert position == outcome.steps
+    again = loop(RunKeeper(run, 1e9, 2))
+    assert again.run().resumed_from == (position,)
+    assert values(again) == values(first) == values(short)
+    for name, tensor in weights(again).items():
+        assert torch.equal(tensor, weights(short)[name])
+
+
+def test_seconds_of_the_history_never_run_backwards(tmp_path: Path) -> None:
+    run = Storage.open(str(tmp_path))
+    slow = loop(stops_after(run, 7), optimizer="adam")
+    take = slow.stepper.step
+
+    def step(*arguments: Any) -> Any:
+        if slow.position == 2:
+            time.sleep(0.3)  # an uneven fit
+        return take(*arguments)
+
+    slow.stepper.step = step  # type: ignore[method-assign]
+    with pytest.raises(StoppedError):
+        slow.run()
+    resumed = loop(RunKeeper(run, 1e9, 2), optimizer="adam")
+    resumed.run()
+    losses = [(row[0], row[5]) for row in resumed.history.rows if row[3] == "loss"]
+    assert [step for step, _ in losses] == sorted(step for step, _ in losses)
+    seconds = [s for _, s in losses]
+    assert seconds == sorted(seconds)
+    assert seconds[1] < 0.3 < seconds[2]
 
 
 @pytest.mark.parametrize("workers", [2, 3])
@@ -260,3 +304,25 @@ def test_such_steps_are_skipped_and_counted_where_asked() -> None:
     assert outcome.skipped == 1
     assert any("1 of 4 steps were left out" in notice for notice in outcome.notices)
     assert all(torch.isfinite(p).all() for p in fitted.model.parameters())
+
+
+def test_what_is_fitted_how_is_known_by_a_hash() -> None:
+    def settings(**changes: Any) -> str:
+        values: dict[str, Any] = {"hidden": (8,), "seed": 3, "every": "10m", "rate": 1e-3, **changes}
+        training = {
+            "optimizer": {"adam": {"learning_rate": values["rate"]}},
+            "checkpoint": {"every": values["every"]},
+        }
+        job = FitJob(
+            model=MLPConfig(hidden=values["hidden"]),
+            training=TrainingConfig.model_validate(training),
+            seed=values["seed"],
+            data_uri="",
+            run_uri="",
+            monitor=None,
+        )
+        return _settings(job)
+
+    others = [settings(hidden=(16,)), settings(seed=4), settings(rate=2e-3)]
+    assert len({settings(), *others}) == 4
+    assert settings(every="1s") == settings()

@@ -144,6 +144,13 @@ def test_the_warm_up_may_have_a_unit_of_its_own() -> None:
     np.testing.assert_allclose(found[3:], 0.5 ** (np.arange(TOTAL - 3) // PER_EPOCH), rtol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["cosine", "polynomial"])
+@pytest.mark.parametrize("warmup", [1, TOTAL - 1])
+def test_the_last_steps_after_a_warm_up_in_steps_still_learn(name: str, warmup: int) -> None:
+    found = factors({name: {"unit": "epoch", "warmup": warmup, "warmup_unit": "step"}})
+    assert (found > 0).all()
+
+
 def test_without_a_timescale_the_warm_up_is_it() -> None:
     found = factors({"inverse_square_root": {"warmup": 10}})
     step = np.arange(1, TOTAL + 1)
