@@ -18,7 +18,7 @@ from techniques import Arrays, rare_cancer
 
 from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.evaluation.config import EvaluationConfig
-from shoal.evaluation.deciding.plan import plan
+from shoal.evaluation.deciding.plan import Known, plan
 from shoal.evaluation.metrics import METRICS
 from shoal.training import TorchClassifier
 
@@ -65,8 +65,7 @@ def cost_of(seed: int, data: Arrays, model: object) -> dict[str, float]:
         settled = plan(
             EvaluationConfig.model_validate({"costs": COSTS, **config}),
             SCHEMA,
-            np.bincount(y).tolist(),
-            np.bincount(held_y).tolist(),
+            Known(np.bincount(y).tolist(), np.bincount(held_y).tolist()),
             BY_COST if weighted else (),
         )
         judging = settled.fit(held_y, scores[0])

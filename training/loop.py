@@ -611,7 +611,7 @@ class Loop:
         searched = self.stepper.searched
         if searched is None or not searched.has_converged or self.plan.steps_per_epoch > 1:
             return False
-        changes = self.stepper.loss.weighted_from * self.plan.steps_per_epoch > self.position
+        changes = self.stepper.loss.weighted_from * self.plan.steps_per_epoch >= self.position
         return not (self._draws or changes)
 
     def _record_search(self, epoch: int) -> None:

@@ -54,7 +54,7 @@ def require_costs(
         if name in features:
             notices.append(
                 f"column {name!r} is a cost and a feature; if it is not known when a decision is due, data.drop: [{name}] "
-                "keeps it a cost alone"
+                "keeps it a cost alone, and evaluation.threshold: empirical decides without it"
             )
     return notices
 

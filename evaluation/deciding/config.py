@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from shoal.cluster.config import Config
+from shoal.cluster.wording import shown
 
 
 class CostColumn(Config):
@@ -20,7 +21,7 @@ def _number_or_column(value: Any) -> Any:
     named = isinstance(value, Mapping) and set(value) == {"column"} and isinstance(value["column"], str)
     if not (number or named or isinstance(value, CostColumn)):
         raise ValueError(
-            "it must be a finite number, or {column: NAME} for the numbers in a column of the data"
+            f"{shown(value)} is not allowed; it must be a finite number, or {{column: NAME}} for the numbers in a column"
         )
     return value
 

@@ -68,7 +68,9 @@ def cost_over_threshold(parts: dict[str, Part], rule: Rule, costs: Costs, consta
         shown = [t for t in TICKS if low <= t <= high]
         axes.set_xticks([_logit(t) for t in shown], [f"{t:g}" for t in shown])
         axes.set_xlim(place[0], place[-1])
-        top = max(1.25 * constant, *highest, 1.1 * cost)
+        top = max(1.25 * constant, *highest, 1.1 * cost) * (
+            1.25 if by_row else 1.0
+        )  # room for a longer legend
         axes.set_ylim(top=top) if np.isfinite(top) else None
         label_axes(
             axes, "threshold (scale of logits)", f"cost a row{f' ({costs.unit})' if costs.unit else ''}"

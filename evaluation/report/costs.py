@@ -61,7 +61,7 @@ def _by_row(facts: ReportFacts) -> list[str]:
     if facts.target.task == "binary" and part is not None and not facts.hides_costs:
         low, middle, high = np.quantile(decision.thresholds(part.amounts), [0.05, 0.5, 0.95])
         said.append(
-            f"So {facts.class_names[1]} is predicted from a probability on that differs from row to row: {middle:.3g} in the "
+            f"The probability from which {facts.class_names[1]} is predicted differs from row to row: {middle:.3g} in the "
             f"middle, {low:.3g} to {high:.3g} for nine of ten {facts.judged} rows."
         )
     return said
@@ -138,7 +138,7 @@ def _figures(facts: ReportFacts, part: Part, known: Costs, without: float) -> li
     sound = {name: p for name, p in facts.parts.items() if np.isfinite(p.scores).all()}
     rule = facts.judging.rule
     by_row = (
-        " Each row has a threshold of its own: what that costs lies below the curve by as much as one threshold for all wastes."
+        " Each row has a threshold of its own here: the dashed line is what that costs, the curves what one for all rows would."
         if rule.decision.columns
         else ""
     )
