@@ -244,8 +244,9 @@ def test_rays_answer_to_sigterm_is_an_interruption(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_among_the_first_imports_leaves_no_traceback(number: signal.Signals) -> None:
     code = f"""
-import os, sys
+import os, signal, sys
 from shoal import __main__ as door
+signal.signal({int(number)}, signal.SIG_DFL)  # one that is ignored, as in the background, stays so
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "shoal.cli.main":
