@@ -13,7 +13,7 @@ from shoal.cluster.sharding.names import plural
 Placement = Literal["inline", "task", "group"]
 THIS_PROCESS = "this process"  # a part that reserves nothing
 SHARDING = "sharding tasks"
-_EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
+EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _GIB_FROM = 0.1 * 2**30  # smaller sizes are shown in MiB, not as 0.0 GiB
 _MIB_FROM = 0.1 * 2**20
 _SHARES = (0.5, 0.25, 0.1, 0.01)
@@ -164,7 +164,7 @@ def check(demand: Demand, total: Totals, maximum: Totals | None = None) -> None:
     limit = maximum or total
     for what in _WHAT:
         there = getattr(limit, what)
-        if there is not None and demand.total(what) > there + _EPSILON:
+        if there is not None and demand.total(what) > there + EPSILON:
             raise ResourceError(
                 f"{_sum(demand, what)}; {_has(limit, what, maximum)}. {_fix(demand, limit, what)}"
             )
@@ -215,7 +215,7 @@ def resolve_workers(config: ClusterConfig, totals: Totals, group: bool = False) 
     elif config.placement in ("inline", "task") or gpus == 0:
         workers = 1
     else:
-        workers = max(1, int((totals.gpus + _EPSILON) // gpus))
+        workers = max(1, int((totals.gpus + EPSILON) // gpus))
     placement = config.placement
     if placement == "auto":
         alone = workers == 1 and most <= 1 and address_of(config) is None and not group
@@ -299,7 +299,7 @@ def _fix(demand: Demand, limit: Totals, what: str) -> str:
             return "Set cluster.cache_path to a folder on a larger disk"
         return f"Use fewer {part.name}, or lower {'cluster.num_workers' if what == 'memory' else 'what each takes'}"
     fixes = []
-    if (workers := int((left + _EPSILON) // each)) >= 1:
+    if (workers := int((left + EPSILON) // each)) >= 1:
         fixes.append(f"cluster.num_workers: {workers}")
         if workers > 1 and part.most > part.count:  # a range was asked for
             fixes.insert(0, f"cluster.num_workers: [1, {workers}]")
@@ -314,8 +314,8 @@ def _fix(demand: Demand, limit: Totals, what: str) -> str:
 def _share(most: float) -> float | None:
     """Return the largest usual amount that is at most this one: a whole number, a half, a quarter …."""
     if most >= 1:
-        return float(int(most + _EPSILON))
-    return next((share for share in _SHARES if share <= most + _EPSILON), None)
+        return float(int(most + EPSILON))
+    return next((share for share in _SHARES if share <= most + EPSILON), None)
 
 
 def _fits(parts: Sequence[Part], nodes: Sequence[tuple[float, float]]) -> bool:
@@ -324,7 +324,7 @@ def _fits(parts: Sequence[Part], nodes: Sequence[tuple[float, float]]) -> bool:
     for part in sorted(parts, key=lambda p: (p.gpus, p.cpus), reverse=True):
         for _ in range(part.count if part.cpus or part.gpus else 0):
             # The tightest node first keeps room for what is still to come.
-            homes = [n for n in free if n[0] + _EPSILON >= part.cpus and n[1] + _EPSILON >= part.gpus]
+            homes = [n for n in free if n[0] + EPSILON >= part.cpus and n[1] + EPSILON >= part.gpus]
             if not homes:
                 return False
             home = min(homes, key=lambda n: (n[1] - part.gpus, n[0] - part.cpus))

@@ -22,14 +22,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal.cluster.config import ClusterConfig, format_duration
 from shoal.cluster.errors import ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter
-from shoal.cluster.resources import Demand, Part, Totals
+from shoal.cluster.resources import EPSILON, Demand, Part, Totals
 from shoal.cluster.session import session
 from shoal.cluster.sharding.names import plural
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_EPSILON = 1e-9  # 3 x 0.1 CPUs are not more than 0.3
 _POLL_SECONDS = 1.0
 _CANCEL_SECONDS = 10.0
 
@@ -176,7 +175,7 @@ def _count(config: ClusterConfig, part: Part, totals: Totals, most: int | None) 
     if ray.is_initialized():  # on a cluster that others use, too
         free = ray.available_resources()  # type: ignore[no-untyped-call]
     there = {"CPU": part.cpus, "GPU": part.gpus, "memory": part.memory if totals.memory else 0.0}
-    counts = [int(free.get(name, 0.0) / each + _EPSILON) for name, each in there.items() if each]
+    counts = [int(free.get(name, 0.0) / each + EPSILON) for name, each in there.items() if each]
     return max(1, min(counts if most is None else [*counts, most]))
 
 

@@ -27,9 +27,10 @@ from shoal.training.artifact import TrainedModel
 from shoal.training.config import ModelChoice, TrainingConfig
 from shoal.training.costs import NO_AMOUNTS, Amounts
 from shoal.training.device import own_threads
-from shoal.training.loop import FitOutcome, Loop
+from shoal.training.loop import Loop
 from shoal.training.memory import ArrayDataset, ArrayPart
 from shoal.training.models import Factory, build_model
+from shoal.training.outcome import FitOutcome
 from shoal.training.soundness import require_finite
 from shoal.training.strategies.base import Strategy
 

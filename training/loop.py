@@ -5,17 +5,15 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from shoal.cluster.components import Choice, Imported
+from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError, RunError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
-from shoal.cluster.sharding.dataset import ShardRows
 from shoal.cluster.sharding.names import plural
 from shoal.training.account import Account
 from shoal.training.averaging import WeightAverage
@@ -23,10 +21,10 @@ from shoal.training.batches import BatchReader, Dataset
 from shoal.training.checkpoints.files import Checkpoint, Part
 from shoal.training.checkpoints.keeper import NONE_LEFT, Keeper
 from shoal.training.checkpoints.lookout import Lookout
-from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
-from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
+from shoal.training.config import SearchConfig, TrainingConfig
+from shoal.training.costs import Costs, by_name
 from shoal.training.device import DTYPES
-from shoal.training.draws import CounterDropout, DrawContext, combine, install_draws
+from shoal.training.draws import DrawContext, combine, install_draws
 from shoal.training.early_stopping import NOISE, EarlyStopping
 from shoal.training.history import History
 from shoal.training.losses.build import answered, build_loss
@@ -34,16 +32,13 @@ from shoal.training.losses.config import BY_COSTS
 from shoal.training.losses.weights import RowWeights
 from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
-from shoal.training.plan import EpochPlan, resolve_batch_size
+from shoal.training.outcome import FitOutcome, Monitor
 from shoal.training.proof import prove_one_model
-from shoal.training.refusals import refuse_costs, refuse_data, refuse_model
-from shoal.training.sampling.config import CostRejectionConfig
-from shoal.training.sampling.kept import KeptPlan
-from shoal.training.sampling.plan import ClassPlan
-from shoal.training.sampling.rejection import keep
-from shoal.training.sampling.shares import class_shares, seen
+from shoal.training.refusals import refuse_costs, refuse_data, refuse_model, unfitting, what_draws
+from shoal.training.sampling.build import sample
+from shoal.training.sampling.shares import seen
 from shoal.training.schedules.schedule import Schedule
-from shoal.training.scores import Judge, Scores
+from shoal.training.scores import Judge
 from shoal.training.soundness import slower
 from shoal.training.stepping import Stepper
 from shoal.training.strategies.base import Fragment, Strategy
@@ -51,65 +46,6 @@ from shoal.training.strategies.base import Fragment, Strategy
 LOSS_POINTS = 50  # values of the training loss kept an epoch
 ADVANCE_SECONDS = 0.25  # between two moves of the progress line
 _DROPOUT_STREAM = 2
-
-
-class Monitor(Protocol):
-    """A metric that drives early stopping."""
-
-    @property
-    def name(self) -> str:
-        """The metric's name."""
-
-    @property
-    def greater_is_better(self) -> bool:
-        """The metric's direction."""
-
-    def value(self, y: np.ndarray, scores: Scores, amounts: Amounts = NO_AMOUNTS) -> float:
-        """Score labels ``[n]`` or ``[n, K]`` against scores as `scores_from_logits` gives them, with the rows' cost columns."""
-
-
-@dataclass(frozen=True)
-class FitOutcome:
-    """How a fit went.
-
-    Attributes
-    ----------
-    steps, epochs
-        What was done; ``best_epoch``, whose weights were kept, counts from 1, 0 where the last ones were.
-    best
-        The monitored score of the kept weights, NaN without one.
-    stopped
-        Why it ended, in a few words.
-    rows_per_second
-        Training rows over all workers per second of training, validation left out.
-    seconds
-        Training alone.
-    gradient_error
-        Largest relative difference found by the proof of the first step; 0 for one worker.
-    skipped
-        Steps left out because their gradient was no finite number.
-    resumed_from
-        Step at which each restart went on, in order.
-    repeated
-        Steps that are known to have been done again after restarts: all but those of the last moment before each.
-    time
-        One line on where the time went.
-    """
-
-    steps: int
-    epochs: int
-    best_epoch: int
-    best: float
-    stopped: str
-    rows_per_second: float
-    seconds: float
-    batch_size: int
-    gradient_error: float
-    skipped: int = 0
-    resumed_from: tuple[int, ...] = ()
-    repeated: int = 0
-    time: str = ""
-    notices: tuple[str, ...] = ()
 
 
 @dataclass
@@ -156,14 +92,12 @@ class Loop:
     costs: Costs | None = None
 
     def __post_init__(self) -> None:
-        rows = self.dataset.shard_rows("train")
-        target, batch_size = self.dataset.schema.target, resolve_batch_size(self.config.batch_size, sum(rows))
-        shares = class_shares(self.config.sampling, target, self.dataset.class_rows("train"), batch_size)
+        target = self.dataset.schema.target
         self.notices: list[str] = []
-        self.said_first: list[str] = []  # before the first step
         if self.costs is not None:
             refuse_costs(self.dataset, self.costs, self.strategy)
-        self.plan = self._plan(rows, batch_size, shares)
+        sampled = sample(self.config, self.dataset, self.costs, self.strategy, self.seed)
+        self.plan, self.said_first = sampled.plan, sampled.notices
         self.reader = BatchReader(
             self.dataset,
             self.plan,
@@ -187,12 +121,14 @@ class Loop:
             self.config.loss,
             target,
             self.dataset.class_rows("train"),
-            sum(rows),
+            sum(self.dataset.shard_rows("train")),
             self.config.epochs,
             private,
             self._row_weights(),
         )
-        self.target = answered(seen(target, self.dataset.class_rows("train"), shares), self.config.loss)
+        self.target = answered(
+            seen(target, self.dataset.class_rows("train"), sampled.shares), self.config.loss
+        )
         self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
         self.judge = Judge(self.dataset, self.strategy, self.target)
         self.stopping = EarlyStopping(
@@ -218,24 +154,8 @@ class Loop:
             learning_rate=getattr(optimizer, "learning_rate", 1.0),
         )
         self.notices += self.schedule.notices
-        self._draws = self._what_draws()
-        if isinstance(optimizer, SearchConfig):
-            name = Choice(OPTIMIZERS).name_of(optimizer)
-            if self.plan.steps_per_epoch > 1:
-                self.notices.append(
-                    f"training.optimizer: {name} searches for the optimum of each batch in turn, which is seldom that of all "
-                    "rows; set training.batch_size: full"
-                )
-            elif self._draws:
-                self.notices.append(
-                    f"training.optimizer: {name} searches for the optimum of one draw at a time ({self._draws}), so that no step "
-                    "is the last one; leave that out, or use an optimiser such as adamw"
-                )
-        if self.average is not None and self.config.l1 is not None and self.config.l1.proximal is not None:
-            self.notices.append(
-                "training.averaging: a mean of weights is seldom exactly zero, so l1: proximal leaves hardly any feature out; "
-                "leave one of them out"
-            )
+        self._draws = what_draws(self.model, self.config)
+        self.notices += unfitting(self.config, self.plan.steps_per_epoch, self._draws)
         self._factors: list[float] = []  # of the epoch's steps so far, where they differ
         self._scores: list[float] = []  # of all epochs, on the validation rows
         self.lookout = Lookout(self.strategy, self.keeper)
@@ -249,34 +169,6 @@ class Loop:
         self._clock: list[float] = []  # seconds of training at the end of each of them
         self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
 
-    def _what_draws(self) -> str:
-        """Say what makes the objective another one in each step of the same rows; empty where nothing does."""
-        found = ["mixup"] if self.config.mixup is not None else []
-        if any(isinstance(m, CounterDropout) and m.p > 0 for m in self.model.modules()):
-            found.append("dropout")
-        if isinstance(self.plan, ClassPlan):
-            found.append("training.sampling")
-        return " and ".join(found)
-
-    def _plan(self, rows: tuple[int, ...], batch_size: int, shares: NDArray[np.float64] | None) -> EpochPlan:
-        """Return which rows are in which step, as `training.sampling` says."""
-        if isinstance(self.config.sampling, CostRejectionConfig):
-            if self.costs is None:
-                raise ConfigError(
-                    "training.sampling: cost_rejection needs an experiment with evaluation.costs"
-                )
-            kept = keep(self.dataset, self._own_shards(), self.costs, self.strategy, self.seed)
-            self.said_first += kept.notices
-            size = resolve_batch_size(self.config.batch_size, sum(kept.of_shard))
-            return KeptPlan(kept.rows, kept.of_shard, size, self.seed)
-        if shares is None:
-            return EpochPlan(rows, batch_size, self.seed)
-        return ClassPlan(self.dataset.shard_class_rows("train"), shares, batch_size, self.seed)
-
-    def _own_shards(self) -> dict[int, ShardRows]:
-        own = range(self.strategy.rank, self.dataset.n_shards, self.strategy.world_size)
-        return {v: self.dataset.shard("train", v) for v in own}
-
     def _row_weights(self) -> RowWeights | None:
         """Return what rows weigh by their own costs, with mean 1 over the training rows; None where costs are not by row."""
         names = self.dataset.schema.costs
@@ -284,7 +176,7 @@ class Loop:
         if self.costs is None or not self.costs.columns or not by_costs:
             return None
         of_shard = torch.zeros(self.dataset.n_shards, dtype=torch.float64)
-        for v, shard in self._own_shards().items():
+        for v, shard in self.reader.shards.items():
             of_shard[v] = self.costs.own_weights(shard.label, by_name(shard.cost, names)).sum()
         of_shard = self.strategy.sum(of_shard.to(self.strategy.device))
         return RowWeights.of(self.costs, names, float(of_shard.sum()) / sum(self.dataset.shard_rows("train")))

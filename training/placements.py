@@ -47,7 +47,7 @@ from shoal.training.checkpoints.keeper import NONE_LEFT, Asked, Keeper, RunKeepe
 from shoal.training.config import DeepSpeedConfig
 from shoal.training.device import pick_device
 from shoal.training.interruption import stop_requests
-from shoal.training.loop import FitOutcome
+from shoal.training.outcome import FitOutcome
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from shoal.training.strategies.deepspeed import DeepSpeed

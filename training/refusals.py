@@ -1,4 +1,4 @@
-"""What is refused when the model and the data are there, before the first step; `allowed` needs neither.
+"""What is refused, or advised against, when the model and the data are there, before the first step; `allowed` needs neither.
 
 Every worker decides alike: none may go on alone.
 """
@@ -9,15 +9,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from shoal.cluster.components import Choice
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.dataset import ShardRows
 from shoal.cluster.sharding.manifest import SPLITS
 from shoal.training.batches import Dataset
-from shoal.training.config import TrainingConfig
+from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
 from shoal.training.costs import Costs, by_name
+from shoal.training.draws import CounterDropout
 from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, can_recompute
 from shoal.training.reasonable import unreasonable
+from shoal.training.sampling.config import CostRejectionConfig, ShuffleConfig
 from shoal.training.schedules.config import PlateauConfig
 from shoal.training.strategies.base import Strategy
 
@@ -117,3 +120,44 @@ def refuse_data(
                 f"training.loss: poisson needs counts of at least 0, some above it; the least training label is {least:g}. Use "
                 "squared_error, huber or quantile"
             )
+
+
+def what_draws(model: Model, config: TrainingConfig) -> str:
+    """Say what makes the objective another one in each step of the same rows; empty where nothing does."""
+    found = ["mixup"] if config.mixup is not None else []
+    if any(isinstance(m, CounterDropout) and m.p > 0 for m in model.modules()):
+        found.append("dropout")
+    if not isinstance(
+        config.sampling, ShuffleConfig | CostRejectionConfig
+    ):  # those keep the rows of a whole step
+        found.append("training.sampling")
+    return " and ".join(found)
+
+
+def unfitting(config: TrainingConfig, steps_per_epoch: int, draws: str) -> list[str]:
+    """Say what is allowed and seldom meant.
+
+    Parameters
+    ----------
+    draws
+        What `what_draws` says.
+    """
+    notices = []
+    if isinstance(config.optimizer, SearchConfig):
+        name = Choice(OPTIMIZERS).name_of(config.optimizer)
+        if steps_per_epoch > 1:
+            notices.append(
+                f"training.optimizer: {name} searches for the optimum of each batch in turn, which is seldom that of all rows; "
+                "set training.batch_size: full"
+            )
+        elif draws:
+            notices.append(
+                f"training.optimizer: {name} searches for the optimum of one draw at a time ({draws}), so that no step is the "
+                "last one; leave that out, or use an optimiser such as adamw"
+            )
+    if config.averaging is not None and config.l1 is not None and config.l1.proximal is not None:
+        notices.append(
+            "training.averaging: a mean of weights is seldom exactly zero, so l1: proximal leaves hardly any feature out; leave "
+            "one of them out"
+        )
+    return notices

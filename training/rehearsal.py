@@ -15,10 +15,11 @@ from shoal.cluster.sharding.manifest import Schema
 from shoal.training.config import TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.device import DTYPES
-from shoal.training.loop import Loop, Monitor
+from shoal.training.loop import Loop
 from shoal.training.memory import ArrayDataset, ArrayPart
 from shoal.training.models import build_model
 from shoal.training.optimizers.build import build_optimizer
+from shoal.training.outcome import Monitor
 from shoal.training.refusals import refuse_model
 from shoal.training.strategies.base import Strategy
 

@@ -5,7 +5,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Shape
 from shoal.training.device import pick_device
 from shoal.training.interruption import stop_requests
-from shoal.training.loop import FitOutcome
+from shoal.training.outcome import FitOutcome
 from shoal.training.strategies.base import Strategy
 from shoal.training.worker import FitJob, keeper_of, run_worker
 

@@ -21,8 +21,9 @@ from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.config import MODELS, TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.device import own_threads
-from shoal.training.loop import FitOutcome, Loop, Monitor
+from shoal.training.loop import Loop
 from shoal.training.models import build_model
+from shoal.training.outcome import FitOutcome, Monitor
 from shoal.training.scores import predictions_table
 from shoal.training.soundness import require_finite
 from shoal.training.strategies.base import Strategy

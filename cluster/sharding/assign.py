@@ -376,13 +376,15 @@ def _stamp(value: datetime | date | float | None, numeric: bool, data: DataConfi
     return (value - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
-def gap_of(value: timedelta | float | None, numeric: bool, data: DataConfig) -> float | int:
+def gap_of(
+    value: timedelta | float | None, numeric: bool, data: DataConfig, key: str = "data.split.time.gap"
+) -> float | int:
     """Return the gap in the unit of the column: its number, or microseconds; a number alone is of seconds there."""
     if value is None:
         return 0
     if numeric and isinstance(value, timedelta):
         raise DataError(
-            f"data.split.time.gap is {format_duration(value)}, but column {data.time!r} holds numbers, whose unit is "
+            f"{key}: {format_duration(value)} is a duration, but column {data.time!r} holds numbers, whose unit is "
             "not known; give a number in that unit"
         )
     seconds = value.total_seconds() if isinstance(value, timedelta) else value

@@ -1,6 +1,5 @@
 """`evaluation.cv`: how rows are dealt into folds."""
 
-from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat
@@ -10,43 +9,37 @@ from shoal.cluster.config import Config, Duration
 
 Splits = Annotated[int, Field(ge=2, le=1000)]
 Span = Annotated[NonNegativeFloat | Duration, Field(union_mode="left_to_right")]
-NONE = timedelta(0)
 
 
-class AutoConfig(Config):
+class CountedConfig(Config):
+    """Splitters that are told how many folds to make share this."""
+
+    n_splits: Splits = 5
+
+
+class AutoConfig(CountedConfig):
     """Chosen from the data: by time, by group, by class, or at random."""
 
-    n_splits: Splits = 5
 
-
-class KFoldConfig(Config):
+class KFoldConfig(CountedConfig):
     """At random, folds of equal size."""
 
-    n_splits: Splits = 5
 
-
-class StratifiedConfig(Config):
+class StratifiedConfig(CountedConfig):
     """Each fold has the class shares of all rows."""
 
-    n_splits: Splits = 5
 
-
-class GroupConfig(Config):
+class GroupConfig(CountedConfig):
     """Whole groups (`data.group`), folds of about equal size."""
 
-    n_splits: Splits = 5
 
-
-class StratifiedGroupConfig(Config):
+class StratifiedGroupConfig(CountedConfig):
     """Whole groups (`data.group`), class shares as near as they allow."""
 
-    n_splits: Splits = 5
 
-
-class RepeatedConfig(Config):
+class RepeatedConfig(CountedConfig):
     """At random, again and again with another order."""
 
-    n_splits: Splits = 5
     n_repeats: Annotated[int, Field(ge=2, le=100)] = 2
 
 
@@ -58,10 +51,9 @@ class LeaveOneGroupOutConfig(Config):
     """A fold for each group (`data.group`)."""
 
 
-class TimeSeriesConfig(Config):
+class TimeSeriesConfig(CountedConfig):
     """Train on the past, judge on the block after it (`data.time`); equal time stamps stay together."""
 
-    n_splits: Splits = 5
     gap: Span | None = Field(
         None,
         description="left out before each block: a duration, or a number in the unit of a numeric column",
@@ -74,10 +66,9 @@ class TimeSeriesConfig(Config):
     )
 
 
-class PurgedConfig(Config):
+class PurgedConfig(CountedConfig):
     """Blocks of time (`data.time`), trained on what lies before and after, less what touches the block."""
 
-    n_splits: Splits = 5
     purge: Span | None = Field(None, description="left out on both sides of each block")
     embargo: Span | None = Field(None, description="left out after each block, beyond the purge")
     groups: Literal["allow", "drop"] = Field(

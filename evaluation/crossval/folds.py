@@ -25,6 +25,7 @@ from shoal.evaluation.crossval.config import (
     CV,
     AutoConfig,
     ColumnConfig,
+    CountedConfig,
     GroupConfig,
     KFoldConfig,
     LeaveOneGroupOutConfig,
@@ -36,12 +37,18 @@ from shoal.evaluation.crossval.config import (
     TimeSeriesConfig,
 )
 from shoal.evaluation.crossval.splitters import PurgedKFold, TimeSeriesSplit
+from shoal.training.users_code import users
 
 Ints = NDArray[np.int64]
 _STREAM = 61  # of the draws of repeated splits
 _BY_TIME = (TimeSeriesConfig, PurgedConfig)
-_BY_CLASS = (StratifiedConfig, StratifiedGroupConfig, RepeatedStratifiedConfig)
 _BY_GROUP = (GroupConfig, StratifiedGroupConfig, LeaveOneGroupOutConfig)
+_PLAIN: dict[type[Config], Any] = {
+    KFoldConfig: model_selection.KFold,
+    StratifiedConfig: model_selection.StratifiedKFold,
+    GroupConfig: model_selection.GroupKFold,
+    StratifiedGroupConfig: model_selection.StratifiedGroupKFold,
+}
 _HEED_GROUPS = (*_BY_GROUP, *_BY_TIME, ColumnConfig, Imported)
 
 
@@ -197,14 +204,14 @@ def _refuse(cv: Config, rows: Rows, pool: Ints, data: DataConfig, target: Target
             f"evaluation.cv: {name} would part the groups of {data.group!r}; choose group or stratified_group, or set "
             "data.split.groups: allow"
         )
-    if not isinstance(cv, _BY_CLASS):
+    if not isinstance(cv, StratifiedConfig | StratifiedGroupConfig | RepeatedStratifiedConfig):
         return
     if target.task not in ("binary", "multiclass"):
         raise DataError(
             f"evaluation.cv: {name} is for classes, and the task is {target.task}; choose kfold or group"
         )
     counts = np.bincount(rows.labels[pool], minlength=len(target.classes))
-    n = int(getattr(cv, "n_splits"))  # noqa: B009
+    n = cv.n_splits
     if counts.min() < n:
         private = set(target.columns) & set(data.private)
         which = "the smallest class" if private else f"class {target.classes[int(counts.argmin())]!r}"
@@ -234,20 +241,16 @@ def _splitter(cv: Config, data: DataConfig, rows: Rows, seed: int) -> Any:
         )
     if isinstance(cv, LeaveOneGroupOutConfig | ColumnConfig):
         return model_selection.LeaveOneGroupOut()
-    plain: dict[type[Config], Any] = {
-        KFoldConfig: model_selection.KFold,
-        StratifiedConfig: model_selection.StratifiedKFold,
-        GroupConfig: model_selection.GroupKFold,
-        StratifiedGroupConfig: model_selection.StratifiedGroupKFold,
-    }
-    return plain[type(cv)](n_splits=getattr(cv, "n_splits"))  # noqa: B009
+    assert isinstance(cv, CountedConfig)
+    return _PLAIN[type(cv)](n_splits=cv.n_splits)
 
 
 def _users(cv: Imported) -> Any:
     factory = cv.load()
     try:
-        made = factory(**cv.kwargs)
-    except Exception as error:
+        with users(f"evaluation.cv.import: {cv.path}", ConfigError):
+            made = factory(**cv.kwargs)
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"evaluation.cv.import: {cv.path} could not be called: {error}; it gets the keys written beside import"
         ) from error
@@ -270,7 +273,7 @@ def _timed(
 
 def _span(value: Any, data: DataConfig, rows: Rows) -> float:
     """Return a span in the unit of the times."""
-    return gap_of(value, times_of(rows.roles, data)[2], data)
+    return gap_of(value, times_of(rows.roles, data)[2], data, "evaluation.cv")
 
 
 def _values(rows: Rows, pool: Ints, cv: ColumnConfig) -> Ints:

@@ -3,6 +3,7 @@
 X is the time of each row, ``[n]``, in any order; rows of equal time are never parted. Shape legend: n rows.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ Ints = NDArray[np.int64]
 class _Blocks(BaseCrossValidator):  # type: ignore[misc]
     """What splitters over blocks of time share."""
 
+    first = 0  # block that is judged; those before it only train
+
     def __init__(self, n_splits: int, drop_groups: bool) -> None:
         self.n_splits, self.drop_groups = n_splits, drop_groups
 
@@ -23,13 +26,9 @@ class _Blocks(BaseCrossValidator):  # type: ignore[misc]
         """Return the number of folds."""
         return self.n_splits
 
+    @abstractmethod
     def _fold(self, times: NDArray[Any], start: Any, stop: Any) -> NDArray[np.bool_]:
         """Return which rows may train for the block of times from ``start`` up to ``stop``, the last included."""
-        raise NotImplementedError
-
-    def _first(self) -> int:
-        """Return how many blocks only train."""
-        raise NotImplementedError
 
     def split(
         self,
@@ -48,7 +47,7 @@ class _Blocks(BaseCrossValidator):  # type: ignore[misc]
         order = np.argsort(times, kind="stable").astype(np.int64)
         edges = self._edges(times[order])
         of = None if groups is None or not self.drop_groups else np.asarray(groups)
-        for start, stop in zip(edges[self._first() : -1], edges[self._first() + 1 :], strict=True):
+        for start, stop in zip(edges[self.first : -1], edges[self.first + 1 :], strict=True):
             test = order[start:stop]
             may = self._fold(times[order], times[test[0]], times[test[-1]])
             may[start:stop] = False
@@ -66,7 +65,7 @@ class _Blocks(BaseCrossValidator):  # type: ignore[misc]
 
     def _edges(self, ordered: NDArray[Any]) -> list[int]:
         """Return where blocks of about equal size begin and end, where the time changes."""
-        blocks = self.n_splits + self._first()
+        blocks = self.n_splits + self.first
         begins = np.flatnonzero(np.diff(ordered)) + 1  # of another time
         if len(begins) + 1 < blocks:
             raise ValueError(f"{len(begins) + 1} different times cannot make {blocks} blocks")
@@ -99,6 +98,8 @@ class TimeSeriesSplit(_Blocks):
     Bergmeir and Benitez (2012), "On the use of cross-validation for time series predictor evaluation", section 3.
     """
 
+    first = 1
+
     def __init__(
         self,
         n_splits: int = 5,
@@ -108,9 +109,6 @@ class TimeSeriesSplit(_Blocks):
     ) -> None:
         super().__init__(n_splits, drop_groups)
         self.gap, self.max_train_size = gap, max_train_size
-
-    def _first(self) -> int:
-        return 1
 
     def _fold(self, times: NDArray[Any], start: Any, stop: Any) -> NDArray[np.bool_]:  # noqa: ARG002
         return np.asarray(times < start - self.gap if self.gap else times < start)
@@ -144,9 +142,6 @@ class PurgedKFold(_Blocks):
     ) -> None:
         super().__init__(n_splits, drop_groups)
         self.purge, self.embargo = purge, embargo
-
-    def _first(self) -> int:
-        return 0
 
     def _fold(self, times: NDArray[Any], start: Any, stop: Any) -> NDArray[np.bool_]:
         return np.asarray((times < start - self.purge) | (times > stop + self.purge + self.embargo))

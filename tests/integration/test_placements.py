@@ -25,7 +25,7 @@ from shoal.cluster.sharding.service import shard
 from shoal.cluster.storage import Storage
 from shoal.evaluation.metrics import resolve_scoring
 from shoal.training.config import MLPConfig, TrainingConfig
-from shoal.training.loop import FitOutcome
+from shoal.training.outcome import FitOutcome
 from shoal.training.trainer import fit
 from shoal.training.worker import FitJob
 

@@ -5,7 +5,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,11 +240,7 @@ def _here(fit: FoldFit, experiment: Experiment, shape: Shape) -> str:
     """Fit in this process, or in a worker group that it starts; storage that fails is tried once more."""
     from shoal.training.trainer import fit as train
 
-    return attempt(fit, partial(_train, train, experiment, shape))
-
-
-def _train(train: Any, experiment: Experiment, shape: Shape, job: Any) -> Any:
-    return train(job, shape, experiment.cluster, Silent())
+    return attempt(fit, lambda job: train(job, shape, experiment.cluster, Silent()))
 
 
 def _line(fit: FoldFit) -> str:

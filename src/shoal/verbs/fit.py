@@ -34,7 +34,7 @@ from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
     from shoal.evaluation.deciding.plan import Plan
-    from shoal.training.loop import FitOutcome, Monitor
+    from shoal.training.outcome import FitOutcome, Monitor
     from shoal.training.worker import FitJob
 
 

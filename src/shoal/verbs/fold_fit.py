@@ -16,10 +16,12 @@ from shoal.evaluation.crossval.folds import OneFold
 from shoal.experiment import Experiment, dump_yaml
 from shoal.verbs.dataset import ShardResult
 from shoal.verbs.decisions import plan_of_rows, settle
+from shoal.verbs.judge import metrics_of
 
 if TYPE_CHECKING:
     from shoal.evaluation.deciding.judging import Judging
-    from shoal.training.loop import FitOutcome
+    from shoal.evaluation.metrics import Metric
+    from shoal.training.outcome import FitOutcome
     from shoal.training.worker import FitJob
 
 DATA = "data"
@@ -105,7 +107,6 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
     """
     from shoal.cluster.sharding.service import shard
     from shoal.evaluation.deciding.judging import Deciding
-    from shoal.evaluation.metrics import resolve_scoring
     from shoal.verbs.fit import job_of
 
     experiment, run = fit.experiment, fit.run
@@ -123,20 +124,19 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
     )
     sharded = time.perf_counter()
     decisions = plan_of_rows(experiment, manifest)
-    settings, task = experiment.evaluation, manifest.schema_.target.task
-    costs = settings.costs is not None
-    monitor = resolve_scoring(settings.scoring, task, costs=costs)[0]
+    task = manifest.schema_.target.task
+    metrics = metrics_of(experiment, task)
     job = job_of(
         experiment,
         ShardResult(data.uri, manifest, False),
         fit.shape,
         run,
-        Deciding(monitor, decisions.start),
+        Deciding(metrics[0], decisions.start),
     )
     outcome = place(job)
     fitted = time.perf_counter()
     judging = settle(run, decisions, manifest.schema_.target)
-    scores = _scores(run, fit, manifest.schema_.target, judging)
+    scores = _scores(run, metrics, manifest.schema_.target, judging)
     run.write_json("data.json", manifest.model_dump(mode="json", by_alias=True))
     facts: dict[str, Any] = {
         "fold": fit.fold,
@@ -159,17 +159,13 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
     run.write_json("metrics.json", facts)
 
 
-def _scores(run: Storage, fit: FoldFit, target: Target, judging: "Judging") -> dict[str, float | None]:
+def _scores(
+    run: Storage, metrics: "list[Metric]", target: Target, judging: "Judging"
+) -> dict[str, float | None]:
     """Return each metric's value on the rows that the fold judges; None where it has none."""
     from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
-    from shoal.evaluation.metrics import resolve_scoring
 
     rows = part_of(run.read_table("predictions.parquet"), "test")
     (y, scores), amounts = labels_and_scores(rows, target), amounts_of(rows, judging.rule.columns)
-    scoring, costs = fit.experiment.evaluation.scoring, judging.rule.costs is not None
-    asked = resolve_scoring(scoring, target.task, costs=costs)
-    others = [metric for metric in resolve_scoring("auto", target.task, costs=costs) if metric not in asked]
-    values = {
-        metric.name: metric.value(y, scores, judging.rule, amounts=amounts) for metric in [*asked, *others]
-    }
+    values = {metric.name: metric.value(y, scores, judging.rule, amounts=amounts) for metric in metrics}
     return {name: value if math.isfinite(value) else None for name, value in values.items()}

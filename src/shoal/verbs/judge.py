@@ -24,6 +24,7 @@ from shoal.verbs.runs import (
 
 if TYPE_CHECKING:
     from shoal.evaluation.deciding.judging import Judging
+    from shoal.evaluation.metrics import Metric
 
 OTHER = "data"
 # The run keeps the manifest of its rows, so that its report does not need the shards any more.
@@ -49,6 +50,15 @@ def rows_of(run: Storage) -> Manifest:
     return read_manifest(run, DATA, "train again with another --out")
 
 
+def metrics_of(experiment: Experiment, task: str) -> "list[Metric]":
+    """Return the metrics that were asked for, the first of which drives choices, and then the usual ones."""
+    from shoal.evaluation.metrics import resolve_scoring
+
+    costs = experiment.evaluation.costs is not None
+    asked = resolve_scoring(experiment.evaluation.scoring, task, costs=costs)
+    return [*asked, *(metric for metric in resolve_scoring("auto", task, costs=costs) if metric not in asked)]
+
+
 def judge(
     predictions: pa.Table, schema: Schema, experiment: Experiment, judging: "Judging"
 ) -> dict[str, Any]:
@@ -61,18 +71,15 @@ def judge(
     """
     from shoal.evaluation.evaluate import amounts_of
     from shoal.evaluation.evaluate import evaluate as score
-    from shoal.evaluation.metrics import resolve_scoring
 
-    settings, task, costs = experiment.evaluation, schema.target.task, judging.rule.costs is not None
+    settings = experiment.evaluation
     if judging.rule.costs is not None and judging.rule.costs.columns:
         amounts = amounts_of(predictions, judging.rule.costs.columns)
         refuse_unreasonable(judging.rule.costs, amounts, predictions.column("row_id"), schema)
-    asked = resolve_scoring(settings.scoring, task, costs=costs)
-    others = [metric for metric in resolve_scoring("auto", task, costs=costs) if metric not in asked]
     return score(
         predictions,
         schema.target,
-        [*asked, *others],
+        metrics_of(experiment, schema.target.task),
         confidence=settings.confidence,
         replicates=settings.replicates,
         seed=experiment.seed,
