@@ -103,7 +103,9 @@ def test_the_gap_of_a_numeric_time_is_in_its_own_unit(table: pa.Table, run: Run)
     customers = table.column("customer").to_numpy()
     assert dataset.rows("test") == (customers >= 50).sum()
     assert dataset.rows("train") == (customers < 43).sum()
-    with pytest.raises(DataError, match="gap: 2d is a duration, but column 'customer' holds numbers, whose unit is not"):
+    with pytest.raises(
+        DataError, match="gap: 2d is a duration, but column 'customer' holds numbers, whose unit is not"
+    ):
         run(table, time="customer", split={"time": {"gap": "2d"}})
 
 
