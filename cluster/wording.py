@@ -13,6 +13,7 @@ _ALLOWED = {
     "less_than_equal": "at most {le}",
     "literal_error": "{expected}",
     "too_short": "a list of at least {min_length}",
+    "string_too_short": "a text of at least {min_length} character",
     "too_long": "a list of at most {max_length}",
 }
 _BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")

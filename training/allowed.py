@@ -57,7 +57,7 @@ REFUSED: tuple[Refusal, ...] = (
     Refusal(
         {"precision": ("fp16",), "device": ("cpu",)},
         "training.precision: fp16 needs GPUs: CPUs have no fast fp16, and its range needs loss scaling; use bf16 or fp32, "
-        "or set cluster.gpus_per_worker",
+        "or a cluster that has GPUs",
     ),
     Refusal(
         {"strategy": ("deepspeed",), "placement": ("inline", "task")},

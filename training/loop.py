@@ -33,10 +33,11 @@ from shoal.training.losses.weights import RowWeights
 from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
 from shoal.training.outcome import FitOutcome, Monitor
-from shoal.training.proof import prove_one_model
-from shoal.training.refusals import refuse_costs, refuse_data, refuse_model, unfitting, what_draws
+from shoal.training.proof import prove_one_model, weights_hash
+from shoal.training.refusals import idle, refuse_costs, refuse_data, refuse_model, unfitting, what_draws
 from shoal.training.sampling.build import sample
 from shoal.training.sampling.shares import seen
+from shoal.training.schedules.config import PlateauConfig
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge
 from shoal.training.soundness import slower
@@ -155,7 +156,7 @@ class Loop:
         )
         self.notices += self.schedule.notices
         self._draws = what_draws(self.model, self.config)
-        self.notices += unfitting(self.config, self.plan.steps_per_epoch, self._draws)
+        self.notices += unfitting(self.config, self.plan, self._draws)
         self._factors: list[float] = []  # of the epoch's steps so far, where they differ
         self._scores: list[float] = []  # of all epochs, on the validation rows
         self.lookout = Lookout(self.strategy, self.keeper)
@@ -203,6 +204,7 @@ class Loop:
     def _run(self) -> FitOutcome:
         self._start()
         first = self.position // self.plan.steps_per_epoch
+        before, began = self._own_work(), self.position
         for epoch in range(first, self.config.epochs):
             if self.validates and self.stopping.should_stop:
                 break
@@ -215,6 +217,10 @@ class Loop:
             not self._converged and self.lookout.deserves_one()
         ):  # what judges the model may still be interrupted
             self._save(last=False)
+        if self.position > began:
+            self.notices += idle(
+                self.config, self.schedule, before is not None and before == self._own_work()
+            )
         if self.best is not None:
             for name, fragment in self.strategy.weights().items():
                 fragment.tensor.copy_(self.best[name])
@@ -224,6 +230,10 @@ class Loop:
         self.strategy.unwrap()
         self.model.eval()
         return self._outcome()
+
+    def _own_work(self) -> str | None:
+        """Return a hash of the weights that an optimiser of the user's own works on; None for optimisers by name."""
+        return weights_hash(self.strategy.weights()) if isinstance(self.config.optimizer, Imported) else None
 
     def _epoch(self, epoch: int) -> None:
         """Train an epoch, or the rest of one, and judge it."""
@@ -241,10 +251,12 @@ class Loop:
     def _outcome(self) -> FitOutcome:
         done = self.position // self.plan.steps_per_epoch
         if self.validates and self.stopping.best_epoch < 0 and self.monitor is not None:
+            stays = isinstance(self.config.schedule, PlateauConfig)
+            plateau = " and reduce_on_plateau left the learning rate as it was" if stays else ""
             self.notices.append(
                 f"{self.monitor.name} is undefined on the validation rows (one class only, or no finite predictions?): no best "
-                "epoch was chosen and nothing stopped early; give more validation rows (data.split), or another first metric "
-                "in evaluation.scoring"
+                f"epoch was chosen, nothing stopped early{plateau}; give more validation rows (data.split), or another first "
+                "metric in evaluation.scoring"
             )
         if self.config.early_stopping is not None and self.monitor is not None and not self.validates:
             self.notices.append(

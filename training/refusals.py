@@ -1,4 +1,4 @@
-"""What is refused, or advised against, when the model and the data are there, before the first step; `allowed` needs neither.
+"""What is refused, or advised against, when the model and the data are there; `allowed` needs neither.
 
 Every worker decides alike: none may go on alone.
 """
@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from shoal.cluster.components import Choice
+from shoal.cluster.components import Choice, Imported
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.dataset import ShardRows
 from shoal.cluster.sharding.manifest import SPLITS
 from shoal.training.batches import Dataset
-from shoal.training.config import OPTIMIZERS, SearchConfig, TrainingConfig
+from shoal.training.config import OPTIMIZERS, EarlyStoppingConfig, SearchConfig, TrainingConfig
 from shoal.training.costs import Costs, by_name
 from shoal.training.draws import CounterDropout
 from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, can_recompute
+from shoal.training.plan import EpochPlan
 from shoal.training.reasonable import unreasonable
 from shoal.training.sampling.config import CostRejectionConfig, ShuffleConfig
 from shoal.training.schedules.config import PlateauConfig
+from shoal.training.schedules.schedule import Schedule
 from shoal.training.strategies.base import Strategy
 
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
@@ -134,7 +136,7 @@ def what_draws(model: Model, config: TrainingConfig) -> str:
     return " and ".join(found)
 
 
-def unfitting(config: TrainingConfig, steps_per_epoch: int, draws: str) -> list[str]:
+def unfitting(config: TrainingConfig, plan: EpochPlan, draws: str) -> list[str]:
     """Say what is allowed and seldom meant.
 
     Parameters
@@ -143,9 +145,22 @@ def unfitting(config: TrainingConfig, steps_per_epoch: int, draws: str) -> list[
         What `what_draws` says.
     """
     notices = []
+    stopping = config.early_stopping
+    if stopping is not None and stopping.patience != EarlyStoppingConfig().patience:
+        left = config.epochs - stopping.warmup
+        if stopping.patience >= left:
+            notices.append(
+                f"training.early_stopping.patience: {stopping.patience} epochs without improvement are not fewer than the {left} "
+                "in which patience runs, so nothing stops early; use a smaller one, or more epochs"
+            )
+    if config.gradient_accumulation > plan.batch_size:
+        notices.append(
+            f"training.gradient_accumulation: {config.gradient_accumulation} parts of a step of {plan.batch_size} rows: some are "
+            "empty; use a smaller number"
+        )
     if isinstance(config.optimizer, SearchConfig):
         name = Choice(OPTIMIZERS).name_of(config.optimizer)
-        if steps_per_epoch > 1:
+        if plan.steps_per_epoch > 1:
             notices.append(
                 f"training.optimizer: {name} searches for the optimum of each batch in turn, which is seldom that of all rows; "
                 "set training.batch_size: full"
@@ -159,5 +174,27 @@ def unfitting(config: TrainingConfig, steps_per_epoch: int, draws: str) -> list[
         notices.append(
             "training.averaging: a mean of weights is seldom exactly zero, so l1: proximal leaves hardly any feature out; leave "
             "one of them out"
+        )
+    return notices
+
+
+def idle(config: TrainingConfig, schedule: Schedule, unchanged: bool) -> list[str]:
+    """Say of an optimiser and a schedule of the user's own, after the fit, that they did nothing.
+
+    Parameters
+    ----------
+    unchanged
+        Whether an optimiser of the user's own left the weights as they were.
+    """
+    notices = []
+    if unchanged and isinstance(config.optimizer, Imported):
+        notices.append(
+            f"training.optimizer.import: {config.optimizer.path} left every weight as it was: the model is not trained; look at "
+            "its step and its learning rate"
+        )
+    if isinstance(config.schedule, Imported) and not schedule.moved:
+        notices.append(
+            f"training.schedule.import: {config.schedule.path} left the learning rate as it was at first in every step; it turns "
+            "once a step, not once an epoch"
         )
     return notices

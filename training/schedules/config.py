@@ -12,8 +12,8 @@ from shoal.cluster.config import Config
 
 Unit = Literal["step", "epoch"]
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, le=1)]
-Gamma = Annotated[float, Field(gt=0, le=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]  # 1 would leave the rate as it is, as a gamma of 1 would
+Gamma = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ScheduleConfig(Config):
@@ -131,7 +131,7 @@ class CyclicConfig(ByStep):
 
     @model_validator(mode="after")
     def _gamma_is_of_exp_range(self) -> "CyclicConfig":
-        if (self.mode == "exp_range") != (self.gamma is not None and self.gamma < 1):
+        if (self.mode == "exp_range") != (self.gamma is not None):
             raise ValueError(
                 f"mode {self.mode} with gamma {self.gamma}: exp_range needs a gamma below 1, such as 0.999, and the others have "
                 "none; change one of them"

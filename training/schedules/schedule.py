@@ -11,7 +11,7 @@ from torch.optim import lr_scheduler
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.sharding.names import plural
 from shoal.training.schedules.config import (
     ConstantConfig,
@@ -64,6 +64,8 @@ class Schedule:
     ----------
     notices
         What the schedule would do and this fit is too short for.
+    moved
+        Whether the rate or the momentum has been another than at first.
     """
 
     def __init__(
@@ -114,7 +116,8 @@ class Schedule:
                 self.cycles_momentum,
                 greater_is_better,
             )
-        self._first = float(self._dummy.param_groups[0]["lr"]) / self._base
+        self._first, self._momentum = float(self._dummy.param_groups[0]["lr"]) / self._base, self.momentum
+        self.moved = False
         self._scores = 0
         self._turned = 0
 
@@ -129,8 +132,19 @@ class Schedule:
                 with users("training.schedule.import"):
                     self._scheduler.step()
                 self._turned += 1
+                self._look(position)
         rate: float = self._dummy.param_groups[0]["lr"]
         return float(rate) / self._base
+
+    def _look(self, position: int) -> None:
+        """Refuse a rate that is none, which a scheduler of the user's own may give; see whether it moves."""
+        rate = float(self._dummy.param_groups[0]["lr"])
+        if isinstance(self.config, Imported) and not 0 <= rate < math.inf:
+            raise RunError(
+                f"training.schedule.import: {self.config.path} gave step {position + 1:,} the learning rate {rate:g}; it must "
+                "be a finite number of at least 0"
+            )
+        self.moved |= rate != self._first * self._base or self.momentum != self._momentum
 
     @property
     def momentum(self) -> float:

@@ -384,6 +384,10 @@ def test_json_schema_describes_the_file():
         ({"training": {"checkpoint": {"every": 1e30}}}, "at most 36500d"),
         ({"data": {"path": "x", "target": []}}, "a list of at least 1"),
         ({"data": {"path": [], "target": "y"}}, "a list of at least 1"),
+        (
+            {"data": {"path": "x", "target": "y"}, "training": {"parameter_groups": [{"match": ""}]}},
+            "a text of at least 1 character",
+        ),
         ({"data": {"path": "x", "target": ["y", "z", "y"]}}, "names 'y' more than once"),
     ],
 )

@@ -367,6 +367,32 @@ def test_an_average_of_exact_zeros_is_said_to_be_none() -> None:
     assert any("a mean of weights is seldom exactly zero" in notice for notice in loop.run().notices)
 
 
+@pytest.mark.parametrize(
+    ("training", "said"),
+    [
+        ({"early_stopping": {"patience": 4, "warmup": 1}}, "not fewer than the 4 in which patience runs"),
+        ({"early_stopping": {"patience": 3, "warmup": 1}}, None),
+        ({"gradient_accumulation": 64}, "64 parts of a step of 50 rows"),
+        ({"gradient_accumulation": 50}, None),
+    ],
+)
+def test_numbers_that_do_nothing_are_said(training: dict[str, Any], said: str | None) -> None:
+    loop, _ = fit(make_dataset(), epochs=5, batch_size=50, **training)
+    assert any(said in notice for notice in loop.notices) if said else not loop.notices
+
+
+class Lazy(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        """Leave all as it is."""
+
+
+@pytest.mark.parametrize(("name", "said"), [("Lazy", True), ("Halving", False)])
+def test_an_optimiser_of_ones_own_that_does_nothing_is_said(name: str, said: bool) -> None:
+    optimizer = {"import": f"{__name__}:{name}", "lr": 0.1}
+    loop, _ = fit(make_dataset(rows=60), optimizer=optimizer, epochs=2)
+    assert any("left every weight as it was" in notice for notice in loop.run().notices) == said
+
+
 class Broken(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         raise ValueError("bug in step")

@@ -274,6 +274,28 @@ def test_a_scheduler_that_fails_is_named_with_its_line() -> None:
         loop.run()
 
 
+def vanishing(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.LambdaLR(optimizer, lambda t: math.nan if t == 2 else 1.0)
+
+
+def test_a_scheduler_whose_rate_is_no_number_is_named_with_its_step() -> None:
+    loop = make(schedule={"import": f"{__name__}:vanishing"}, epochs=2)
+    with pytest.raises(RunError, match="vanishing gave step 3 the learning rate nan"):
+        loop.run()
+
+
+def idle(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.StepLR(optimizer, 1000)
+
+
+@pytest.mark.parametrize(("name", "said"), [("idle", True), ("halving", False), ("one_cycle", False)])
+def test_a_scheduler_of_ones_own_that_does_nothing_is_said(name: str, said: bool) -> None:
+    loop = make(
+        schedule={"import": f"{__name__}:{name}"}, optimizer={"sgd": {"learning_rate": RATE}}, epochs=2
+    )
+    assert any("left the learning rate as it was" in n for n in loop.run().notices) == said
+
+
 def nothing(optimizer: torch.optim.Optimizer, wrong: int = 0) -> None:
     del optimizer, wrong
 
@@ -321,6 +343,8 @@ def test_what_cannot_be_is_refused(value: Any, options: dict[str, Any], said: st
         ),
         ({"cyclic": {"mode": "exp_range"}}, "exp_range needs a gamma below 1"),
         ({"cyclic": {"gamma": 0.9}}, "mode triangular with gamma 0.9"),
+        ({"step": {"gamma": 1}}, "less than 1"),
+        ({"cosine": {"min_factor": 1}}, "less than 1"),
         ({"cosine_warm_restarts": {"t_0": 1}}, "t_0: 1 epoch begins anew before the rate has fallen"),
     ],
 )
