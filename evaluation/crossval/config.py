@@ -82,7 +82,7 @@ class ColumnConfig(Config):
     name: Annotated[str, Field(min_length=1)]
 
 
-CV: dict[str, type[Config]] = {
+FOLDS: dict[str, type[Config]] = {
     "auto": AutoConfig,
     "kfold": KFoldConfig,
     "stratified": StratifiedConfig,
@@ -101,8 +101,17 @@ def _number_of_folds(value: Any) -> Any:
     return {"auto": {"n_splits": value}} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-CvChoice = Annotated[
-    Config,
-    Choice(CV),
-    BeforeValidator(_number_of_folds),
-]
+FoldsChoice = Annotated[Config, Choice(FOLDS), BeforeValidator(_number_of_folds)]
+
+
+class NestedConfig(Config):
+    """A choice among alternatives by inner folds, made anew inside each outer fold, which judges it (Varma and Simon 2006)."""
+
+    outer: FoldsChoice = Field(AutoConfig(), description="the folds that judge")
+    inner: FoldsChoice = Field(
+        AutoConfig(n_splits=3), description="the folds of the training rows of each, that choose"
+    )
+
+
+CV: dict[str, type[Config]] = {**FOLDS, "nested": NestedConfig}
+CvChoice = Annotated[Config, Choice(CV), BeforeValidator(_number_of_folds)]

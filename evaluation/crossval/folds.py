@@ -29,6 +29,7 @@ from shoal.evaluation.crossval.config import (
     GroupConfig,
     KFoldConfig,
     LeaveOneGroupOutConfig,
+    NestedConfig,
     PurgedConfig,
     RepeatedConfig,
     RepeatedStratifiedConfig,
@@ -62,10 +63,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class Folds:
-    """All folds, in order; why these, in a sentence."""
+    """All folds, in order; why these, in a sentence; with `cv: nested` those inside each."""
 
     folds: tuple[Fold, ...]
     reason: str
+    inner: tuple["Folds", ...] = ()
 
     def __len__(self) -> int:
         return len(self.folds)
@@ -84,15 +86,19 @@ class OneFold:
         `evaluation.cv`.
     number
         Of the fold, from 0.
+    inner
+        With `cv: nested`, the number of an inner fold, whose rows are training rows of the fold; None for the fold itself.
     """
 
     cv: Config
     number: int
+    inner: int | None = None
 
     @property
     def identity(self) -> Any:
         """Plain values that determine the parts."""
-        return {"cv": Choice(CV).plain(self.cv), "fold": self.number}
+        inner = {} if self.inner is None else {"inner": self.inner}
+        return {"cv": Choice(CV).plain(self.cv), "fold": self.number, **inner}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -110,22 +116,55 @@ class OneFold:
             As `folds_of`.
         """
         folds = folds_of(self.cv, rows, data, target, seed, found)
-        fold = folds.folds[self.number]
+        fold, cv, kind = (
+            folds.folds[self.number],
+            outer_of(self.cv),
+            f"fold {self.number + 1} of {len(folds)}",
+        )
+        if self.inner is not None:
+            assert isinstance(self.cv, NestedConfig)
+            inner = inner_folds(self.cv, self.number, fold, rows, data, target, seed)
+            fold, cv = inner.folds[self.inner], self.cv.inner
+            kind = f"fold {self.inner + 1} of {len(inner)} inside {kind}"
         parts = np.full(len(rows), splits.LEFT_OUT, np.int8)
         parts[fold.test] = splits.TEST
-        parts[fold.train], how = _with_validation(self.cv, rows, fold.train, data, target, seed)
-        kind = f"fold {self.number + 1} of {len(folds)}, validation {how}"
+        parts[fold.train], how = _with_validation(cv, rows, fold.train, data, target, seed)
+        kind = f"{kind}, validation {how}"
         left_out = {**found.left_out, "of no part in this fold": int((parts == splits.LEFT_OUT).sum())}
         return Assignment(parts, kind, {k: n for k, n in left_out.items() if n}, found.notices)
 
 
 def columns_of(cv: Config) -> tuple[str, ...]:
     """Return the columns whose values the folds are made of, beside those of the `data` section."""
-    return (cv.name,) if isinstance(cv, ColumnConfig) else ()
+    levels = (cv.outer, cv.inner) if isinstance(cv, NestedConfig) else (cv,)
+    return tuple(dict.fromkeys(level.name for level in levels if isinstance(level, ColumnConfig)))
+
+
+def outer_of(cv: Config) -> Config:
+    """Return what deals the folds that judge."""
+    return cv.outer if isinstance(cv, NestedConfig) else cv
+
+
+def inner_folds(
+    cv: NestedConfig, number: int, fold: Fold, rows: Rows, data: DataConfig, target: Target, seed: int
+) -> Folds:
+    """Deal the training rows of an outer fold into inner ones.
+
+    Raises
+    ------
+    ConfigError, DataError
+        As `folds_of`, with the outer fold.
+    """
+    parts = np.full(len(rows), splits.LEFT_OUT, np.int8)
+    parts[fold.train] = splits.TRAIN
+    try:
+        return folds_of(cv.inner, rows, data, target, seed, Assignment(parts, ""))
+    except DataError as error:
+        raise DataError(f"evaluation.cv: nested: inside fold {number + 1}: {error}") from error
 
 
 def folds_of(cv: Config, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment) -> Folds:
-    """Deal rows into folds; those that the `data` section makes test rows, or leaves out, are in none.
+    """Deal rows into folds, the outer ones of nested; those that the `data` section makes test rows, or leaves out, are in none.
 
     Parameters
     ----------
@@ -143,6 +182,7 @@ def folds_of(cv: Config, rows: Rows, data: DataConfig, target: Target, seed: int
     ConfigError
         If a splitter of the user's own cannot be used.
     """
+    cv = outer_of(cv)
     pool = np.flatnonzero((found.parts == splits.TRAIN) | (found.parts == splits.VALIDATION))
     chosen, reason = _chosen(cv, rows, pool, data, target)
     _refuse(chosen, rows, pool, data, target)

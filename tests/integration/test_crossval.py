@@ -7,8 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from support.tabular import rows
 
 from shoal.cluster.session import leftovers
@@ -18,14 +21,25 @@ from shoal.verbs.crossval import CrossvalResult, crossval
 COMMAND = [sys.executable, "-c", "from shoal.cli.main import main; raise SystemExit(main())"]
 
 
-def experiment(folder: Path, epochs: int = 4) -> Path:
+REPEATED = "{repeated_stratified: {n_splits: 2, n_repeats: 2}}"
+NESTED = "{nested: {outer: 2, inner: 2}}"
+
+
+def axis(folder: Path, cv: str) -> Path | None:
+    if cv != NESTED:
+        return None
+    (folder / "axis.yaml").write_text("wide: {model.mlp.hidden: [64]}\n")
+    return folder / "axis.yaml"
+
+
+def experiment(folder: Path, epochs: int = 4, cv: str = REPEATED) -> Path:
     pq.write_table(rows(400), folder / "rows.parquet")
     (folder / "small.yaml").write_text(
         f"""\
 data: {{path: {folder}/rows.parquet, target: y, id: key}}
 model: {{mlp: {{hidden: [16], dropout: 0.1}}}}
 training: {{epochs: {epochs}, batch_size: 16, early_stopping: null, optimizer: {{adam: {{learning_rate: 0.01}}}}}}
-evaluation: {{cv: {{repeated_stratified: {{n_splits: 2, n_repeats: 2}}}}, calibration: temperature}}
+evaluation: {{cv: {cv}, calibration: temperature}}
 cluster: {{storage_path: {folder}/runs, cpus_per_worker: 0.5}}
 """
     )
@@ -38,39 +52,68 @@ def files(run: Path) -> dict[str, bytes]:
 
 
 def by_fold(result: CrossvalResult) -> dict[str, object]:
-    (scores,) = result.scores.values()
-    return {name: entry["by_fold"] for name, entry in scores.items() if name != "seconds"}
+    return {
+        (alternative, name): entry["by_fold"]
+        for alternative, scores in result.scores.items()
+        for name, entry in scores.items()
+        if name != "seconds"
+    }
 
 
-def test_tasks_and_one_process_give_the_same(ray_cluster: object, tmp_path: Path) -> None:
+def without_seconds(nested: dict[str, Any]) -> dict[str, Any]:
+    scores = {name: entry for name, entry in nested.get("scores", {}).items() if name != "seconds"}
+    return {**nested, "scores": scores}
+
+
+@pytest.mark.parametrize(("cv", "fits"), [(REPEATED, 4), (NESTED, 2 * 2 * (2 + 1))])
+def test_tasks_and_one_process_give_the_same(ray_cluster: object, tmp_path: Path, cv: str, fits: int) -> None:
     del ray_cluster
-    config = str(experiment(tmp_path))
-    here = crossval(load_experiment(config, ["cluster.placement=inline"]), str(tmp_path / "here"))
-    there = crossval(load_experiment(config, ["cluster.placement=task"]), str(tmp_path / "there"))
-    assert by_fold(there) == by_fold(here)
-    assert files(tmp_path / "there") == files(tmp_path / "here")
-    assert len(files(tmp_path / "here")) == 9  # two a fit, and the whole run's
+    config, done = str(experiment(tmp_path, cv=cv)), {}
+    for placement in ("inline", "task"):
+        values = load_experiment(config, [f"cluster.placement={placement}"])
+        done[placement] = crossval(values, str(tmp_path / placement), compare=axis(tmp_path, cv))
+    assert by_fold(done["task"]) == by_fold(done["inline"])
+    assert without_seconds(done["task"].nested) == without_seconds(done["inline"].nested)
+    assert files(tmp_path / "task") == files(tmp_path / "inline")
+    assert len(files(tmp_path / "inline")) == 2 * fits + 1  # two a fit, and the whole run's
     assert leftovers() == {"actors": 0, "placement_groups": 0}
 
 
-def test_a_killed_driver_leaves_what_is_done(tmp_path: Path) -> None:
-    config, run = experiment(tmp_path, epochs=30), tmp_path / "run"
+def test_any_number_of_workers_gives_the_same(ray_cluster: object, tmp_path: Path) -> None:
+    del ray_cluster
+    config, found = str(experiment(tmp_path, cv="2")), []
+    for workers in (1, 2, 4):
+        values = [f"cluster.num_workers={workers}", "training.precision=fp64", "cluster.cpus_per_worker=0.25"]
+        result = crossval(load_experiment(config, values), str(tmp_path / str(workers)))
+        found.append(result.scores["as it is"]["log_loss"]["by_fold"])
+    np.testing.assert_allclose(found[1:], [found[0]] * 2, rtol=0, atol=1e-9)
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
+
+
+@pytest.mark.parametrize("cv", [REPEATED, NESTED])
+def test_a_killed_driver_leaves_what_is_done(tmp_path: Path, cv: str) -> None:
+    config, run, compare = experiment(tmp_path, epochs=30, cv=cv), tmp_path / "run", axis(tmp_path, cv)
     arguments = ["crossval", str(config), "--quiet", "--set", "cluster.placement=inline"]
+    arguments += [] if compare is None else ["--compare", str(compare)]
+    first, last = ("fold-002", "fold-004") if compare is None else ("fold-001-02", "fold-002-02")
     with subprocess.Popen([*COMMAND, *arguments, "--out", str(run)], env=os.environ) as driver:
         deadline = time.monotonic() + 120
-        while not (run / "fits" / "fold-002" / "metrics.json").exists():
+        while not (run / "fits" / first / "metrics.json").exists():
             assert driver.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
         driver.send_signal(signal.SIGKILL)
     assert driver.returncode == -signal.SIGKILL
     done = sorted(p.parent.name for p in run.glob("fits/*/metrics.json"))
-    assert "fold-002" in done
-    assert "fold-004" not in done
+    assert first in done
+    assert last not in done
     before = {name: (run / "fits" / name / "metrics.json").stat().st_mtime_ns for name in done}
-    again = crossval(load_experiment(str(config), ["cluster.placement=inline"]), str(run))
+    again = crossval(load_experiment(str(config), ["cluster.placement=inline"]), str(run), compare=compare)
     assert {name: (run / "fits" / name / "metrics.json").stat().st_mtime_ns for name in done} == before
-    whole = crossval(load_experiment(str(config), ["cluster.placement=inline"]), str(tmp_path / "whole"))
+    whole = crossval(
+        load_experiment(str(config), ["cluster.placement=inline"]), str(tmp_path / "whole"), compare=compare
+    )
     assert by_fold(again) == by_fold(whole)
+    assert without_seconds(again.nested) == without_seconds(whole.nested)
     assert files(run) == files(tmp_path / "whole")
     assert json.loads((run / "metrics.json").read_text())["crossval"] is not None

@@ -113,14 +113,26 @@ def crossval(result: "CrossvalResult") -> list[Any]:
                 if known
                 else ("",) * 3
             )
-            table.add_row(
-                name, *(_mean(scores[lead]), *compared, *(_mean(scores[o]) for o in (*others, "seconds")))
-            )
+            means = (_mean(scores[lead]) + _give_or_take(scores[lead]), *compared)
+            seconds = f"{scores['seconds']['value']:.1f}"
+            table.add_row(name, *means, *(_mean(scores[other]) for other in others), seconds)
         shown += [found["sentence"] for found in result.comparison.values()]
-        shown.append(
-            "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
-        )
+        if result.nested:
+            entry = result.nested["scores"][lead]
+            shown.append(
+                f"{lead} of the choice: {_mean(entry)} ({_interval(entry)}); {result.nested['sentence']}"
+            )
+        else:
+            shown.append(
+                "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
+            )
     return [*shown, f"run:    {_short(result.run)}"]
+
+
+def _give_or_take(entry: dict[str, Any]) -> str:
+    if entry["low"] is None:
+        return ""
+    return f" ± {_number(max(entry['high'] - entry['value'], entry['value'] - entry['low']))}"
 
 
 def _mean(entry: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from shoal.cluster.components import load_imported
-from shoal.cluster.errors import RunError
+from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Part, Shape, plan
 from shoal.cluster.run_folder import RunFolder
@@ -39,13 +39,17 @@ _TASK_MEMORY = 512 << 20  # bytes of a fit in a task, beyond which Ray is not to
 
 @dataclass(frozen=True)
 class CrossvalResult:
-    """Scores over folds, by alternative; the first one is what the others are compared with."""
+    """Scores over folds, by alternative; the first one is what the others are compared with.
+
+    `nested` is empty unless `evaluation.cv` is nested: the scores of the alternative chosen inside each fold, and the choices.
+    """
 
     run: str
     task: str
     reason: str
     scores: dict[str, dict[str, dict[str, Any]]]
     comparison: dict[str, dict[str, Any]]
+    nested: dict[str, Any]
     seconds: dict[str, float]
     was_complete: bool = False
 
@@ -56,6 +60,7 @@ class CrossvalResult:
             "cv": self.reason,
             PART: self.scores,
             "comparison": self.comparison,
+            "nested": self.nested,
             "seconds": self.seconds,
             "was_complete": self.was_complete,
         }
@@ -101,6 +106,7 @@ def crossval(
     experiment, name = given(experiment, name)
     experiment = _without_fold_column(experiment)
     made = alternatives(experiment, compare)
+    _require_a_choice(experiment, made)
     groups = False
     for alternative in made.values():
         load_imported(alternative, alternative.training, alternative.evaluation)
@@ -132,17 +138,11 @@ def _crossval(
         folds, target, said = dealt(experiment, reporter)
         for notice in (*said, folds.reason):
             reporter.notice(notice)
-    fits = [
-        FoldFit(alternative, fold, f"{run.uri.rstrip('/')}/{FITS}/{_folder(i, made, fold)}", shape)
-        for fold in range(len(folds))
-        for i, alternative in enumerate(made.values())
-    ]
+    fits = _fits(made, folds, run, shape)
     todo = [fit for fit in fits if not fit.is_done]
     if len(todo) < len(fits):
         reporter.notice(f"{plural(len(fits) - len(todo), 'fit')} of {len(fits)} are there already")
-    with stages.stage(
-        "fit", f"fitting {len(folds)} folds" + (f" x {len(made)} alternatives" if len(made) > 1 else "")
-    ):
+    with stages.stage("fit", f"fitting {len(fits)} times"):
         failed = _run(todo, experiment, shape, demand, reporter)
     if failed:
         first = "\n".join(f"{uri.rpartition('/')[2]}: {error}" for uri, error in list(failed.items())[:5])
@@ -150,6 +150,33 @@ def _crossval(
             f"{plural(len(failed), 'fit')} of {len(fits)} failed, the others are kept; the same command tries them again\n{first}"
         )
     return _finish(experiment, made, run, folds, fits, target, stages, command)
+
+
+def _fits(made: Mapping[str, Experiment], folds: "Folds", run: RunFolder, shape: Shape) -> list[FoldFit]:
+    """Return the queue: all alternatives on a fold, after those on the folds inside it."""
+    found = []
+    for fold in range(len(folds)):
+        inner = range(len(folds.inner[fold])) if folds.inner else ()
+        for number in (*inner, None):
+            for i, alternative in enumerate(made.values(), 1):
+                name = f"fold-{fold + 1:03d}"
+                name += "" if number is None else f"-inner-{number + 1:03d}"
+                name += "" if len(made) == 1 else f"-{i:02d}"
+                found.append(
+                    FoldFit(alternative, fold, number, f"{run.uri.rstrip('/')}/{FITS}/{name}", shape)
+                )
+    return found
+
+
+def _require_a_choice(experiment: Experiment, made: Mapping[str, Experiment]) -> None:
+    """Refuse nested folds where there is nothing to choose among."""
+    from shoal.evaluation.crossval.config import NestedConfig
+
+    if isinstance(experiment.evaluation.cv, NestedConfig) and len(made) == 1:
+        raise ConfigError(
+            "evaluation.cv: nested chooses among alternatives inside each fold, and there are none; give some with --compare "
+            "FILE, or choose other folds"
+        )
 
 
 def dealt(experiment: Experiment, reporter: Reporter) -> tuple["Folds", Target, tuple[str, ...]]:
@@ -190,9 +217,17 @@ class _Recorder:
     def __call__(
         self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
     ) -> Assignment:
-        from shoal.evaluation.crossval.folds import folds_of
+        from shoal.evaluation.crossval.config import NestedConfig
+        from shoal.evaluation.crossval.folds import Folds, folds_of, inner_folds
 
-        self.folds = folds_of(self.cv, rows, data, target, seed, found)
+        folds = folds_of(self.cv, rows, data, target, seed, found)
+        if isinstance(self.cv, NestedConfig):
+            inner = [
+                inner_folds(self.cv, i, fold, rows, data, target, seed) for i, fold in enumerate(folds.folds)
+            ]
+            reason = f"{folds.reason}; inside each, for the choice: {inner[0].reason.removeprefix('cv: ')}"
+            folds = Folds(folds.folds, reason, tuple(inner))
+        self.folds = folds
         return found
 
 
@@ -261,18 +296,25 @@ def _finish(
     command: Sequence[str] | None,
 ) -> CrossvalResult:
     """Put the folds together, and write what a finished run has."""
+    from shoal.evaluation.crossval.choosing import chosen, nested
     from shoal.evaluation.crossval.comparing import compared, summed_up
 
-    by_fit = [(fit, fit.run.read_json("metrics.json")) for fit in fits]
+    read = [(fit, fit.run.read_json("metrics.json")) for fit in fits]
+    by_fit = [(fit, facts) for fit, facts in read if fit.inner is None]
     names = list(made)
     of = {name: [facts for fit, facts in by_fit if fit.experiment is made[name]] for name in names}
+    choices = []
+    for i in range(len(folds.inner)):
+        inside = [(fit, facts) for fit, facts in read if fit.inner is not None and fit.fold == i]
+        inner = {name: [facts for fit, facts in inside if fit.experiment is made[name]] for name in names}
+        choices.append(chosen(inner, i))
     ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.folds]))
     confidence = experiment.evaluation.confidence
     scores = {name: summed_up(facts, ratio, confidence) for name, facts in of.items()}
     comparison = {
         name: compared(of[names[0]], of[name], names[0], name, ratio, confidence) for name in names[1:]
     }
-    run.write_table("predictions.parquet", _predictions(by_fit, made))
+    run.write_table("predictions.parquet", _predictions(by_fit, made, choices))
     seen: dict[str, Any] = {
         "seed": experiment.seed,
         "data_key": "",
@@ -286,6 +328,7 @@ def _finish(
     metrics = {
         PART: scores,
         "comparison": comparison,
+        "nested": nested(choices, of, ratio, confidence) if choices else {},
         "cv": folds.reason,
         "task": target.task,
         "seconds": facts["seconds"],
@@ -295,9 +338,11 @@ def _finish(
 
 
 def _predictions(
-    by_fit: Sequence[tuple[FoldFit, dict[str, Any]]], made: Mapping[str, Experiment]
+    by_fit: Sequence[tuple[FoldFit, dict[str, Any]]],
+    made: Mapping[str, Experiment],
+    choices: Sequence[Mapping[str, Any]],
 ) -> pa.Table:
-    """Return each row's scores by the model that had not seen it."""
+    """Return each row's scores by the models that had not seen it, and whether theirs was the choice inside its fold."""
     import pyarrow.compute as pc
 
     tables = []
@@ -312,6 +357,8 @@ def _predictions(
         if len(made) > 1:
             own = next(name for name, experiment in made.items() if experiment is fit.experiment)
             table = table.add_column(1, "alternative", pa.array([own] * n, pa.string()))
+            if choices:
+                table = table.add_column(2, "chosen", pa.array([choices[fit.fold]["chosen"] == own] * n))
         tables.append(table)
     return pa.concat_tables(tables, promote_options="default")
 
@@ -323,6 +370,7 @@ def _result(run: RunFolder, metrics: dict[str, Any], was_complete: bool = False)
         metrics["cv"],
         metrics[PART],
         metrics["comparison"],
+        metrics["nested"],
         metrics["seconds"],
         was_complete,
     )
@@ -337,10 +385,6 @@ def _without_fold_column(experiment: Experiment) -> Experiment:
     if not more or data.features is not None:
         return experiment
     return experiment.model_copy(update={"data": data.model_copy(update={"drop": (*data.drop, *more)})})
-
-
-def _folder(index: int, made: Mapping[str, Experiment], fold: int) -> str:
-    return f"fold-{fold + 1:03d}" if len(made) == 1 else f"fold-{fold + 1:03d}-{index + 1:02d}"
 
 
 def _changes(experiment: Experiment, made: Mapping[str, Experiment]) -> dict[str, list[str]]:

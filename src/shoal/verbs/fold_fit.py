@@ -38,6 +38,8 @@ class FoldFit:
         An alternative.
     fold
         Its number, from 0.
+    inner
+        The number of a fold inside that one; None for the fold itself.
     uri
         Where the fit is stored.
     shape
@@ -46,6 +48,7 @@ class FoldFit:
 
     experiment: Experiment
     fold: int
+    inner: int | None
     uri: str
     shape: Shape
 
@@ -120,7 +123,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         storage_config=experiment.cluster.storage,
         reporter=reporter or Silent(),
         costs=experiment.cost_columns,
-        resplit=OneFold(experiment.evaluation.cv, fit.fold),
+        resplit=OneFold(experiment.evaluation.cv, fit.fold, fit.inner),
     )
     sharded = time.perf_counter()
     decisions = plan_of_rows(experiment, manifest)
@@ -140,6 +143,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
     run.write_json("data.json", manifest.model_dump(mode="json", by_alias=True))
     facts: dict[str, Any] = {
         "fold": fit.fold,
+        "inner": fit.inner,
         "rows": {part: split.rows for part, split in manifest.splits.items()},
         "scores": scores,
         "epochs": outcome.epochs,

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import log_loss, roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -63,6 +63,49 @@ def test_scores_equal_scikit_learns_cross_validate(shoal, tumours):
         assert abs(y[test].mean() - y.mean()) < 1 / len(test)
     sizes = [len(test) for _, test in StratifiedKFold(5).split(x, y)]
     assert sorted(map(len, folds)) == sorted(sizes)
+
+
+def test_nested_folds_choose_and_judge_as_scikit_learn_does(shoal, tumours):
+    path, x, y = tumours
+    strengths = [0.1, 0.003, 0.0003]
+    (path / "axis.yaml").write_text("".join(f"l2 {s}: {{training.l2: {s}}}\n" for s in strengths))
+    cv = "evaluation.cv={nested: {outer: {stratified: {n_splits: 3}}, inner: {stratified: {n_splits: 2}}}}"
+    arguments = [path / "tumours.yaml", "--compare", path / "axis.yaml", "--out", path / "run", "--json"]
+    done = shoal("crossval", *arguments, "--set", cv, "--set", "evaluation.scoring=[log_loss]")
+    assert done.code == 0, done.err
+
+    def judged(fit):
+        table = pq.read_table(path / "run" / "fits" / fit / "predictions.parquet").to_pandas()
+        return table.row_id[table.split == "test"].to_numpy()
+
+    def loss(l2, train, test):
+        model = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-10, max_iter=10_000)
+        made = make_pipeline(StandardScaler(), model).fit(x[train], y[train])
+        return log_loss(y[test], made.predict_proba(x[test]))
+
+    candidates = {"as it is": L2, **{f"l2 {s}": s for s in strengths}}
+    found = done.json["nested"]
+    everyone = pq.read_table(path / "run" / "predictions.parquet").to_pandas()
+    for k, choice in enumerate(found["choices"]):
+        outer = judged(f"fold-{k + 1:03d}-01")
+        pool = np.setdiff1d(np.arange(len(y)), outer)
+        inner = [judged(f"fold-{k + 1:03d}-inner-{i:03d}-01") for i in (1, 2)]
+        assert sorted(np.concatenate(inner)) == sorted(pool)
+        means = {
+            name: np.mean([loss(s, np.setdiff1d(pool, test), test) for test in inner])
+            for name, s in candidates.items()
+        }
+        assert choice["means"] == pytest.approx(means, abs=1e-5)
+        assert choice["chosen"] == min(means, key=means.get)
+        expected = loss(candidates[choice["chosen"]], pool, outer)
+        assert found["scores"]["log_loss"]["by_fold"][k] == pytest.approx(expected, abs=1e-5)
+        assert set(everyone.alternative[everyone.chosen & (everyone.fold == k + 1)]) == {choice["chosen"]}
+
+
+def test_nested_folds_need_something_to_choose_among(shoal, small):
+    done = shoal("crossval", small / "small.yaml", "--set", "evaluation.cv=nested")
+    assert done.code == 2
+    assert "nested chooses among alternatives inside each fold, and there are none" in done.err
 
 
 @pytest.fixture
@@ -189,6 +232,33 @@ cluster: {{storage_path: {tmp_path}/runs}}
     scores = done.json["crossval"]["as it is"]["roc_auc"]
     assert scores["low"] < 0.5 < scores["high"]
     assert abs(scores["value"] - 0.5) < 0.1
+
+
+def test_the_best_of_several_on_noise_is_none_when_the_choice_is_nested(shoal, tmp_path):
+    # 30 models of noise, told apart by the columns that they see; the best of them on the inner folds is far above .5.
+    rng = np.random.default_rng(11)
+    table = pa.table({f"x{i:02d}": rng.normal(size=90) for i in range(30)} | {"y": rng.permutation(90) % 2})
+    pq.write_table(table, tmp_path / "noise.parquet")
+    (tmp_path / "noise.yaml").write_text(
+        f"""\
+data: {{path: {tmp_path}/noise.parquet, target: y, split: {{test: 0, validation: 0}}}}
+model: linear
+training: {{epochs: 4, batch_size: full, early_stopping: null, optimizer: {{lbfgs: {{max_iter: 5}}}}, l2: 0.01}}
+evaluation: {{scoring: roc_auc, cv: {{nested: {{outer: 3, inner: 2}}}}}}
+cluster: {{storage_path: {tmp_path}/runs}}
+"""
+    )
+    (tmp_path / "axis.yaml").write_text(
+        "".join(f"x{i:02d}: {{data.features: [x{i:02d}]}}\n" for i in range(12))
+    )
+    done = shoal("crossval", tmp_path / "noise.yaml", "--compare", tmp_path / "axis.yaml", "--json")
+    assert done.code == 0, done.err
+    found = done.json["nested"]
+    by_choice = np.mean([choice["means"][choice["chosen"]] for choice in found["choices"]])
+    scores = found["scores"]["roc_auc"]
+    assert by_choice > 0.6  # what the choice would be sold for
+    assert scores["low"] < 0.5 < scores["high"]
+    assert abs(scores["value"] - 0.5) < 0.12
 
 
 @pytest.mark.parametrize(

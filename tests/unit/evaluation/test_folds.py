@@ -14,7 +14,7 @@ from shoal.cluster.sharding.assign import Assignment, Rows
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.manifest import Target
 from shoal.evaluation.crossval.config import CvChoice
-from shoal.evaluation.crossval.folds import Folds, OneFold, folds_of
+from shoal.evaluation.crossval.folds import Folds, OneFold, folds_of, inner_folds
 
 N = 120
 DRAW = np.random.default_rng(0)
@@ -204,3 +204,31 @@ def test_validation_rows_of_folds_over_time_are_the_latest() -> None:
     latest = TIMES[made.parts == splits.TRAIN].max()
     assert latest < TIMES[made.parts == splits.VALIDATION].min()
     assert TIMES[made.parts == splits.VALIDATION].max() < TIMES[made.parts == splits.TEST].min()
+
+
+def test_inner_folds_are_scikit_learns_on_the_training_rows_of_the_outer_one() -> None:
+    cv = CV.validate_python(
+        {"nested": {"outer": {"group": {"n_splits": 3}}, "inner": {"stratified": {"n_splits": 2}}}}
+    )
+    data, found = config(group="customer", split={"groups": "allow"}), Assignment(np.zeros(N, np.int8), "")
+    outer = folds_of(cv, rows(), data, BINARY, 7, found)
+    assert len(outer) == 3
+    for number, fold_of in enumerate(outer.folds):
+        inner = inner_folds(cv, number, fold_of, rows(), data, BINARY, 7)
+        theirs = model_selection.StratifiedKFold(2).split(fold_of.train, LABELS[fold_of.train])
+        for i, (ours, (train, test)) in enumerate(zip(inner.folds, theirs, strict=True)):
+            np.testing.assert_array_equal(ours.train, fold_of.train[train])
+            np.testing.assert_array_equal(ours.test, fold_of.train[test])
+            one = OneFold(cv, number, i)(rows(), data, BINARY, 7, found)
+            np.testing.assert_array_equal(np.flatnonzero(one.parts == splits.TEST), ours.test)
+            assert (one.parts[fold_of.test] == splits.LEFT_OUT).all()
+            assert one.kind.startswith(f"fold {i + 1} of 2 inside fold {number + 1} of 3")
+
+
+def test_inner_folds_that_cannot_be_dealt_name_the_outer_one() -> None:
+    cv = CV.validate_python(
+        {"nested": {"outer": {"kfold": {"n_splits": 2}}, "inner": {"stratified": {"n_splits": 40}}}}
+    )
+    first, _ = folds_of(cv, rows(), config(), BINARY, 7, Assignment(np.zeros(N, np.int8), "")).folds
+    with pytest.raises(DataError, match="nested: inside fold 1: .* needs as many rows of each class"):
+        inner_folds(cv, 0, first, rows(), config(), BINARY, 7)
