@@ -16,14 +16,11 @@ from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Part, Shape, plan
 from shoal.cluster.run_folder import RunFolder
-from shoal.cluster.sharding.assign import Assignment, Rows
-from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.listing import find
 from shoal.cluster.sharding.manifest import Target
-from shoal.cluster.sharding.names import plural, require
-from shoal.cluster.sharding.source import open_source
+from shoal.cluster.sharding.names import plural
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.axis import alternatives
+from shoal.verbs.dealing import dealt
 from shoal.verbs.fold_fit import FoldFit, attempt
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import PROVENANCE, claimed, run_uri
@@ -177,58 +174,6 @@ def _require_a_choice(experiment: Experiment, made: Mapping[str, Experiment]) ->
             "evaluation.cv: nested chooses among alternatives inside each fold, and there are none; give some with --compare "
             "FILE, or choose other folds"
         )
-
-
-def dealt(experiment: Experiment, reporter: Reporter) -> tuple["Folds", Target, tuple[str, ...]]:
-    """Look at the rows, and deal them into folds.
-
-    Raises
-    ------
-    DataError
-        If they cannot be dealt so.
-    """
-    from shoal.verbs.look import look
-
-    recorder = _Recorder(experiment)
-    source = open_source(find(experiment.data.path, experiment.cluster.storage))
-    for column in recorder.columns:
-        require(column, list(source.schema.names), "evaluation.cv.column.name")
-    found = look(
-        experiment.data,
-        experiment.seed,
-        experiment.cluster.storage,
-        reporter,
-        experiment.cost_columns,
-        resplit=recorder,
-    )
-    return recorder.folds, found.target, found.notices
-
-
-class _Recorder:
-    """Deals folds when the parts are known, and leaves the parts as they are."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        from shoal.evaluation.crossval.folds import columns_of
-
-        self.cv, self.identity = experiment.evaluation.cv, None
-        self.columns = columns_of(self.cv)
-        self.folds: Folds
-
-    def __call__(
-        self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
-    ) -> Assignment:
-        from shoal.evaluation.crossval.config import NestedConfig
-        from shoal.evaluation.crossval.folds import Folds, folds_of, inner_folds
-
-        folds = folds_of(self.cv, rows, data, target, seed, found)
-        if isinstance(self.cv, NestedConfig):
-            inner = [
-                inner_folds(self.cv, i, fold, rows, data, target, seed) for i, fold in enumerate(folds.folds)
-            ]
-            reason = f"{folds.reason}; inside each, for the choice: {inner[0].reason.removeprefix('cv: ')}"
-            folds = Folds(folds.folds, reason, tuple(inner))
-        self.folds = folds
-        return found
 
 
 def _run(

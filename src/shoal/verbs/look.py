@@ -26,8 +26,10 @@ from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.statistics import Statistics
+from shoal.evaluation.crossval.config import AutoConfig
 from shoal.evaluation.deciding.plan import Known
 from shoal.experiment import Experiment, given, to_dict
+from shoal.verbs.dealing import Recorder
 
 BATCH_ROWS = 262_144
 
@@ -254,6 +256,8 @@ def check(
     if out:
         RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
     has_costs = experiment.evaluation.costs is not None
+    # Folds that nobody asked for need not fit.
+    folds = None if experiment.evaluation.cv == AutoConfig() else Recorder(experiment)
     found = look(
         experiment.data,
         experiment.seed,
@@ -261,7 +265,10 @@ def check(
         reporter,
         experiment.cost_columns,
         ids=has_costs,  # by which rows are drawn, and named
+        resplit=folds,
     )
+    if folds is not None:
+        found = replace(found, notices=(*found.notices, folds.folds.reason))
     scored = resolve_scoring(experiment.evaluation.scoring, found.target.task, costs=has_costs)[0]
     decisions = plan_of(experiment, found.schema, found.known)
     monitor = Deciding(scored, decisions.start)

@@ -307,3 +307,20 @@ def test_metrics_hold_what_was_printed(shoal, small):
     assert f"{entry['value']:.4f}" in done.out
     assert f"{entry['low']:.4f} to {entry['high']:.4f}" in done.out
     assert "corrected resampled t over folds" in done.out
+
+
+@pytest.mark.parametrize(
+    ("cv", "code", "said"),
+    [
+        ("{stratified: {n_splits: 200}}", 2, "stratified with 200 folds needs as many rows of each class"),
+        ("{column: {name: nowhere}}", 2, "evaluation.cv.column.name: the data have no column 'nowhere'"),
+        ("{nested: {outer: {kfold: {n_splits: 2}}, inner: {group: {n_splits: 2}}}}", 2, "needs data.group"),
+        ("4", 0, "cv: stratified, 4 folds, because the target has classes"),
+        ("auto", 0, "train"),
+    ],
+)
+def test_check_deals_the_folds_that_the_file_asks_for(shoal, small, cv, code, said):
+    done = shoal("check", small / "small.yaml", "--set", f"evaluation.cv={cv}")
+    assert done.code == code, done.err
+    assert said in done.out + done.err
+    assert not (small / "runs").exists()
