@@ -6,7 +6,7 @@ ordered and read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 import numpy as np
@@ -26,27 +26,31 @@ _PENDING = 1 << 20
 
 @dataclass
 class Moments:
-    """Count, mean, sum of squared deviations, smallest and largest value of a column's parts, each ``[width]``."""
+    """Of columns of numbers side by side: count, mean, squared deviations, smallest, largest, missing; each ``[width]``."""
 
     count: F64
     mean: F64
     squares: F64
     low: F64
     high: F64
-    missing: int
+    missing: F64
 
     @classmethod
     def of(cls, values: F64) -> "Moments":
-        """Take them from values ``[n, width]``; NaN is missing."""
+        """Take them from values ``[width, n]``, contiguous, so that numpy sums pairwise; NaN is missing."""
         known = ~np.isnan(values)
-        count = known.sum(axis=0).astype(np.float64)
+        count = known.sum(axis=1).astype(np.float64)
         filled = np.where(known, values, 0.0)
-        mean = filled.sum(axis=0) / np.maximum(count, 1)
+        mean = filled.sum(axis=1) / np.maximum(count, 1)
         with np.errstate(over="ignore"):
-            squares = (np.where(known, values - mean, 0.0) ** 2).sum(axis=0)
-        low = np.where(known, values, np.inf).min(axis=0, initial=np.inf)
-        high = np.where(known, values, -np.inf).max(axis=0, initial=-np.inf)
-        return cls(count, mean, squares, low, high, int((~known).any(axis=1).sum()))
+            squares = (np.where(known, values - mean[:, None], 0.0) ** 2).sum(axis=1)
+        low = np.where(known, values, np.inf).min(axis=1, initial=np.inf)
+        high = np.where(known, values, -np.inf).max(axis=1, initial=-np.inf)
+        return cls(count, mean, squares, low, high, values.shape[1] - count)
+
+    def __getitem__(self, part: slice) -> "Moments":
+        """Return those of some of the numbers."""
+        return Moments(*(getattr(self, field.name)[part] for field in fields(self)))
 
     def merge(self, other: "Moments") -> None:
         """Add the rows of another shard.
@@ -62,12 +66,12 @@ class Moments:
         self.mean = self.mean + delta * (other.count / total)
         self.count = self.count + other.count
         self.low, self.high = np.minimum(self.low, other.low), np.maximum(self.high, other.high)
-        self.missing += other.missing
+        self.missing = self.missing + other.missing
 
     @property
     def constant(self) -> bool:
         """Whether all rows are equal, missing ones included."""
-        return bool((self.low >= self.high).all()) and (self.missing == 0 or not self.count.any())
+        return bool((self.low >= self.high).all()) and not (self.missing.any() and self.count.any())
 
     def scale(self) -> F64:
         """Return the population's standard deviation, 1 where it is 0."""
@@ -117,9 +121,9 @@ class Counts:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What some shards tell: the moments of each shard with rows, by column, and the counts of all of them together."""
+    """What some shards tell: the moments of each shard with rows, and the counts of all of them together."""
 
-    moments: list[dict[str, Moments]]
+    moments: list[Moments]
     counts: dict[str, Counts]
 
 
@@ -136,14 +140,20 @@ def gather(columns: Sequence[Column], table: pa.Table, offsets: Sequence[int]) -
         First row of each shard, and the end.
     """
     shards = [(start, stop - start) for start, stop in pairwise(offsets) if stop > start]
-    gathered = Gathered([{} for _ in shards], _no_counts(columns))
+    gathered, numeric = Gathered([], _no_counts(columns)), []
     for column in columns:
         array = plain(normalise(table.column(column.name)), column)
         if column.type == "categorical":
             gathered.counts[column.name].add(array.slice(offsets[0], offsets[-1] - offsets[0]), column)
-            continue
-        for moments, (start, length) in zip(gathered.moments, shards, strict=True):
-            moments[column.name] = Moments.of(raw_numbers(array.slice(start, length), column))
+        else:
+            numeric.append((array, column))
+    for start, length in shards:
+        values = np.empty((sum(column.width for _, column in numeric), length))
+        first = 0
+        for array, column in numeric:
+            values[first : first + column.width] = raw_numbers(array.slice(start, length), column).T
+            first += column.width
+        gathered.moments.append(Moments.of(values))
     return gathered
 
 
@@ -157,7 +167,7 @@ class Statistics:
 
     def __init__(self, columns: Sequence[Column]) -> None:
         self._columns = columns
-        self._moments: dict[str, Moments] = {}
+        self._moments: Moments | None = None
         self._counts = _no_counts(columns)
 
     def add(self, table: pa.Table, offsets: list[int]) -> None:
@@ -174,19 +184,18 @@ class Statistics:
 
     def merge(self, gathered: Gathered) -> None:
         """Add what was gathered from the shards that follow."""
-        for shard in gathered.moments:
-            for name, moments in shard.items():
-                if name in self._moments:
-                    self._moments[name].merge(moments)
-                else:
-                    self._moments[name] = moments
+        for moments in gathered.moments:
+            if self._moments is None:
+                self._moments = moments
+            else:
+                self._moments.merge(moments)
         for name, counts in gathered.counts.items():
             self._counts[name].merge(counts)
 
     def constant(self, column: Column) -> bool:
         """Whether no training row differs from another in this column."""
         if column.type != "categorical":
-            return self._moments[column.name].constant
+            return self._of(column).constant
         counts = self._counts[column.name]
         return len(counts.sorted()) + (counts.missing > 0) < 2
 
@@ -200,8 +209,8 @@ class Statistics:
         """
         if column.type == "categorical":
             return self._vocabulary(column, max_categories)
-        moments = self._moments[column.name]
-        update: dict[str, object] = {"has_missing": moments.missing > 0}
+        moments = self._of(column)
+        update: dict[str, object] = {"has_missing": bool(moments.missing.any())}
         if column.type != "boolean":
             scale = moments.scale()
             if not (np.isfinite(scale).all() and np.isfinite(moments.mean).all()):
@@ -214,6 +223,15 @@ class Statistics:
             update["center"] = tuple(np.where(keep, 0.0, moments.mean).tolist())
             update["scale"] = tuple(np.where(keep, 1.0, scale).tolist())
         return column.model_copy(update=update), []
+
+    def _of(self, column: Column) -> Moments:
+        assert self._moments is not None, "no training rows"
+        first = 0
+        for other in self._columns:
+            if other.name == column.name:
+                break
+            first += 0 if other.type == "categorical" else other.width
+        return self._moments[first : first + column.width]
 
     def _vocabulary(self, column: Column, most: int) -> tuple[Column, list[str]]:
         counts = self._counts[column.name]

@@ -18,7 +18,7 @@ from shoal.cluster.resources import Demand, Part, Shape, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.names import plural
-from shoal.experiment import Experiment, given, to_dict
+from shoal.experiment import Experiment, dump_yaml, given, to_dict
 from shoal.verbs.axis import alternatives
 from shoal.verbs.dealing import dealt
 from shoal.verbs.fold_fit import FoldFit, attempt
@@ -151,17 +151,16 @@ def _crossval(
 
 def _fits(made: Mapping[str, Experiment], folds: "Folds", run: RunFolder, shape: Shape) -> list[FoldFit]:
     """Return the queue: all alternatives on a fold, after those on the folds inside it."""
-    found = []
+    found, configs = [], {name: dump_yaml(alternative) for name, alternative in made.items()}
     for fold in range(len(folds)):
         inner = range(len(folds.inner[fold])) if folds.inner else ()
         for number in (*inner, None):
-            for i, alternative in enumerate(made.values(), 1):
+            for i, (own, alternative) in enumerate(made.items(), 1):
                 name = f"fold-{fold + 1:03d}"
                 name += "" if number is None else f"-inner-{number + 1:03d}"
                 name += "" if len(made) == 1 else f"-{i:02d}"
-                found.append(
-                    FoldFit(alternative, fold, number, f"{run.uri.rstrip('/')}/{FITS}/{name}", shape)
-                )
+                uri = f"{run.uri.rstrip('/')}/{FITS}/{name}"
+                found.append(FoldFit(alternative, configs[own], fold, number, uri, shape))
     return found
 
 

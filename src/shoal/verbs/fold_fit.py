@@ -13,7 +13,7 @@ from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.storage import Storage
 from shoal.evaluation.crossval.folds import OneFold
-from shoal.experiment import Experiment, dump_yaml
+from shoal.experiment import Experiment
 from shoal.verbs.dataset import ShardResult
 from shoal.verbs.decisions import plan_of_rows, settle
 from shoal.verbs.judge import metrics_of
@@ -36,6 +36,8 @@ class FoldFit:
     ----------
     experiment
         An alternative.
+    config
+        As its `config.yaml` has it.
     fold
         Its number, from 0.
     inner
@@ -47,6 +49,7 @@ class FoldFit:
     """
 
     experiment: Experiment
+    config: str
     fold: int
     inner: int | None
     uri: str
@@ -114,7 +117,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
 
     experiment, run = fit.experiment, fit.run
     started = time.perf_counter()
-    run.write_text("config.yaml", dump_yaml(experiment))
+    run.write_text("config.yaml", fit.config)
     data = run.child(DATA)
     manifest = shard(
         experiment.data,
