@@ -34,34 +34,35 @@ class Net(nn.Module):
         return self.body(torch.cat([numbers, *embedded], 1)).squeeze(1)
 
 
-def main() -> None:
-    workers, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if workers > 1:
-        dist.init_process_group("gloo")
-        torch.set_num_threads(1)
-    torch.manual_seed(0)
-    frame = pd.read_parquet(sys.argv[1])
-    train, test = frame[frame["split"] == "train"], frame[frame["split"] == "test"]
-    train = train.drop(columns="split")
-    names = [c for c in train.columns if c != "label"]
-    numeric = [c for c in names if pd.api.types.is_numeric_dtype(train[c])]
-    other = [c for c in names if c not in numeric]
-    mean, std = train[numeric].mean(), train[numeric].std().replace(0, 1)
-    categories = {c: pd.Index(train[c].unique()) for c in other}
+class Encoder:
+    """Numbers standardised, categories as codes; 0 for those that were not there."""
 
-    def tensors(part: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        numbers = torch.tensor(((part[numeric] - mean) / std).to_numpy(np.float32))
-        codes = np.stack([categories[c].get_indexer(part[c]) + 1 for c in other], 1)
-        return numbers, torch.tensor(codes), torch.tensor(part["label"].to_numpy(np.float32))
+    def __init__(self, train: pd.DataFrame) -> None:
+        self.numeric = [c for c in train.columns if pd.api.types.is_numeric_dtype(train[c])]
+        self.mean, self.std = train[self.numeric].mean(), train[self.numeric].std().replace(0, 1)
+        self.categories = {c: pd.Index(train[c].unique()) for c in train.columns if c not in self.numeric}
 
-    numbers, codes, labels = tensors(train)
-    model: nn.Module = Net(len(numeric), [len(categories[c]) + 1 for c in other])
-    if workers > 1:
-        model = nn.parallel.DistributedDataParallel(model)
+    @property
+    def cardinalities(self) -> list[int]:
+        return [len(index) + 1 for index in self.categories.values()]
+
+    def __call__(self, part: pd.DataFrame) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = torch.tensor(((part[self.numeric] - self.mean) / self.std).to_numpy(np.float32))
+        codes = np.stack([index.get_indexer(part[c]) + 1 for c, index in self.categories.items()], 1)
+        return numbers, torch.tensor(codes)
+
+
+def fit(
+    model: nn.Module,
+    numbers: torch.Tensor,
+    codes: torch.Tensor,
+    labels: torch.Tensor,
+    rank: int = 0,
+    workers: int = 1,
+) -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     loss_of = nn.BCEWithLogitsLoss()
     n, share = len(labels), BATCH // workers
-    started = time.perf_counter()
     for _ in range(EPOCHS):
         order = torch.randperm(n)
         for low in range(0, n, BATCH):
@@ -72,14 +73,37 @@ def main() -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    seconds = time.perf_counter() - started
+
+
+def scores_of(model: nn.Module, numbers: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return torch.cat(
+            [model(numbers[i : i + 8192], codes[i : i + 8192]) for i in range(0, len(numbers), 8192)]
+        )
+
+
+def main() -> None:
+    workers, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if workers > 1:
+        dist.init_process_group("gloo")
+        torch.set_num_threads(1)
+    torch.manual_seed(0)
+    frame = pd.read_parquet(sys.argv[1])
+    train, test = frame[frame["split"] == "train"], frame[frame["split"] == "test"]
+    encoder = Encoder(train.drop(columns=["label", "split"]))
+    numbers, codes = encoder(train)
+    labels = torch.tensor(train["label"].to_numpy(np.float32))
+    model: nn.Module = Net(len(encoder.numeric), encoder.cardinalities)
+    if workers > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    started = time.perf_counter()
+    fit(model, numbers, codes, labels, rank, workers)
+    seconds, n = time.perf_counter() - started, len(labels)
     if rank == 0:
-        numbers, codes, labels = tensors(test)
-        with torch.inference_mode():
-            scores = torch.cat(
-                [model(numbers[i : i + 8192], codes[i : i + 8192]) for i in range(0, len(labels), 8192)]
-            )
-        result = {"rows_per_second": n * EPOCHS / seconds, "roc_auc": roc_auc_score(labels, scores)}
+        result = {
+            "rows_per_second": n * EPOCHS / seconds,
+            "roc_auc": roc_auc_score(test["label"], scores_of(model, *encoder(test))),
+        }
         print(json.dumps(result))
     if workers > 1:
         dist.destroy_process_group()
