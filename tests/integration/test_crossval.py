@@ -90,6 +90,30 @@ def test_any_number_of_workers_gives_the_same(ray_cluster: object, tmp_path: Pat
     assert leftovers() == {"actors": 0, "placement_groups": 0}
 
 
+@pytest.mark.slow
+def test_a_killed_node_changes_nothing(tmp_path: Path) -> None:
+    config, compare = experiment(tmp_path, epochs=10, cv=NESTED), axis(tmp_path, NESTED)
+    config.write_text(config.read_text().replace("cpus_per_worker: 0.5", "cpus_per_worker: 1"))
+    script = Path(__file__).parent.parent / "support" / "fold_loss.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), str(config), str(compare), str(tmp_path / "lost")],
+        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"},
+        check=False,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    fits = 2 * 2 * (2 + 1)
+    assert 0 < int(ended.stdout.rpartition("killed ")[2]) < fits
+    whole = crossval(
+        load_experiment(str(config), ["cluster.placement=inline"]), str(tmp_path / "whole"), compare=compare
+    )
+    assert files(tmp_path / "lost") == files(tmp_path / "whole")
+    lost = json.loads((tmp_path / "lost" / "metrics.json").read_text())
+    assert without_seconds(lost["nested"]) == without_seconds(whole.nested)
+
+
 @pytest.mark.parametrize("cv", [REPEATED, NESTED])
 def test_a_killed_driver_leaves_what_is_done(tmp_path: Path, cv: str) -> None:
     config, run, compare = experiment(tmp_path, epochs=30, cv=cv), tmp_path / "run", axis(tmp_path, cv)
