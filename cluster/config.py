@@ -86,6 +86,13 @@ class StorageConfig(Config):
 Workers = Annotated[int, Field(ge=1)]
 
 
+class AutoscalerConfig(Config):
+    """What an autoscaler may make of a cluster: Ray's own do not say it, so a job beyond what is there is refused without."""
+
+    cpus: Annotated[float, Field(gt=0)] = Field(description="of all nodes together, at most")
+    gpus: Annotated[float, Field(ge=0)] = Field(0.0, description="of all nodes together, at most")
+
+
 class ClusterConfig(Config):
     """Where the work runs. No part of a run's identity: results do not depend on it."""
 
@@ -102,8 +109,12 @@ class ClusterConfig(Config):
     storage_path: str = Field("runs", description="folder or URI that holds runs and sharded datasets")
     storage: StorageConfig = StorageConfig()
     cache_path: str | None = Field(None, description="where workers keep copies of remote shards")
+    autoscaler: AutoscalerConfig | None = Field(
+        None,
+        description="{cpus: …, gpus: …}: the most that the cluster may grow to; it is asked for nodes and waited for",
+    )
     wait: Duration = Field(
-        timedelta(minutes=5), description="how long to wait for resources in use by others"
+        timedelta(minutes=5), description="how long to wait for resources in use by others, or for new nodes"
     )
     collective_timeout: Duration = Field(
         timedelta(minutes=5), description="how long a worker waits for the others in one operation"

@@ -101,7 +101,7 @@ def session(
         try:
             totals = _totals(address)
             wanted = demand if isinstance(demand, Demand) else demand(totals)
-            maximum = _maximum(totals)
+            maximum = _maximum(config, totals)
             check(wanted, totals, maximum)
             wait_for(wanted, config, reporter, growing=maximum is not None)
             yield Session(address, totals, started=not before and address is None, connected=not before)
@@ -360,8 +360,11 @@ def _totals(address: str | None) -> Totals:
     )
 
 
-def _maximum(totals: Totals) -> Totals | None:
-    """Return what the autoscaler may make of the cluster; None where there is none that says."""
+def _maximum(config: ClusterConfig, totals: Totals) -> Totals | None:
+    """Return what the autoscaler may make of the cluster, as the user says, or Ray; None where nobody does."""
+    if config.autoscaler is not None:
+        said = config.autoscaler
+        return Totals(max(said.cpus, totals.cpus), max(said.gpus, totals.gpus), where=totals.where)
     from ray._private.state import state
 
     most = state.get_max_resources_from_cluster_config()

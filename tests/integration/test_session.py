@@ -94,6 +94,16 @@ def test_what_others_hold_is_waited_for_and_named(holder: object) -> None:
     assert heard.calls == [("notice", "waiting up to 1s for 2 CPUs (1 free now)")]
 
 
+def test_what_an_autoscaler_may_make_of_the_cluster_is_waited_for(ray_cluster: Session) -> None:
+    config = ClusterConfig.model_validate({"wait": "1s", "autoscaler": {"cpus": 8}})
+    for count, said in (
+        (8, r"waited 1s for 8 CPUs \(4 free now\)"),
+        (9, "has 8 at most, with its autoscaler"),
+    ):
+        with pytest.raises(ResourceError, match=said), session(config, workers(count)):
+            pytest.fail("the block must not run")
+
+
 def test_waiting_ends_when_the_room_is_there(ray_cluster: Session) -> None:
     @ray.remote(num_cpus=3)
     def busy() -> None:
