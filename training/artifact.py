@@ -24,7 +24,7 @@ from shoal.cluster.sharding.prepare import Prepared, prepare, require_columns
 from shoal.cluster.storage import Storage
 from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
 from shoal.training.decision import Calibration, Decision
-from shoal.training.description import DESCRIPTION, WEIGHTS, ModelDescription, digest, read_model
+from shoal.training.description import DESCRIPTION, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
 from shoal.training.models import Factory, Model, build_model
 from shoal.training.reasonable import refuse_unreasonable
@@ -72,10 +72,7 @@ class TrainedModel:
     def save(self, run: Storage) -> None:
         """Write `model/` into a run folder; the description last, so that half a model is none."""
         dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
-        # Copies: a file of safetensors holds no two tensors that share memory, as tied weights do.
-        weights = save_weights(
-            {n: t.detach().cpu().contiguous().clone() for n, t in self.module.state_dict().items()}
-        )
+        weights, is_estimator = _bytes_of(self.module)
         description = ModelDescription(
             schema=self.schema,
             model=self.config,
@@ -83,10 +80,11 @@ class TrainedModel:
             calibration=self.calibration,
             threshold=self.decision.threshold,
             costs=self.decision.costs,
+            is_estimator=is_estimator,
             weights_sha256=digest(weights),
             provenance=self.provenance,
         )
-        run.write_bytes(WEIGHTS, weights)
+        run.write_bytes(description.file, weights)
         run.write_json(DESCRIPTION, description.model_dump(mode="json", by_alias=True))
 
     @classmethod
@@ -122,26 +120,14 @@ class TrainedModel:
             raise DataError(f"the model's place is {path!r}; give the folder or URI of a finished run")
         run = path if isinstance(path, Storage) else Storage.open(os.fspath(path), storage or StorageConfig())
         description, data = read_model(run)
-        config = description.model
-        if isinstance(config, Imported) and factory is None and not allow_import:
-            raise ConfigError(
-                f"the model in {run.uri} was built by {config.path}, and loading never imports by itself: "
-                "if you trust the run, allow it (--allow-import; in Python allow_import=True, or factory=…)"
-            )
-        module = build_model(config, description.schema_, seed=0, factory=factory)
-        install_draws(module, DrawContext())
-        module.to(torch.float64 if description.precision == "fp64" else torch.float32)
-        try:
-            module.load_state_dict(load_weights(data))
-        except RuntimeError as error:
-            raise DataError(
-                f"the weights in {run.uri} do not fit the model that {config!r} builds: {str(error).splitlines()[0]}"
-            ) from error
+        module = (_estimator if description.is_estimator else _network)(
+            run, description, data, factory, allow_import
+        )
         module.eval()
         return cls(
             module,
             description.schema_,
-            config,
+            description.model,
             description.decision,
             description.calibration,
             description.provenance,
@@ -236,6 +222,50 @@ class TrainedModel:
             return (scores >= 0.5).astype(np.int8)
         answers: NDArray[Any] = np.asarray(self.classes)[self.decision.classes(scores, amounts)]
         return answers
+
+
+def _bytes_of(module: Model) -> tuple[bytes, bool]:
+    """Return a module as bytes, and whether it is an estimator of scikit-learn's."""
+    if module.is_estimator:
+        from shoal.training.scikit.files import to_bytes
+        from shoal.training.scikit.model import EstimatorModel
+
+        assert isinstance(module, EstimatorModel)
+        return to_bytes(module.estimator, module.path), True
+    # Copies: a file of safetensors holds no two tensors that share memory, as tied weights do.
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in module.state_dict().items()}
+    return save_weights(state), False
+
+
+def _estimator(run: Storage, description: ModelDescription, data: bytes, *_: Any) -> Model:
+    """Build what a file of skops holds; nothing is imported for it but scikit-learn."""
+    from shoal.training.scikit.files import from_bytes
+    from shoal.training.scikit.model import EstimatorModel
+
+    assert isinstance(description.model, Imported)
+    return EstimatorModel(from_bytes(data, run.uri), description.schema_, description.model.path)
+
+
+def _network(
+    run: Storage, description: ModelDescription, data: bytes, factory: Factory | None, allow_import: bool
+) -> Model:
+    """Build a network, and read its weights."""
+    config = description.model
+    if isinstance(config, Imported) and factory is None and not allow_import:
+        raise ConfigError(
+            f"the model in {run.uri} was built by {config.path}, and loading never imports by itself: "
+            "if you trust the run, allow it (--allow-import; in Python allow_import=True, or factory=…)"
+        )
+    module = build_model(config, description.schema_, seed=0, factory=factory)
+    install_draws(module, DrawContext())
+    module.to(torch.float64 if description.precision == "fp64" else torch.float32)
+    try:
+        module.load_state_dict(load_weights(data))
+    except RuntimeError as error:
+        raise DataError(
+            f"the weights in {run.uri} do not fit the model that {config!r} builds: {str(error).splitlines()[0]}"
+        ) from error
+    return module
 
 
 def as_table(data: Any, schema: Schema, others: Sequence[str] = ()) -> pa.Table:

@@ -13,7 +13,7 @@ from shoal.training.config import ModelChoice
 from shoal.training.costs import Cells
 from shoal.training.decision import Calibration, Decision
 
-WEIGHTS, DESCRIPTION = "model/model.safetensors", "model/model.json"
+WEIGHTS, ESTIMATOR, DESCRIPTION = "model/model.safetensors", "model/model.skops", "model/model.json"
 _FIX = "delete that folder and train it again"
 
 
@@ -23,12 +23,18 @@ class ModelDescription(Config):
     version: Literal[1] = 1
     schema_: Schema = Field(alias="schema")
     model: ModelChoice
+    is_estimator: bool = Field(False, description="of scikit-learn's, in `model.skops`")
     precision: str = "fp32"
     calibration: Calibration = Calibration()
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
     costs: Cells = Field((), description="as in `Decision`")
-    weights_sha256: str = Field(description="of `model.safetensors`")
+    weights_sha256: str = Field(description="of `model.safetensors`, or `model.skops`")
     provenance: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def file(self) -> str:
+        """What holds the weights, or the estimator."""
+        return ESTIMATOR if self.is_estimator else WEIGHTS
 
     @property
     def decision(self) -> Decision:
@@ -49,11 +55,7 @@ def read_model(run: Storage) -> tuple[ModelDescription, bytes]:
     DataError
         If one is missing or damaged.
     """
-    for name in (DESCRIPTION, WEIGHTS):
-        if not run.exists(name):
-            raise DataError(
-                f"{run.uri} holds no trained model ({name} is missing): give the folder of a finished run"
-            )
+    _require(run, DESCRIPTION)
     try:
         description = ModelDescription.model_validate(run.read_json(DESCRIPTION))
     except ValidationError as error:
@@ -64,13 +66,21 @@ def read_model(run: Storage) -> tuple[ModelDescription, bytes]:
         ) from error
     except StorageError as error:
         raise DataError(f"{error}; {_FIX}") from error
-    weights = run.read_bytes(WEIGHTS)
+    _require(run, description.file)
+    weights = run.read_bytes(description.file)
     if digest(weights) != description.weights_sha256:
         raise DataError(
-            f"{WEIGHTS} in {run.uri} is damaged: its {len(weights):,} bytes are not those that model.json describes; "
+            f"{description.file} in {run.uri} is damaged: its {len(weights):,} bytes are not those that model.json describes; "
             f"{_FIX}"
         )
     return description, weights
+
+
+def _require(run: Storage, name: str) -> None:
+    if not run.exists(name):
+        raise DataError(
+            f"{run.uri} holds no trained model ({name} is missing): give the folder of a finished run"
+        )
 
 
 def write_decision(run: Storage, calibration: Calibration, decision: Decision) -> None:

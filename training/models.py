@@ -116,6 +116,8 @@ class Model(nn.Module):
     ``[B, D]`` and the codes ``[B, C]``; it returns logits ``[B, K]``.
     """
 
+    is_estimator = False  # of scikit-learn's
+
     def __init__(self, encoder: InputEncoder, body: nn.Module, n_outputs: int) -> None:
         super().__init__()
         self.encoder, self.body, self.n_outputs = encoder, body, n_outputs
@@ -227,7 +229,8 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
     Raises
     ------
     ConfigError
-        If the user's factory cannot be imported, refuses its arguments, or gives no `nn.Module`.
+        If the user's factory cannot be imported, refuses its arguments, or gives neither an `nn.Module` nor a scikit-learn
+        estimator that fits the target.
     """
     n_outputs = schema.target.n_outputs
     with torch.random.fork_rng(devices=[]), _memory_named(config):
@@ -240,6 +243,12 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
         if isinstance(config, MLPConfig):
             return Model(encoder, mlp(encoder.width, config, n_outputs), n_outputs)
         assert isinstance(config, Imported)
+        if factory is None:
+            from shoal.training.scikit.model import EstimatorModel, estimator_of  # it is a Model, too
+
+            estimator = estimator_of(config)
+            if estimator is not None:
+                return EstimatorModel(estimator, schema, config.path)
         body = _user_body(config, factory or config.load(), schema, encoder.width, n_outputs)
         if takes_types(body):  # it reads the codes itself: embeddings of ours would be dead weights
             encoder = InputEncoder(schema, embedding=None)
@@ -280,7 +289,8 @@ def _user_body(config: Imported, factory: Factory, schema: Schema, width: int, n
         ) from error
     if not isinstance(body, nn.Module):
         raise ConfigError(
-            f"model.import: {config.path} returned {type(body).__name__}; it must return a torch.nn.Module"
+            f"model.import: {config.path} returned {type(body).__name__}; it must return a torch.nn.Module, or an estimator of "
+            "scikit-learn's"
         )
     if lazy := [n for n, p in body.named_parameters() if is_lazy(p)]:
         raise ConfigError(

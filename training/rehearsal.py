@@ -13,11 +13,11 @@ from shoal.cluster.progress import Silent
 from shoal.cluster.resources import Shape
 from shoal.cluster.sharding.manifest import Schema
 from shoal.training.config import TrainingConfig
-from shoal.training.costs import Costs
+from shoal.training.costs import Costs, by_name
 from shoal.training.device import DTYPES
 from shoal.training.loop import Loop
 from shoal.training.memory import ArrayDataset, ArrayPart
-from shoal.training.models import build_model
+from shoal.training.models import Model, build_model
 from shoal.training.optimizers.build import build_optimizer
 from shoal.training.outcome import Monitor
 from shoal.training.refusals import refuse_model
@@ -84,6 +84,8 @@ def rehearse(
         What the fit would raise.
     """
     module = build_model(model, dataset.schema, seed)
+    if module.is_estimator:
+        return _rehearse_estimator(module, training, dataset, costs)
     strategy = Strategy(torch.device("cpu"))
     loop = Loop(module, dataset, training, strategy, monitor, seed, Silent(), costs=costs)
     loop.plan.shards_of(0, shape.num_workers)
@@ -97,3 +99,16 @@ def rehearse(
         )
         loop.stepper.loss.rows(logits, labels, 0, torch.zeros(len(labels), 0))
     return [*loop.said_first, *loop.notices]
+
+
+def _rehearse_estimator(
+    module: Model, training: TrainingConfig, dataset: ArrayDataset, costs: Costs | None
+) -> list[str]:
+    from shoal.training.scikit.fit import row_weights
+    from shoal.training.scikit.model import EstimatorModel
+
+    assert isinstance(module, EstimatorModel)
+    part = dataset.parts["train"]
+    cost = np.zeros((len(part), 0)) if part.cost is None else part.cost
+    row_weights(module, training, dataset, costs, part.label, by_name(cost, dataset.schema.costs))
+    return []

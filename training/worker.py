@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
 from shoal.cluster.components import Choice
 from shoal.cluster.config import Config, StorageConfig
-from shoal.cluster.errors import StorageError
+from shoal.cluster.errors import RunError, StorageError
 from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
@@ -21,10 +23,11 @@ from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.config import MODELS, TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.device import own_threads
+from shoal.training.history import History
 from shoal.training.loop import Loop
-from shoal.training.models import build_model
+from shoal.training.models import Model, build_model
 from shoal.training.outcome import FitOutcome, Monitor
-from shoal.training.scores import predictions_table
+from shoal.training.scores import Judge, Judged, predictions_table
 from shoal.training.soundness import require_finite
 from shoal.training.strategies.base import Strategy
 
@@ -47,6 +50,8 @@ class FitJob:
         What decisions cost, for what follows from it in the fit.
     losses_alone
         Leave the history with the loss of each step, and nothing else.
+    keeps_model
+        Whether an estimator of scikit-learn's is stored; otherwise its parameters are, as text.
     """
 
     model: Config
@@ -61,6 +66,7 @@ class FitJob:
     gpus: float = 0.0
     costs: Costs | None = None
     losses_alone: bool = False
+    keeps_model: bool = True
 
     def of_losses_alone(self, training: TrainingConfig) -> "FitJob":
         """Return a job of which only the loss of each step is wanted, trained in another way."""
@@ -139,17 +145,21 @@ def run_worker(
         f"{threads} threads, {strategy.device}, strategy {strategy.name}"
     )
     try:
-        return _fit(job, strategy, run, log, keeper or Keeper())
+        return _fit(job, strategy, run, log, keeper or Keeper(), threads)
     except Exception as error:
         log.write(f"failed: {type(error).__name__}: {error}")
         raise
 
 
-def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Keeper) -> FitOutcome:
+def _fit(
+    job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Keeper, threads: int
+) -> FitOutcome:
     cache = Path(job.cache_path) if job.cache_path else None
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
     model = build_model(job.model, dataset.schema, job.seed)
     key = dataset.manifest.key
+    if model.is_estimator:
+        return _fit_estimator(job, model, dataset, strategy, run, log, threads)
     of = {
         "other input files, which have changed since": key,
         "another model, training or seed": _settings(job),
@@ -164,19 +174,62 @@ def _fit(job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Ke
             run.write_table("history.parquet", loop.history.table())
         return outcome
     outcome = loop.run()
-    judged = {s: loop.judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
+    parts = _judged(loop.judge, model, dataset)
     if strategy.rank == 0:
-        parts = {split: j for split, j in judged.items() if j is not None}
         scores = {split: j.score for split, j in parts.items()}
         require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
         schema = dataset.schema.model_copy(update={"target": loop.target})
-        trained = TrainedModel(model, schema, job.model, provenance={"data": key})
-        trained.save(run)
-        run.write_table("history.parquet", loop.history.table())
-        if parts:
-            run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))
+        TrainedModel(model, schema, job.model, provenance={"data": key}).save(run)
+        _write(run, parts, loop.history, dataset)
     log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
     return outcome
+
+
+def _fit_estimator(
+    job: FitJob,
+    model: Model,
+    dataset: ShardedDataset,
+    strategy: Strategy,
+    run: Storage,
+    log: RankLog,
+    threads: int,
+) -> FitOutcome:
+    from shoal.training.scikit.files import to_bytes
+    from shoal.training.scikit.fit import fit_estimator, parameters_of
+    from shoal.training.scikit.model import EstimatorModel
+
+    assert isinstance(model, EstimatorModel)
+    if job.keeps_model:
+        to_bytes(model.estimator, model.path)  # what cannot be stored is refused before its fit
+    judge = Judge(dataset, strategy, dataset.schema.target)
+    outcome = fit_estimator(
+        model, dataset, job.training, job.costs, job.seed, threads, job.monitor, judge, log
+    )
+    parts = _judged(judge, model, dataset)
+    for name, judged in parts.items():
+        if not np.isfinite(judged.score).all():
+            raise RunError(
+                f"the fit failed: predictions of {name} rows by {model.path} are no finite numbers"
+            )
+    if job.keeps_model:
+        TrainedModel(model, dataset.schema, job.model, provenance={"data": dataset.manifest.key}).save(run)
+    else:
+        run.write_json("parameters.json", parameters_of(model.estimator))
+    _write(run, parts, History(), dataset)
+    log.write(f"done: {outcome.stopped}")
+    return outcome
+
+
+def _judged(judge: Judge, model: Model, dataset: ShardedDataset) -> dict[str, Judged]:
+    """Return the scored parts that there are; on rank 0."""
+    judged = {s: judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
+    return {split: found for split, found in judged.items() if found is not None}
+
+
+def _write(run: Storage, parts: dict[str, Judged], history: History, dataset: ShardedDataset) -> None:
+    run.write_table("history.parquet", history.table())
+    if parts:
+        run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))
 
 
 def _settings(job: FitJob) -> str:

@@ -69,12 +69,15 @@ def scores(found: dict[str, Any], task: str) -> list[Any]:
 def train(result: "TrainResult") -> list[Any]:
     """Return the test scores, how the fit went and where everything is."""
     fit = result.fit
-    best = f", best epoch {fit['best_epoch']}" if fit["best_epoch"] else ""
-    left_out = f" ({fit['skipped']:,} of them left out)" if fit["skipped"] else ""
     parts = {"test": result.scores["test"]} if "test" in result.scores else result.scores
+    steps = ""
+    if fit["steps"]:  # models of scikit-learn's have none
+        best = f", best epoch {fit['best_epoch']}" if fit["best_epoch"] else ""
+        left_out = f" ({fit['skipped']:,} of them left out)" if fit["skipped"] else ""
+        steps = f"{plural(fit['epochs'], 'epoch')}, {plural(fit['steps'], 'step')}{left_out}{best}; "
     return [
         *scores(parts, result.task),
-        f"fit:    {plural(fit['epochs'], 'epoch')}, {plural(fit['steps'], 'step')}{left_out}{best}; {fit['stopped']}",
+        f"fit:    {steps}{fit['stopped']}",
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
     ]

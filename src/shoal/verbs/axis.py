@@ -7,6 +7,7 @@ from typing import Any
 
 from shoal.cluster.errors import ConfigError
 from shoal.experiment import Experiment, from_dict
+from shoal.training.scikit.unused import names_estimator
 from shoal.yaml_file import load
 
 BASE = "as it is"
@@ -76,7 +77,12 @@ def _changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> 
                 "experiment"
             )
     overrides = [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+    values = experiment.model_dump(mode="json")
     try:
-        return from_dict(experiment.model_dump(mode="json"), overrides)
+        found = from_dict(values, overrides)
+        if names_estimator(found.model) and not names_estimator(experiment.model):
+            # How the network is trained means nothing for a model of scikit-learn's.
+            found = from_dict({**values, "training": {}}, overrides)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
+    return found

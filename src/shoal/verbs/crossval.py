@@ -98,6 +98,7 @@ def crossval(
         `RequestError` before anything started; a `RunError` that names the fits that failed, once all others are done.
     """
     from shoal.training.allowed import needs_group, refuse
+    from shoal.training.scikit.unused import refuse_estimator
 
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
@@ -111,6 +112,7 @@ def crossval(
     shape, demand = plan(experiment.cluster, groups)
     for alternative in made.values():
         refuse(alternative.training, shape)
+        refuse_estimator(alternative.model, alternative.training, shape)
     require_cache(experiment.cluster, shape)
     run = RunFolder.open(_uri(experiment, made, name, out), experiment.cluster.storage)
     config = to_dict(experiment) | ({} if compare is None else {"compare": _changes(experiment, made)})

@@ -17,7 +17,7 @@ from shoal.experiment import Experiment
 from shoal.training.config import TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.decision import Calibration, Decision
-from shoal.training.description import write_decision
+from shoal.training.description import DESCRIPTION, write_decision
 from shoal.training.losses.config import BY_COSTS, BCEConfig, CrossEntropyConfig, LossConfig
 from shoal.training.sampling.config import CostRejectionConfig
 
@@ -128,7 +128,8 @@ def settle(run: RunFolder, found: Plan, target: Target) -> Judging:
         judging = found.fit(*labels_and_scores(rows, target), amounts_of(rows, columns))
     calibrated = _calibrated(predictions, target, judging.calibration)
     run.write_table(PREDICTIONS, with_decisions(calibrated, target, judging))
-    write_decision(run, judging.calibration, judging.rule.decision)
+    if run.exists(DESCRIPTION):  # folds of scikit-learn's models store none
+        write_decision(run, judging.calibration, judging.rule.decision)
     return judging
 
 

@@ -95,6 +95,7 @@ def train(
         With the cause and the fix: `RequestError` before anything started, `RunError` afterwards.
     """
     from shoal.training.allowed import needs_group, refuse
+    from shoal.training.scikit.unused import refuse_estimator
 
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
@@ -104,6 +105,7 @@ def train(
     )  # one that is not there is found now, not after the sharding
     shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
+    refuse_estimator(experiment.model, experiment.training, shape)
     require_cache(experiment.cluster, shape)
     with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
         if run.is_complete:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.errors import ShoalError, StoppedError, StorageError
@@ -139,7 +139,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         run,
         Deciding(metrics[0], decisions.start),
     )
-    outcome = place(job)
+    outcome = place(replace(job, keeps_model=False))  # its weights or, of scikit-learn's, its parameters stay
     fitted = time.perf_counter()
     judging = settle(run, decisions, manifest.schema_.target)
     scores = _scores(run, metrics, manifest.schema_.target, judging)

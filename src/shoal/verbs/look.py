@@ -242,6 +242,7 @@ def check(
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
     from shoal.training.rehearsal import labels_alone, rehearse
+    from shoal.training.scikit.unused import refuse_estimator
     from shoal.verbs.decisions import costs_of, plan_of, training_of
     from shoal.verbs.fit import capped
     from shoal.verbs.writable import require_cache, require_writable
@@ -250,6 +251,7 @@ def check(
     load_imported(experiment, experiment.training)
     shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
+    refuse_estimator(experiment.model, experiment.training, shape)
     require_cache(experiment.cluster, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
         require_writable(place, experiment.cluster.storage)

@@ -65,6 +65,7 @@ def find_learning_rate(
         With the cause and the fix.
     """
     from shoal.training.allowed import needs_group, refuse
+    from shoal.training.scikit.unused import names_estimator
 
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
@@ -73,6 +74,10 @@ def find_learning_rate(
         raise ConfigError(
             f"--find-learning-rate: training.optimizer: {optimizer} has no learning rate of Shoal's to find; use a first-order "
             "optimiser by name"
+        )
+    if names_estimator(experiment.model):
+        raise ConfigError(
+            "--find-learning-rate: models of scikit-learn's have no learning rate of Shoal's to find"
         )
     run = RunFolder.open(run_uri(experiment, "find-learning-rate", name, out), experiment.cluster.storage)
     key = f"training.optimizer.{optimizer}.learning_rate"

@@ -93,7 +93,10 @@ def refuse_incomplete(run: Storage, names: Sequence[str] = MODEL_FILES) -> None:
     StorageError
         Naming the missing files.
     """
-    if missing := [name for name in names if not run.exists(name)]:
+    from shoal.training.description import ESTIMATOR, WEIGHTS
+
+    own = ESTIMATOR if run.exists(ESTIMATOR) else WEIGHTS
+    if missing := [name for name in (own if n == WEIGHTS else n for n in names) if not run.exists(name)]:
         are = "is" if len(missing) == 1 else "are"
         raise StorageError(
             f"{run.uri} was finished, but {' and '.join(missing)} {are} gone since: put back what was deleted, or delete that "

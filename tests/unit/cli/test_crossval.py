@@ -65,6 +65,67 @@ def test_scores_equal_scikit_learns_cross_validate(shoal, tumours):
     assert sorted(map(len, folds)) == sorted(sizes)
 
 
+def test_a_model_of_scikit_learns_is_judged_as_it_judges_it_itself(shoal, tumours):
+    path, x, y = tumours
+    model = 'model={import: "sklearn.linear_model:LogisticRegression", C: 0.5, tol: 1e-10}'
+    plain = ["training={}", "evaluation.scoring=[roc_auc, log_loss, f1]"]
+    sets = [part for value in (model, *plain) for part in ("--set", value)]
+    done = shoal("crossval", path / "tumours.yaml", "--out", path / "run", "--json", *sets)
+    assert done.code == 0, done.err
+    found = pq.read_table(path / "run" / "predictions.parquet").to_pandas()
+    folds = [found.row_id[found.fold == k + 1].to_numpy() for k in range(5)]
+    splits = [(np.setdiff1d(np.arange(len(y)), test), test) for test in folds]
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=0.5, tol=1e-10))
+    theirs = cross_validate(theirs, x, y, cv=splits, scoring=["roc_auc", "neg_log_loss", "f1"])
+    scores = done.json["crossval"]["as it is"]
+    np.testing.assert_allclose(scores["roc_auc"]["by_fold"], theirs["test_roc_auc"], atol=1e-12)
+    np.testing.assert_allclose(scores["log_loss"]["by_fold"], -theirs["test_neg_log_loss"], atol=1e-5)
+    np.testing.assert_allclose(scores["f1"]["by_fold"], theirs["test_f1"], atol=1e-12)
+    kept = json.loads((path / "run" / "fits" / "fold-001" / "parameters.json").read_text())
+    assert kept["C"] == "0.5"
+    assert not (path / "run" / "fits" / "fold-001" / "model").exists()
+
+
+def test_a_model_of_scikit_learns_is_an_alternative_without_how_the_network_is_trained(shoal, small):
+    axis = small / "axis.yaml"
+    axis.write_text('trees: {model: {import: "sklearn.ensemble:RandomForestClassifier", n_estimators: 5}}\n')
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--json")
+    assert done.code == 0, done.err
+    assert set(done.json["crossval"]) == {"as it is", "trees"}
+    axis.write_text(axis.read_text().replace("}}", "}, training.epochs: 3}"))
+    done = shoal("crossval", small / "small.yaml", "--compare", axis)
+    assert done.code == 2
+    assert "training.epochs means nothing for sklearn.ensemble:RandomForestClassifier" in done.err
+
+
+def test_a_model_of_scikit_learns_is_trained_judged_and_asked(shoal, small):
+    sets = ["--set", 'model={import: "sklearn.ensemble:HistGradientBoostingClassifier", max_iter: 5}']
+    sets += ["--set", "training={}", "--set", "evaluation.costs={false_positive: 1, false_negative: 5}"]
+    run = small / "run"
+    assert shoal("check", small / "small.yaml", *sets).code == 0
+    done = shoal("train", small / "small.yaml", "--out", run, *sets)
+    assert done.code == 0, done.err
+    assert "HistGradientBoostingClassifier fitted to" in done.out
+    asked = shoal("predict", run, "--data", small / "rows.parquet", "--to", small / "found.parquet")
+    assert asked.code == 0, asked.err
+    found = pq.read_table(small / "found.parquet").to_pandas().set_index("key")
+    known = pq.read_table(run / "predictions.parquet").to_pandas()
+    np.testing.assert_allclose(found.score_yes[known.row_id], known.score_yes, rtol=0, atol=1e-12)
+    assert (found.prediction[known.row_id].to_numpy() == known.decision.to_numpy()).all()
+    again = shoal("evaluate", run, "--json")
+    assert again.code == 0, again.err
+    assert shoal("report", run).code == 0
+    (run / "model" / "model.skops").write_bytes(b"damaged")
+    assert (
+        "is damaged"
+        in shoal("predict", run, "--data", small / "rows.parquet", "--to", small / "x.parquet").err
+    )
+    (run / "model" / "model.skops").unlink()
+    done = shoal("train", small / "small.yaml", "--out", run, *sets)
+    assert done.code == 2
+    assert "are gone since" in done.err or "is gone since" in done.err
+
+
 def test_nested_folds_choose_and_judge_as_scikit_learn_does(shoal, tumours):
     path, x, y = tumours
     strengths = [0.1, 0.003, 0.0003]
