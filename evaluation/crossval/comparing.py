@@ -55,11 +55,12 @@ def compared(
     return {
         "differences": differences,
         "slower": slower,
-        "sentence": _sentence(name, first_name, metric, differences[metric], slower),
+        "sentence": sentence(name, first_name, metric, differences[metric], slower),
     }
 
 
-def _sentence(name: str, first: str, metric: str, difference: Mapping[str, Any], slower: float) -> str:
+def sentence(name: str, first: str, metric: str, difference: Mapping[str, Any], slower: float) -> str:
+    """Say how an alternative compares with the first one in a metric."""
     value, low, high = (difference[key] for key in ("value", "low", "high"))
     if value is None or low is None:
         return f"{name}: {metric} cannot be compared, it is undefined in too many folds"

@@ -30,6 +30,22 @@ def is_macro(metric: str, task: str) -> bool:
     return task == "multiclass" and metric in _MACRO
 
 
+def class_names(target: Target, private: bool) -> list[str]:
+    """Return the names of the classes or labels, numbers where the target is private."""
+    return [f"class {k + 1}" if private else str(name) for k, name in enumerate(target.classes)]
+
+
+def worded(metric: Metric, task: str, hides_units: bool, unit: str | None) -> Metric:
+    """Let a metric's label and meaning tell macro averages, hidden units, and the unit of costs."""
+    if is_macro(metric.name, task):
+        return replace(metric, label=f"{metric.label} (macro)")
+    if hides_units:
+        return replace(metric, meaning=metric.meaning.replace("the target's units", STANDARD))
+    if metric.name == "expected_cost" and unit:
+        return replace(metric, label=f"{metric.label} ({unit})")
+    return metric
+
+
 @dataclass(frozen=True)
 class Part:
     """Labels, scores and cost columns of one part's rows, as `Metric.value` takes them."""
@@ -109,9 +125,7 @@ class ReportFacts:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes or labels, numbers where the target is private."""
-        if self.private:
-            return [f"class {k + 1}" for k in range(len(self.target.classes))]
-        return [str(c) for c in self.target.classes]
+        return class_names(self.target, self.private)
 
     @property
     def chosen(self) -> list[Metric]:
@@ -119,17 +133,9 @@ class ReportFacts:
         names: dict[str, None] = {}
         for part in self.metrics.values():
             names |= dict.fromkeys(part)
-        return [self._worded(METRICS[name]) for name in names]
-
-    def _worded(self, metric: Metric) -> Metric:
         costs = self.judging.rule.costs
-        if is_macro(metric.name, self.target.task):
-            return replace(metric, label=f"{metric.label} (macro)")
-        if self.hides_units:
-            return replace(metric, meaning=metric.meaning.replace("the target's units", STANDARD))
-        if metric.name == "expected_cost" and costs and costs.unit:
-            return replace(metric, label=f"{metric.label} ({costs.unit})")
-        return metric
+        unit = costs.unit if costs else None
+        return [worded(METRICS[name], self.target.task, self.hides_units, unit) for name in names]
 
     @property
     def best(self) -> Best | None:

@@ -1,5 +1,7 @@
 """Where the numbers come from: the rows and their split, the columns, and the provenance."""
 
+from typing import Any
+
 import numpy as np
 
 from shoal.cluster.sharding.manifest import SPLITS
@@ -50,13 +52,13 @@ def provenance(facts: ReportFacts) -> Html:
     known = dict(facts.provenance) or {"seed": facts.config.get("seed", manifest.seed)}
     shown = known if "data" in known else {"data fingerprint": manifest.key, **known}
     missing = "" if facts.provenance else paragraph("No provenance was recorded yet.", css="soft")
-    return section(
-        "provenance",
-        "Provenance",
-        missing,
-        definitions(shown),
-        details("The resolved experiment", pre(facts.config_text)) if facts.config_text else "",
-    )
+    return provenance_of(shown, facts.config_text, missing)
+
+
+def provenance_of(known: dict[str, Any], config_text: str, *first: object) -> Html:
+    """Show plain values of how a result was made, and the experiment."""
+    experiment = details("The resolved experiment", pre(config_text)) if config_text else ""
+    return section("provenance", "Provenance", *first, definitions(known), experiment)
 
 
 def _rows_sentence(facts: ReportFacts) -> Html:

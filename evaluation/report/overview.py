@@ -1,7 +1,11 @@
 """The top of the page: what was predicted, the headline number, and what to be careful about."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
+from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.names import plural
 from shoal.evaluation.deciding.judging import WITHHELD
 from shoal.evaluation.metrics import Metric
@@ -18,18 +22,18 @@ TASKS = {
 FEW = 30  # rows of a class below which any number about it is shaky
 
 
-def title(facts: ReportFacts) -> str:
+def title(target: Target) -> str:
     """Name the page by target and task."""
-    columns = facts.target.columns
+    columns = target.columns
     named = ", ".join(columns[:3]) + (f" and {len(columns) - 3} more" if len(columns) > 3 else "")
-    return f"{named}: {TASKS[facts.target.task]}"
+    return f"{named}: {TASKS[target.task]}"
 
 
-def subtitle(facts: ReportFacts) -> Html:
+def subtitle(name: str, provenance: Mapping[str, Any]) -> Html:
     """Say which run this is, and when it ended."""
-    ended = facts.provenance.get("ended", "")
+    ended = provenance.get("ended", "")
     return paragraph(
-        f"Run {facts.name}",
+        f"Run {name}",
         f"· finished {ended.replace('T', ' ').replace('+00:00', ' UTC')}" if ended else "",
         css="soft",
     )
@@ -54,7 +58,7 @@ def headline(facts: ReportFacts) -> Html:
         what = "left out" if reason in WITHHELD else "undefined"
         says = Html(f"{text(who)} {text(first.label)} is {what}: {text(reason)}.")
     else:
-        says = Html(f"{text(who)} {text(_lower(first))} is <strong>{value}</strong>.")
+        says = Html(f"{text(who)} {text(lower(first))} is <strong>{value}</strong>.")
     ranges = interval(entry, first.limits)
     level = f"{100 * facts.confidence:g} % interval"
     main = (
@@ -134,7 +138,7 @@ def _card(facts: ReportFacts, metric: Metric, without: float | None) -> str:
     )
 
 
-def _lower(metric: Metric) -> str:
+def lower(metric: Metric) -> str:
     """Return the label as it reads inside a sentence."""
     head = metric.label.split()[0]
     return (

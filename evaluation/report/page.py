@@ -23,8 +23,6 @@ def render(facts: ReportFacts) -> str:
     str
         A whole HTML document, the same for the same facts.
     """
-    style = files("shoal.evaluation.report").joinpath("style.css").read_text()
-    title = overview.title(facts)
     body = "\n".join(
         block
         for block in (
@@ -42,6 +40,12 @@ def render(facts: ReportFacts) -> str:
         )
         if block
     )
+    return document(overview.title(facts.target), overview.subtitle(facts.name, facts.provenance), body)
+
+
+def document(title: str, subtitle: Html, body: str) -> str:
+    """Put a title and sections into a whole HTML document, with the style of all reports."""
+    style = files("shoal.evaluation.report").joinpath("style.css").read_text()
     return Html(
         f"""<!DOCTYPE html>
 <html lang="en">
@@ -56,7 +60,7 @@ def render(facts: ReportFacts) -> str:
 <body>
 <header>
 <h1>{text(title)}</h1>
-{overview.subtitle(facts)}
+{subtitle}
 </header>
 <main>
 {body}

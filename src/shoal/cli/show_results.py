@@ -129,7 +129,7 @@ def crossval(result: "CrossvalResult") -> list[Any]:
             shown.append(
                 "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
             )
-    return [*shown, f"run:    {_short(result.run)}"]
+    return [*shown, f"run:    {_short(result.run)}", f"report: {_short(result.report)}"]
 
 
 def _give_or_take(entry: dict[str, Any]) -> str:

@@ -48,6 +48,7 @@ class CrossvalResult:
     comparison: dict[str, dict[str, Any]]
     nested: dict[str, Any]
     seconds: dict[str, float]
+    report: str
     was_complete: bool = False
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,6 +60,7 @@ class CrossvalResult:
             "comparison": self.comparison,
             "nested": self.nested,
             "seconds": self.seconds,
+            "report": self.report,
             "was_complete": self.was_complete,
         }
 
@@ -244,6 +246,7 @@ def _finish(
     """Put the folds together, and write what a finished run has."""
     from shoal.evaluation.crossval.choosing import chosen, nested
     from shoal.evaluation.crossval.comparing import compared, summed_up
+    from shoal.evaluation.report.fold_facts import write_fold_report
 
     read = [(fit, fit.run.read_json("metrics.json")) for fit in fits]
     by_fit = [(fit, facts) for fit, facts in read if fit.inner is None]
@@ -279,6 +282,7 @@ def _finish(
         "task": target.task,
         "seconds": facts["seconds"],
     }
+    write_fold_report(run, metrics, facts)
     run.write_json("metrics.json", metrics)  # last: it says that the run is complete
     return _result(run, metrics)
 
@@ -318,6 +322,7 @@ def _result(run: RunFolder, metrics: dict[str, Any], was_complete: bool = False)
         metrics["comparison"],
         metrics["nested"],
         metrics["seconds"],
+        f"{run.uri.rstrip('/')}/report.html",
         was_complete,
     )
 

@@ -15,6 +15,7 @@ from shoal.experiment import Experiment
 from shoal.training.reasonable import refuse_unreasonable
 from shoal.verbs.runs import (
     RUN_FILES,
+    finished_crossval,
     finished_run,
     provenance_of,
     refuse_incomplete,
@@ -195,9 +196,14 @@ def report(
         If its model is damaged.
     """
     from shoal.evaluation.report import write_report
+    from shoal.evaluation.report.fold_facts import write_fold_report
     from shoal.training.description import read_model
     from shoal.verbs.decisions import judging_of_run
 
+    if (folds := finished_crossval(run, cluster)) is not None:
+        (reporter or Silent()).stage("writing the report")
+        write_fold_report(folds, folds.read_json("metrics.json"), provenance_of(folds))
+        return ReportResult(folds.uri, f"{folds.uri}/report.html")
     folder, experiment = finished_run(run, cluster)
     refuse_incomplete(folder, RUN_FILES)  # a poorer report must not take a good one's place
     trained, _ = read_model(folder.storage)  # a report of a model that is damaged would speak of nothing

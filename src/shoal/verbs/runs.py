@@ -85,6 +85,14 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
     return run, from_dict(config, name=f"{run.uri}/config.yaml")
 
 
+def finished_crossval(uri: str, cluster: ClusterConfig | None = None) -> RunFolder | None:
+    """Open a complete cross-validation; None where the folder is something else."""
+    run = RunFolder.open(uri, cluster.storage if cluster is not None else StorageConfig())
+    if not run.exists("config.yaml") or not run.exists("metrics.json") or run.exists("model"):
+        return None
+    return run if "crossval" in run.read_json("metrics.json") else None
+
+
 def refuse_incomplete(run: Storage, names: Sequence[str] = MODEL_FILES) -> None:
     """Refuse a run that says that it is complete, but some of whose files are gone.
 
