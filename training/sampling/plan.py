@@ -11,6 +11,7 @@ Shape legend: V shards, K classes, S steps an epoch, N rows.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +102,7 @@ class ClassPlan(EpochPlan):
         rows = self.class_rows.sum(axis=0)[code]
         cycle, place = stream // rows, stream % rows
         shard, depth = np.empty_like(place), place // self.n_shards
-        for c, k in np.unique(np.stack([code, cycle], axis=1), axis=0).tolist():
-            here = np.flatnonzero((code == c) & (cycle == k))
+        for (c, k), here in _together(code, cycle):
             order, last = self.order(c, k)
             whole = int(self.class_rows[:, c].min()) * self.n_shards
             at = place[here]
@@ -132,11 +132,11 @@ class ClassPlaces:
     def groups(self, positions: Index) -> Iterator[Group]:
         """Return the rows of positions, shard by shard."""
         code, cycle, shard, depth = self.plan.streams(self.epoch, positions)
-        for v, c, k in np.unique(np.stack([shard, code, cycle], axis=1), axis=0).tolist():
-            here = np.flatnonzero((shard == v) & (code == c) & (cycle == k))
+        for (v, c, k), here in _together(shard, code, cycle):
             rows = self._rows[v, c]
-            order = generator(self.plan.seed, _ROWS, c, k, v).permutation(len(rows))
-            yield v, here, rows[order[depth[here]]]
+            if len(rows) > 1:  # a rare class comes round thousands of times, and one row has one order
+                rows = rows[generator(self.plan.seed, _ROWS, c, k, v).permutation(len(rows))]
+            yield v, here, rows[depth[here]]
 
     def of(self, positions: Index) -> tuple[Index, Index]:
         """Return shard and row in it of each position, int64."""
@@ -144,6 +144,15 @@ class ClassPlaces:
         for v, here, rows in self.groups(positions):
             shard[here], row[here] = v, rows
         return shard, row
+
+
+def _together(*keys: Index) -> Iterator[tuple[list[int], Index]]:
+    """Yield each combination of keys ``[n]`` that there is, in order, and where it is, rising; one sort for all of them."""
+    order = np.lexsort(keys[::-1])
+    found = np.stack([key[order] for key in keys], axis=1)
+    changes = np.flatnonzero((found[1:] != found[:-1]).any(axis=1)) + 1
+    for start, stop in pairwise([0, *changes.tolist(), len(order)] if len(order) else []):
+        yield found[start].tolist(), order[start:stop]
 
 
 def _whole(wanted: NDArray[np.float64], total: int) -> Index:
