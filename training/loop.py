@@ -232,8 +232,11 @@ class Loop:
         return self._outcome()
 
     def _own_work(self) -> str | None:
-        """Return a hash of the weights that an optimiser of the user's own works on; None for optimisers by name."""
-        return weights_hash(self.strategy.weights()) if isinstance(self.config.optimizer, Imported) else None
+        """Return a hash of the weights where code of the user's own trains them; None otherwise, or where workers hold parts."""
+        parts = (self.config.optimizer, self.config.schedule, self.config.loss)
+        weights = self.strategy.weights()
+        whole = all(fragment.start is None for fragment in weights.values())
+        return weights_hash(weights) if whole and any(isinstance(p, Imported) for p in parts) else None
 
     def _epoch(self, epoch: int) -> None:
         """Train an epoch, or the rest of one, and judge it."""

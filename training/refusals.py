@@ -39,7 +39,7 @@ def refuse_model(model: Model, config: TrainingConfig, workers: int) -> None:
     """
     if config.mixup is not None and model.by_type:
         raise ConfigError(
-            "training.mixup blends encoded rows, and this model reads categories by itself: use a model that gets one "
+            "training.mixup blends encoded rows, and this model takes numbers and categories apart: use one that gets one "
             "tensor, such as mlp, or leave mixup out"
         )
     if config.activation_checkpointing and not can_recompute(model):
@@ -179,18 +179,19 @@ def unfitting(config: TrainingConfig, plan: EpochPlan, draws: str) -> list[str]:
 
 
 def idle(config: TrainingConfig, schedule: Schedule, unchanged: bool) -> list[str]:
-    """Say of an optimiser and a schedule of the user's own, after the fit, that they did nothing.
+    """Say of an optimiser, a schedule and a loss of the user's own, after the fit, that they did nothing.
 
     Parameters
     ----------
     unchanged
-        Whether an optimiser of the user's own left the weights as they were.
+        Whether all weights are as they were.
     """
     notices = []
-    if unchanged and isinstance(config.optimizer, Imported):
+    if unchanged:
+        own = [p.path for p in (config.optimizer, config.schedule, config.loss) if isinstance(p, Imported)]
         notices.append(
-            f"training.optimizer.import: {config.optimizer.path} left every weight as it was: the model is not trained; look at "
-            "its step and its learning rate"
+            f"every weight was left as it was: the model is not trained. Look at {' and '.join(own)}: the optimiser's step, the "
+            "learning rate, the loss's gradient"
         )
     if isinstance(config.schedule, Imported) and not schedule.moved:
         notices.append(

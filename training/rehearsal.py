@@ -97,7 +97,11 @@ def rehearse(
         logits = torch.zeros(
             len(labels), module.n_outputs, dtype=DTYPES[training.precision], requires_grad=True
         )
-        loop.stepper.loss.rows(logits, labels, 0, torch.zeros(len(labels), 0))
+        values = loop.stepper.loss.rows(logits, labels, 0, torch.zeros(len(labels), 0))
+        if not torch.isfinite(values).all():
+            loop.notices.append(
+                f"training.loss.import: {training.loss.path} is no finite number where all logits are 0, as at a usual start"
+            )
     return [*loop.said_first, *loop.notices]
 
 

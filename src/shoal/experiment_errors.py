@@ -27,9 +27,12 @@ RESERVED: Mapping[str, Sequence[str] | None] = {
 SYNONYMS: Mapping[str, str] = {
     "alpha": "class_weights",
     "base_lr": "base_factor",
+    "clip_grad_norm": "clip_norm",
     "eta": "learning_rate",
     "eta_min": "min_factor",
+    "gradient_clipping": "clip_norm",
     "lr": "learning_rate",
+    "max_grad_norm": "clip_norm",
     "max_lr": "learning_rate",
     "min_lr": "min_factor",
     "pos_weight": "class_weights",
@@ -61,6 +64,9 @@ def config_error(error: ValidationError, document: Document, root: Slot) -> Conf
     groups: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         groups.setdefault(_path(details, root), []).append(details)
+    for path in [p for p, (first, *_) in groups.items() if first["type"] == "too_short"]:
+        if any(other[: len(path)] == path != other for other in groups):
+            del groups[path]  # of the right length, but for entries that are wrong
     order = {path: i for i, path in enumerate(document.places)}
     found = sorted(
         groups, key=lambda path: next(order[p] for p in _up(path) if p in order or not p) if order else 0
@@ -101,6 +107,8 @@ def unknown_key(path: KeyPath, slot: Slot, below: Sequence[str] = ()) -> str:
         return f"{dotted(path)} is not a key; it belongs to {there}; {_allowed(slot)}"
     known = SYNONYMS.get(key.lower())
     known = known if known in slot.keys else None
+    if key.lower() in ("metric", "monitor", "scoring") and path[-2:-1] == ("early_stopping",):
+        known = "evaluation.scoring"  # whose first metric it is
     guess = known or (_elsewhere(below[-1]) if below else None) or _elsewhere(key) or nearest(key, slot.keys)
     return (
         f"{dotted(path) or 'an empty name'} is not a key; "

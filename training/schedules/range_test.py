@@ -81,8 +81,12 @@ def read(rates: NDArray[np.float64], losses: NDArray[np.float64]) -> RangeTest:
     slopes = np.gradient(smoothed[first : bottom + 1], np.log10(rates[first : bottom + 1]))
     steepest = float(rates[first + int(np.argmin(slopes))])
     tenth = float(rates[bottom]) / 10
-    diverged = f", and it diverges from {rates[end]:.1e} on" if end < len(rates) else ""
-    where = f"the running mean of the loss is lowest at {rates[bottom]:.1e} and falls fastest at {steepest:.1e}{diverged}"
+    end_of_it = ""
+    if end < len(rates):
+        end_of_it = f", and it diverges from {rates[end]:.1e} on"
+    elif bottom == end - 1:
+        end_of_it = ", and it still falls where the test ends: a higher rate may be better"
+    where = f"the running mean of the loss is lowest at {rates[bottom]:.1e} and falls fastest at {steepest:.1e}{end_of_it}"
     if tenth >= steepest:
         return _with(kept, tenth, f"a tenth of the rate at the lowest loss: {where}")
     return _with(

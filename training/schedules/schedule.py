@@ -118,6 +118,8 @@ class Schedule:
             )
         self._first, self._momentum = float(self._dummy.param_groups[0]["lr"]) / self._base, self.momentum
         self.moved = False
+        if problem := self._no_rate(0):
+            raise ConfigError(problem)
         self._scores = 0
         self._turned = 0
 
@@ -138,13 +140,19 @@ class Schedule:
 
     def _look(self, position: int) -> None:
         """Refuse a rate that is none, which a scheduler of the user's own may give; see whether it moves."""
+        if problem := self._no_rate(position):
+            raise RunError(problem)
         rate = float(self._dummy.param_groups[0]["lr"])
-        if isinstance(self.config, Imported) and not 0 <= rate < math.inf:
-            raise RunError(
-                f"training.schedule.import: {self.config.path} gave step {position + 1:,} the learning rate {rate:g}; it must "
-                "be a finite number of at least 0"
-            )
         self.moved |= rate != self._first * self._base or self.momentum != self._momentum
+
+    def _no_rate(self, position: int) -> str:
+        rate = float(self._dummy.param_groups[0]["lr"])
+        if not isinstance(self.config, Imported) or 0 <= rate < math.inf:
+            return ""
+        return (
+            f"training.schedule.import: {self.config.path} gave step {position + 1:,} the learning rate {rate:g}; it must be a "
+            "finite number of at least 0"
+        )
 
     @property
     def momentum(self) -> float:

@@ -158,7 +158,7 @@ def _plot(found: "RangeTest") -> bytes:
         axes.axvline(found.suggestion, color="tab:orange", ls="--", label=f"suggested: {found.suggestion:g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel="training loss")
     if len(found.smoothed):
-        low, high = float(found.smoothed.min()), float(found.smoothed.max())
+        low, high = float(min(found.smoothed.min(), found.losses.min())), float(found.smoothed.max())
         axes.set_ylim(low - 0.1 * (high - low), high + 0.15 * (high - low))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

@@ -36,7 +36,7 @@ REFUSED = {
     ),
     "mixup of codes": (
         ["training.mixup={alpha: 0.2}"],
-        "blends encoded rows, and this model reads categories",
+        "blends encoded rows, and this model takes numbers and categories apart",
     ),
     "a group of nothing": (
         ["training.parameter_groups=[{match: numbers, l2: 1}]"],

@@ -388,6 +388,14 @@ def test_json_schema_describes_the_file():
             {"data": {"path": "x", "target": "y"}, "training": {"parameter_groups": [{"match": ""}]}},
             "a text of at least 1 character",
         ),
+        (
+            {"data": {"path": "x", "target": "y"}, "training": {"early_stopping": {"metric": "f1"}}},
+            "did you mean evaluation.scoring?",
+        ),
+        (
+            {"data": {"path": "x", "target": "y"}, "training": {"gradient_clipping": 1}},
+            "did you mean clip_norm?",
+        ),
         ({"data": {"path": "x", "target": ["y", "z", "y"]}}, "names 'y' more than once"),
     ],
 )
@@ -410,3 +418,16 @@ def test_a_negative_gap_is_refused(gap: object) -> None:
     split = {"time": {"test": 0.2, "gap": gap}}
     with pytest.raises(ConfigError, match=r"data\.split\.time\.gap: .*-1.* is not allowed; .*from 0 on"):
         from_dict({"data": {"path": "a.parquet", "target": "y", "time": "t", "split": split}})
+
+
+def test_a_list_of_the_right_length_is_not_said_to_be_too_short() -> None:
+    wrong = {
+        "data": {"path": "x", "target": "y"},
+        "training": {"schedule": {"multi_step": {"milestones": [0]}}},
+    }
+    with pytest.raises(ConfigError) as caught:
+        from_dict(wrong)
+    assert (
+        str(caught.value)
+        == "training.schedule.multi_step.milestones[0]: 0 is not allowed; it must be at least 1"
+    )

@@ -52,6 +52,14 @@ def test_without_a_fall_nothing_is_suggested(losses: np.ndarray, said: str) -> N
     assert any(part in found.reason for part in said.split("|"))
 
 
+def test_a_loss_that_still_falls_at_the_end_is_said_to() -> None:
+    rates = np.geomspace(1e-7, 10, 200)
+    falls = read(rates, 2 - np.linspace(0, 1, 200))
+    assert "it still falls where the test ends: a higher rate may be better" in falls.reason
+    rises = read(rates, np.where(rates < 1, 2 - np.linspace(0, 1, 200), 1.9))
+    assert "still falls" not in rises.reason
+
+
 def test_a_loss_that_is_no_number_ends_the_curve() -> None:
     losses = curve(1e-3)
     losses[300] = np.inf

@@ -284,6 +284,22 @@ def test_a_scheduler_whose_rate_is_no_number_is_named_with_its_step() -> None:
         loop.run()
 
 
+def constant(optimizer: torch.optim.Optimizer, factor: float) -> lr_scheduler.LRScheduler:
+    return lr_scheduler.LambdaLR(optimizer, lambda t: factor)
+
+
+@pytest.mark.parametrize("factor", [-1.0, math.nan, math.inf])
+def test_a_first_rate_that_is_none_is_refused(factor: float) -> None:
+    with pytest.raises(ConfigError, match="constant gave step 1 the learning rate (-|nan|inf)"):
+        make(schedule={"import": f"{__name__}:constant", "factor": factor})
+
+
+def test_a_schedule_that_leaves_the_weights_as_they_were_is_said() -> None:
+    loop = make(schedule={"import": f"{__name__}:constant", "factor": 0.0}, optimizer="sgd", epochs=2)
+    notices = loop.run().notices
+    assert any("every weight was left as it was" in n and ":constant" in n for n in notices)
+
+
 def idle(optimizer: torch.optim.Optimizer) -> lr_scheduler.LRScheduler:
     return lr_scheduler.StepLR(optimizer, 1000)
 
