@@ -1,5 +1,6 @@
 """`evaluation.cv`: how rows are dealt into folds."""
 
+from datetime import timedelta
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, NonNegativeFloat
@@ -7,7 +8,15 @@ from pydantic import BeforeValidator, Field, NonNegativeFloat
 from shoal.cluster.components import Choice
 from shoal.cluster.config import Config, Duration
 
+
+def _text_alone(value: Any) -> Any:
+    if isinstance(value, str | timedelta):
+        return value
+    raise ValueError("a whole number of rows from 1 on, or a duration such as 90d")
+
+
 Splits = Annotated[int, Field(ge=2, le=1000)]
+DurationText = Annotated[Duration, BeforeValidator(_text_alone)]
 Span = Annotated[NonNegativeFloat | Duration, Field(union_mode="left_to_right")]
 
 
@@ -58,8 +67,10 @@ class TimeSeriesConfig(CountedConfig):
         None,
         description="left out before each block: a duration, or a number in the unit of a numeric column",
     )
-    max_train_size: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="most training rows, the latest ones (a sliding window); null for all (expanding)"
+    max_train_size: Annotated[int, Field(ge=1)] | DurationText | None = Field(
+        None,
+        description="a sliding window: the latest training rows, as many as this number, or those of a duration such as 90d; "
+        "null for all (expanding)",
     )
     groups: Literal["allow", "drop"] = Field(
         "drop", description="groups that a block judges: keep or drop their training rows"

@@ -5,6 +5,7 @@ of the files.
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -88,17 +89,21 @@ class OneFold:
         Of the fold, from 0.
     inner
         With `cv: nested`, the number of an inner fold, whose rows are training rows of the fold; None for the fold itself.
+    validates
+        Whether validation rows are cut from those that train; a fit that learns nothing from them trains on all.
     """
 
     cv: Config
     number: int
     inner: int | None = None
+    validates: bool = True
 
     @property
     def identity(self) -> Any:
         """Plain values that determine the parts."""
         inner = {} if self.inner is None else {"inner": self.inner}
-        return {"cv": Choice(CV).plain(self.cv), "fold": self.number, **inner}
+        validates = {} if self.validates else {"validates": False}
+        return {"cv": Choice(CV).plain(self.cv), "fold": self.number, **inner, **validates}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -128,7 +133,10 @@ class OneFold:
             kind = f"fold {self.inner + 1} of {len(inner)} inside {kind}"
         parts = np.full(len(rows), splits.LEFT_OUT, np.int8)
         parts[fold.test] = splits.TEST
-        parts[fold.train], how = _with_validation(cv, rows, fold.train, data, target, seed)
+        how = "of no rows"
+        parts[fold.train] = splits.TRAIN
+        if self.validates:
+            parts[fold.train], how = with_validation(cv, rows, fold.train, data, target, seed)
         kind = f"{kind}, validation {how}"
         left_out = {**found.left_out, "of no part in this fold": int((parts == splits.LEFT_OUT).sum())}
         return Assignment(parts, kind, {k: n for k, n in left_out.items() if n}, found.notices)
@@ -201,9 +209,7 @@ def folds_of(cv: Config, rows: Rows, data: DataConfig, target: Target, seed: int
         for train, test in splitter.split(features, labels, heeded):
             dealt.append(Fold(pool[np.sort(train)], pool[np.sort(test)]))
     except ValueError as error:
-        raise DataError(
-            f"evaluation.cv: {_name(chosen)}: {error}; choose fewer folds, or other ones"
-        ) from None
+        raise DataError(f"evaluation.cv: {_name(chosen)}: {error}; {_fix(chosen, data)}") from None
     _refuse_empty(dealt, rows, target, chosen)
     return Folds(tuple(dealt), reason)
 
@@ -261,6 +267,15 @@ def _refuse(cv: Config, rows: Rows, pool: Ints, data: DataConfig, target: Target
         )
 
 
+def _fix(cv: Config, data: DataConfig) -> str:
+    """Return what to change where folds cannot be dealt."""
+    spans = [name for name in ("gap", "purge", "embargo") if getattr(cv, name, None)]
+    fixes = [f"a smaller {' or '.join(spans)}"] if spans else []
+    if isinstance(cv, TimeSeriesConfig | PurgedConfig) and data.group is not None and cv.groups == "drop":
+        fixes.append("groups: allow")
+    return f"choose {', '.join([*fixes, 'fewer folds'])}, or other ones"
+
+
 def _splitter(cv: Config, data: DataConfig, rows: Rows, seed: int) -> Any:
     """Return scikit-learn's splitter, or one like it."""
     if isinstance(cv, Imported):
@@ -274,7 +289,10 @@ def _splitter(cv: Config, data: DataConfig, rows: Rows, seed: int) -> Any:
         state = int(generator(seed, _STREAM).integers(2**32))
         return kind(n_splits=cv.n_splits, n_repeats=cv.n_repeats, random_state=state)
     if isinstance(cv, TimeSeriesConfig):
-        return TimeSeriesSplit(cv.n_splits, _span(cv.gap, data, rows), cv.max_train_size, cv.groups == "drop")
+        size = cv.max_train_size
+        window = _span(size, data, rows) if isinstance(size, timedelta) else None
+        most = size if isinstance(size, int) else None
+        return TimeSeriesSplit(cv.n_splits, _span(cv.gap, data, rows), most, cv.groups == "drop", window)
     if isinstance(cv, PurgedConfig):
         return PurgedKFold(
             cv.n_splits, _span(cv.purge, data, rows), _span(cv.embargo, data, rows), cv.groups == "drop"
@@ -355,10 +373,27 @@ def _refuse_empty(dealt: list[Fold], rows: Rows, target: Target, cv: Config) -> 
                 )
 
 
-def _with_validation(
+def with_validation(
     cv: Config, rows: Rows, train: Ints, data: DataConfig, target: Target, seed: int
 ) -> tuple[splits.Codes, str]:
-    """Cut a fold's validation rows from those that train: the latest of them in folds over time."""
+    """Cut a fold's validation rows from those that train: the latest of them in folds over time.
+
+    Parameters
+    ----------
+    cv
+        What dealt the fold: not nested.
+    train
+        Which rows train, int64 ``[t]``.
+
+    Returns
+    -------
+    Their parts, int8 ``[t]``, and how they came about.
+
+    Raises
+    ------
+    DataError
+        If they cannot be cut so.
+    """
     by_time = data.split.time is not None or (data.time is not None and data.split.hash is None)
     share = data.split.time.validation if data.split.time is not None else data.split.validation
     if data.split.hash is not None:

@@ -47,20 +47,21 @@ class _Blocks(BaseCrossValidator):  # type: ignore[misc]
         order = np.argsort(times, kind="stable").astype(np.int64)
         edges = self._edges(times[order])
         of = None if groups is None or not self.drop_groups else np.asarray(groups)
-        for start, stop in zip(edges[self.first : -1], edges[self.first + 1 :], strict=True):
+        blocks = zip(edges[self.first : -1], edges[self.first + 1 :], strict=True)
+        for number, (start, stop) in enumerate(blocks, 1):
             test = order[start:stop]
             may = self._fold(times[order], times[test[0]], times[test[-1]])
             may[start:stop] = False
             if of is not None:
                 may &= ~np.isin(of[order], np.unique(of[test]))
-            train = self._latest(order[may])
+            train = self._latest(order[may], times)
             if not len(train):
                 raise ValueError(
-                    f"no training rows are left for the block of {len(test)} rows from {times[test[0]]}"
+                    f"no training rows are left for fold {number}, which judges {len(test):,} rows"
                 )
             yield train, test
 
-    def _latest(self, train: Ints) -> Ints:
+    def _latest(self, train: Ints, times: NDArray[Any]) -> Ints:  # noqa: ARG002
         return train
 
     def _edges(self, ordered: NDArray[Any]) -> list[int]:
@@ -90,6 +91,8 @@ class TimeSeriesSplit(_Blocks):
         In units of the times: rows so shortly before a block do not train.
     max_train_size
         Most training rows, the latest ones; None for all.
+    window
+        In units of the times: training rows no older than the latest of them less this; None for all.
     drop_groups
         Whether rows of the block's groups do not train.
 
@@ -106,14 +109,17 @@ class TimeSeriesSplit(_Blocks):
         gap: float = 0,
         max_train_size: int | None = None,
         drop_groups: bool = True,
+        window: float | None = None,
     ) -> None:
         super().__init__(n_splits, drop_groups)
-        self.gap, self.max_train_size = gap, max_train_size
+        self.gap, self.max_train_size, self.window = gap, max_train_size, window
 
     def _fold(self, times: NDArray[Any], start: Any, stop: Any) -> NDArray[np.bool_]:  # noqa: ARG002
         return np.asarray(times < start - self.gap if self.gap else times < start)
 
-    def _latest(self, train: Ints) -> Ints:
+    def _latest(self, train: Ints, times: NDArray[Any]) -> Ints:
+        if self.window is not None and len(train):
+            train = train[times[train] > times[train[-1]] - self.window]
         return train if self.max_train_size is None else train[-self.max_train_size :]
 
 

@@ -124,12 +124,13 @@ def _warnings(facts: FoldFacts) -> Html:
             "The best of several looks better here than it is, because it would be chosen by these scores: judge the one "
             "that you choose on the test rows (shoal train), or nest the choice (evaluation.cv: nested)."
         )
-    reasons = {
-        entry["reason"]: metric for metric in facts.metrics if (entry := facts.headline[metric.name]).get("reason")
-    }  # fmt: skip
+    by_reason: dict[str, list[str]] = {}
+    for metric in facts.metrics:
+        if reason := facts.headline[metric.name].get("reason"):
+            by_reason.setdefault(reason, []).append(metric.label)
     found += [
-        f"{metric.label} is {reason}: its mean is over the others alone."
-        for reason, metric in reasons.items()
+        f"{', '.join(labels)} {'is' if len(labels) == 1 else 'are'} {reason}: what is shown is the mean over the others alone."
+        for reason, labels in by_reason.items()
     ]
     return Html("".join(paragraph(warning, css="warning") for warning in found))
 

@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from shoal.experiment import Experiment, load_experiment
     from shoal.training.artifact import TrainedModel
     from shoal.training.estimators import TorchClassifier, TorchRegressor
+    from shoal.verbs.check import check
     from shoal.verbs.crossval import crossval
     from shoal.verbs.fit import train
     from shoal.verbs.judge import evaluate
-    from shoal.verbs.look import check
     from shoal.verbs.predictions import predict
 
 __all__ = [
@@ -34,7 +34,7 @@ _HOMES = {
     "TorchClassifier": "training.estimators",
     "TorchRegressor": "training.estimators",
     "TrainedModel": "training.artifact",
-    "check": "verbs.look",
+    "check": "verbs.check",
     "crossval": "verbs.crossval",
     "evaluate": "verbs.judge",
     "load_experiment": "experiment",

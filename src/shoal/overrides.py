@@ -1,5 +1,6 @@
 """``--set training.optimizer.learning_rate=3e-4``: one value of an experiment, changed from outside."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,8 @@ from shoal.cluster.wording import cut
 from shoal.experiment_errors import unknown_key
 from shoal.experiment_keys import SWITCH, Slot, chosen
 from shoal.yaml_file import Document, Key, describe, parse
+
+_SPACELESS = re.compile(r":(?=[^\s/])")  # but for the colon of a URI
 
 
 def apply(document: Document, overrides: Sequence[str], root: Slot) -> None:
@@ -26,7 +29,12 @@ def apply(document: Document, overrides: Sequence[str], root: Slot) -> None:
         place = f"--set {cut(override)}"
         if not equals or not dotted.strip():
             raise ConfigError(f"{place}: write a key, an equals sign and a value, such as training.epochs=5")
-        value, _ = parse(text, place, numbered=False)
+        try:
+            value, _ = parse(text, place, numbered=False)
+        except ConfigError as error:
+            if spaced := _SPACELESS.sub(": ", text) if "{" in text else "":
+                raise ConfigError(f"{error}; a space belongs after each colon: {spaced}") from error
+            raise
         _write(document, dotted.strip().split("."), value, root, place)
 
 

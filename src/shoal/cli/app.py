@@ -92,7 +92,7 @@ def init(
 def check(common: Common, config: Config) -> Output:
     """Validate, look at the data, show the resolved experiment and the resources; run nothing."""
     experiment = common.load(config)
-    from shoal.verbs.look import check as run  # after the file: its errors need not wait for pyarrow
+    from shoal.verbs.check import check as run  # after the file: its errors need not wait for pyarrow
 
     result = run(experiment, common.out, reporter=common.reporter())
     return Output(result.as_dict(), show_results.check(result))

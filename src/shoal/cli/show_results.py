@@ -6,13 +6,14 @@ from shoal.cluster.sharding.names import plural
 
 if TYPE_CHECKING:
     from shoal.cluster.sharding.manifest import Manifest
+    from shoal.verbs.check import CheckResult
     from shoal.verbs.crossval import CrossvalResult
     from shoal.verbs.dataset import ShardResult
     from shoal.verbs.digits import DemoResult
     from shoal.verbs.first_file import InitResult
     from shoal.verbs.fit import TrainResult
     from shoal.verbs.judge import EvaluateResult, ReportResult
-    from shoal.verbs.look import CheckResult, Look
+    from shoal.verbs.look import Look
     from shoal.verbs.predictions import PredictResult
     from shoal.verbs.range_test import RangeTestResult
 
@@ -101,6 +102,7 @@ def crossval(result: "CrossvalResult") -> list[Any]:
             known = entry["value"] is not None
             row = (_number(entry["value"]), _interval(entry)) if known else ("undefined", entry["reason"])
             table.add_row(metric, *row)
+        shown += _missing_folds(first)
     else:
         # What 80 columns hold; the differences' intervals are in the sentences.
         errors = [name for name in ("log_loss", "brier", "rmse") if name in first and name != lead]
@@ -118,6 +120,8 @@ def crossval(result: "CrossvalResult") -> list[Any]:
             means = (_mean(scores[lead]) + _give_or_take(scores[lead]), *compared)
             seconds = f"{scores['seconds']['value']:.1f}"
             table.add_row(name, *means, *(_mean(scores[other]) for other in others), seconds)
+            missing = _missing_folds({m: scores[m] for m in (lead, *others)})
+            shown += [f"{name}: {line}" for line in missing]
         shown += [found["sentence"] for found in result.comparison.values()]
         if result.nested:
             entry = result.nested["scores"][lead]
@@ -129,6 +133,17 @@ def crossval(result: "CrossvalResult") -> list[Any]:
                 "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
             )
     return [*shown, f"run:    {_short(result.run)}", f"report: {_short(result.report)}"]
+
+
+def _missing_folds(scores: dict[str, Any]) -> list[str]:
+    """Say which means are not over all folds."""
+    by_reason: dict[str, list[str]] = {}
+    for metric, entry in scores.items():
+        if entry.get("reason") and entry["value"] is not None:
+            by_reason.setdefault(entry["reason"], []).append(metric)
+    return [
+        f"{reason}, so means over the other folds alone: {', '.join(metrics)}" for reason, metrics in by_reason.items()
+    ]
 
 
 def _give_or_take(entry: dict[str, Any]) -> str:

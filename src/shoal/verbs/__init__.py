@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.verbs.check import check
     from shoal.verbs.dataset import shard
     from shoal.verbs.digits import demo
     from shoal.verbs.first_file import init
     from shoal.verbs.fit import train
     from shoal.verbs.judge import evaluate, report
-    from shoal.verbs.look import check
     from shoal.verbs.predictions import predict
 
 # No module is called like its verb: importing it would put the module where the function belongs.

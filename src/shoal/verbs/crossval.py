@@ -136,7 +136,7 @@ def _crossval(
 ) -> CrossvalResult:
     stages = Stages(reporter)
     with stages.stage("folds", "dealing folds"):
-        folds, target, said = dealt(experiment, reporter)
+        folds, target, said = dealt(made, shape, reporter)
         for notice in (*said, folds.reason):
             reporter.notice(notice)
     fits = _fits(made, folds, run, shape)

@@ -1,75 +1,96 @@
-"""Rows dealt into folds, from a look at the data."""
+"""Rows dealt into folds, and each alternative's fit to the first of them rehearsed, before anything is fitted."""
 
+import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from shoal.cluster.errors import RequestError
 from shoal.cluster.progress import Reporter
-from shoal.cluster.sharding.assign import Assignment, Rows
-from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.listing import find
+from shoal.cluster.resources import Shape
 from shoal.cluster.sharding.manifest import Target
-from shoal.cluster.sharding.names import require
-from shoal.cluster.sharding.source import open_source
 from shoal.experiment import Experiment
 
 if TYPE_CHECKING:
     from shoal.evaluation.crossval.folds import Folds
+    from shoal.verbs.look import Look
 
 
-def dealt(experiment: Experiment, reporter: Reporter) -> tuple["Folds", Target, tuple[str, ...]]:
-    """Look at the rows, and deal them into folds.
+def dealt(
+    made: Mapping[str, Experiment], shape: Shape, reporter: Reporter
+) -> tuple["Folds", Target, dict[str, None]]:
+    """Look at the rows of all alternatives, deal them into folds, and rehearse each one's fit.
+
+    Returns
+    -------
+    The folds, which are the same for all; the target; what to say aloud.
 
     Raises
     ------
-    DataError
-        If they cannot be dealt so.
+    RequestError
+        If the rows cannot be dealt so, or a fit would refuse its first fold.
     """
+    from shoal.evaluation.crossval.recorder import Recorder
+    from shoal.verbs.check import rehearsed
     from shoal.verbs.look import look
 
-    recorder = Recorder(experiment)
-    found = look(
-        experiment.data,
-        experiment.seed,
-        experiment.cluster.storage,
-        reporter,
-        experiment.cost_columns,
-        resplit=recorder,
-    )
-    return recorder.folds, found.target, found.notices
+    looks: dict[str, tuple[Recorder, Look]] = {}
+    said: dict[str, None] = {}
+    purposes: dict[str, str] = {}
+    for name, experiment in made.items():
+        config, storage = experiment.evaluation, experiment.cluster.storage
+        purpose = learns_from_validation(experiment)
+        key = json.dumps([experiment.data.model_dump(mode="json"), purpose])
+        try:
+            if key not in looks:
+                recorder = Recorder(config.cv, experiment.data, storage, purpose)
+                ids = config.costs is not None
+                looks[key] = (
+                    recorder,
+                    look(
+                        experiment.data,
+                        experiment.seed,
+                        storage,
+                        reporter,
+                        experiment.cost_columns,
+                        ids=ids,
+                        resplit=recorder,
+                    ),
+                )
+            recorder, found = looks[key]
+            rehearsed(experiment, found, shape)  # what it says, each fit says
+        except RequestError as error:
+            if len(made) == 1:
+                raise
+            raise type(error)(f"--compare: {name}: {error}") from error
+        said |= dict.fromkeys(found.notices)
+        purposes[name] = purpose
+    same = len(set(purposes.values())) == 1
+    for name, purpose in purposes.items():
+        said[_of_validation(purpose) if same else f"{name}: {_of_validation(purpose)}"] = None
+    recorder, found = next(iter(looks.values()))
+    return recorder.folds, found.target, said
 
 
-class Recorder:
-    """Deals folds when the parts are known, and leaves the parts as they are; a `Resplit`.
+def learns_from_validation(experiment: Experiment) -> str:
+    """Return what a fit needs validation rows for, in words; nothing where it needs none."""
+    from shoal.evaluation.deciding.config import MaximiseConfig
+    from shoal.training.schedules.config import PlateauConfig
+    from shoal.training.scikit.unused import names_estimator
 
-    Raises
-    ------
-    DataError
-        If the data have no column by which the folds are to be dealt.
-    """
+    training, deciding = experiment.training, experiment.evaluation
+    found = []
+    if not names_estimator(experiment.model):
+        found += ["early stopping"] if training.early_stopping is not None else []
+        found += ["the schedule"] if isinstance(training.schedule, PlateauConfig) else []
+    has_costs = deciding.costs is not None
+    if deciding.calibration not in ("auto", "none") or (deciding.calibration == "auto" and has_costs):
+        found.append("calibration")
+    if deciding.threshold == "empirical" or isinstance(deciding.threshold, MaximiseConfig):
+        found.append("the threshold")
+    return ", ".join(found)
 
-    def __init__(self, experiment: Experiment) -> None:
-        from shoal.evaluation.crossval.folds import columns_of
 
-        self.cv, self.identity = experiment.evaluation.cv, None
-        self.columns = columns_of(self.cv)
-        self.folds: Folds
-        if self.columns:
-            source = open_source(find(experiment.data.path, experiment.cluster.storage))
-            for column in self.columns:
-                require(column, list(source.schema.names), "evaluation.cv.column.name")
-
-    def __call__(
-        self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
-    ) -> Assignment:
-        """Deal them; return the parts that were found."""
-        from shoal.evaluation.crossval.config import NestedConfig
-        from shoal.evaluation.crossval.folds import Folds, folds_of, inner_folds
-
-        folds = folds_of(self.cv, rows, data, target, seed, found)
-        if isinstance(self.cv, NestedConfig):
-            inner = [
-                inner_folds(self.cv, i, fold, rows, data, target, seed) for i, fold in enumerate(folds.folds)
-            ]
-            reason = f"{folds.reason}; inside each, for the choice: {inner[0].reason.removeprefix('cv: ')}"
-            folds = Folds(folds.folds, reason, tuple(inner))
-        self.folds = folds
-        return found
+def _of_validation(purpose: str) -> str:
+    if purpose:
+        return f"validation rows are cut from each fold's training rows, for {purpose}"
+    return "no validation rows are cut from the training rows: nothing would learn from them"

@@ -15,6 +15,7 @@ from shoal.cluster.storage import Storage
 from shoal.evaluation.crossval.folds import OneFold
 from shoal.experiment import Experiment
 from shoal.verbs.dataset import ShardResult
+from shoal.verbs.dealing import learns_from_validation
 from shoal.verbs.decisions import plan_of_rows, settle
 from shoal.verbs.judge import metrics_of
 
@@ -126,7 +127,9 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         storage_config=experiment.cluster.storage,
         reporter=reporter or Silent(),
         costs=experiment.cost_columns,
-        resplit=OneFold(experiment.evaluation.cv, fit.fold, fit.inner),
+        resplit=OneFold(
+            experiment.evaluation.cv, fit.fold, fit.inner, bool(learns_from_validation(experiment))
+        ),
     )
     sharded = time.perf_counter()
     decisions = plan_of_rows(experiment, manifest)

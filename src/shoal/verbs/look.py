@@ -1,8 +1,7 @@
-"""check: read the data once and say what would be done; nothing is written and nothing runs."""
+"""A look at the data: types, roles, classes and parts as sharding would make them; nothing is written."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.arrays import one_chunk
 from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.config import DataConfig
@@ -26,10 +24,7 @@ from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
 from shoal.cluster.sharding.service import roles_of
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.statistics import Statistics
-from shoal.evaluation.crossval.config import AutoConfig
 from shoal.evaluation.deciding.plan import Known
-from shoal.experiment import Experiment, given, to_dict
-from shoal.verbs.dealing import Recorder
 
 BATCH_ROWS = 262_144
 
@@ -197,103 +192,3 @@ def _class_rows(labels: Any, target: Target) -> dict[str, int]:
         else np.bincount(labels, minlength=len(target.classes))
     )
     return {str(name): int(count) for name, count in zip(target.classes, counts, strict=True)}
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """The resolved experiment, the data and the resources it would take."""
-
-    experiment: Experiment
-    data: Look
-    resources: dict[str, Any]
-    resource_lines: tuple[str, ...] = field(default=())
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return {
-            "experiment": to_dict(self.experiment),
-            "data": self.data.as_dict(),
-            "resources": self.resources,
-        }
-
-
-def check(
-    experiment: Experiment | str | Path, out: str | None = None, *, reporter: Reporter | None = None
-) -> CheckResult:
-    """Validate an experiment against its data, its storage and the cluster; run nothing, leave nothing.
-
-    Parameters
-    ----------
-    experiment
-        What would be done, or the path of its file.
-    out
-        The run folder that is meant; by default one under `cluster.storage_path`, which is needed anyway.
-    reporter
-        Hears of progress.
-
-    Raises
-    ------
-    ShoalError
-        For what would stop the run before it starts.
-    """
-    from shoal.cluster.components import load_imported
-    from shoal.cluster.resources import plan
-    from shoal.evaluation.deciding.judging import Deciding
-    from shoal.evaluation.metrics import resolve_scoring
-    from shoal.training.allowed import needs_group, refuse
-    from shoal.training.rehearsal import labels_alone, rehearse
-    from shoal.training.scikit.unused import refuse_estimator
-    from shoal.verbs.decisions import costs_of, plan_of, training_of
-    from shoal.verbs.fit import capped
-    from shoal.verbs.writable import require_cache, require_writable
-
-    experiment, _ = given(experiment)
-    load_imported(experiment, experiment.training)
-    shape, demand = plan(experiment.cluster, needs_group(experiment.training))
-    refuse(experiment.training, shape)
-    refuse_estimator(experiment.model, experiment.training, shape)
-    require_cache(experiment.cluster, shape)
-    for place in (experiment.cluster.storage_path, *([out] if out else [])):
-        require_writable(place, experiment.cluster.storage)
-    if out:
-        RunFolder.open(out, experiment.cluster.storage).is_of(to_dict(experiment))
-    has_costs = experiment.evaluation.costs is not None
-    # Folds that nobody asked for need not fit.
-    folds = None if experiment.evaluation.cv == AutoConfig() else Recorder(experiment)
-    found = look(
-        experiment.data,
-        experiment.seed,
-        experiment.cluster.storage,
-        reporter,
-        experiment.cost_columns,
-        ids=has_costs,  # by which rows are drawn, and named
-        resplit=folds,
-    )
-    if folds is not None:
-        found = replace(found, notices=(*found.notices, folds.folds.reason))
-    scored = resolve_scoring(experiment.evaluation.scoring, found.target.task, costs=has_costs)[0]
-    decisions = plan_of(experiment, found.schema, found.known)
-    monitor = Deciding(scored, decisions.start)
-    found = replace(found, notices=(*found.notices, *decisions.start.notices))
-    wanted, shape = shape, shape.within(found.n_shards)
-    if shape != wanted:
-        found = replace(found, notices=(*found.notices, capped(found.n_shards)))
-    asked, rows = experiment.training.batch_size, found.parts["train"]
-    notices = list(found.notices)
-    if isinstance(asked, int) and asked > rows:
-        notices.append(
-            f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
-        )
-    dataset = labels_alone(found.schema, found.labels, found.n_shards, found.costs, found.row_ids)
-    notices += rehearse(
-        experiment.model,
-        training_of(experiment, found.schema),
-        experiment.seed,
-        dataset,
-        monitor,
-        shape,
-        costs_of(experiment, found.schema),
-    )
-    found = replace(found, notices=tuple(notices))
-    workers = f"{shape.workers}, placed {shape.placement}"
-    return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from sklearn.datasets import load_breast_cancer
@@ -68,7 +69,8 @@ def test_scores_equal_scikit_learns_cross_validate(shoal, tumours):
 def test_a_model_of_scikit_learns_is_judged_as_it_judges_it_itself(shoal, tumours):
     path, x, y = tumours
     model = 'model={import: "sklearn.linear_model:LogisticRegression", C: 0.5, tol: 1e-10}'
-    plain = ["training={}", "evaluation.scoring=[roc_auc, log_loss, f1]"]
+    # Nothing of its fit needs validation rows, so none are taken from the training rows.
+    plain = ["training={}", "evaluation.scoring=[roc_auc, log_loss, f1]", "data.split.validation=0.1"]
     sets = [part for value in (model, *plain) for part in ("--set", value)]
     done = shoal("crossval", path / "tumours.yaml", "--out", path / "run", "--json", *sets)
     assert done.code == 0, done.err
@@ -344,10 +346,85 @@ def test_alternatives_that_cannot_be_compared_are_refused(shoal, small, axis, sa
 
 
 @pytest.mark.parametrize(
+    ("axis", "said"),
+    [
+        ("data.imbalance: smote", "smote makes rows between numbers"),
+        ('model: {import: "sklearn.linear_model:LogisticRegression", C: -3}', "The 'C' parameter"),
+        ('model: {import: "sklearn.svm:LinearSVC"}', "gives no probabilities"),
+        ('model: {import: "sklearn.linear_model:Ridge"}', "is no classifier"),
+        ("training.loss: huber", "huber"),
+    ],
+)
+def test_alternatives_that_no_fold_could_fit_are_refused_before_any_is_fitted(shoal, small, axis, said):
+    (small / "axis.yaml").write_text(f"plain: {{}}\nbad: {{{axis}}}\n")
+    run = small / "run"
+    done = shoal("crossval", small / "small.yaml", "--compare", small / "axis.yaml", "--out", run)
+    assert done.code == 2, done.err
+    assert f"--compare: bad: {said}" in done.err or ("--compare: bad: " in done.err and said in done.err)
+    assert "fitting" not in done.err
+    assert not run.exists()
+
+
+def test_validation_rows_are_cut_where_a_fit_learns_from_them(shoal, small):
+    axis = small / "axis.yaml"
+    axis.write_text(
+        "plain: {}\nstopped: {training.early_stopping: {patience: 3}}\n"
+        "calibrated: {evaluation.calibration: temperature}\n"
+    )
+    sets = ["--set", "training.early_stopping=null"]
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--out", small / "run", *sets)
+    assert done.code == 0, done.err
+    assert "plain: no validation rows are cut from the training rows" in done.err
+    assert "stopped: validation rows are cut from each fold's training rows, for early stopping" in done.err
+    rows_of = [
+        json.loads((small / "run" / "fits" / f"fold-001-0{i}" / "metrics.json").read_text())["rows"]
+        for i in (1, 2, 3)
+    ]
+    assert [found.get("validation", 0) > 0 for found in rows_of] == [False, True, True]
+    assert len({found["train"] + found.get("validation", 0) for found in rows_of}) == 1
+
+
+def test_folds_that_cannot_spare_validation_rows_are_refused_before_any_is_fitted(shoal, small):
+    table = rows(120).append_column("site", pa.array([f"s{i % 3}" for i in range(120)]))
+    pq.write_table(table, small / "rows.parquet")
+    (small / "axis.yaml").write_text("plain: {}\nlinear: {model: linear}\n")
+    cv = "evaluation.cv={nested: {outer: leave_one_group_out, inner: leave_one_group_out}}"
+    sets = ["--set", "data.group=site", "--set", "data.split={test: 0}", "--set", cv]
+    arguments = [small / "small.yaml", "--compare", small / "axis.yaml", "--out", small / "run", *sets]
+    done = shoal("crossval", *arguments)
+    assert done.code == 2, done.err
+    assert "fold 1 inside fold 1: validation rows, for early stopping, cannot be cut: " in done.err
+    assert "1 group cannot fill 2 parts" in done.err
+    assert not (small / "run").exists()
+    done = shoal("crossval", *arguments, "--set", "training.early_stopping=null")
+    assert done.code == 0, done.err
+
+
+def test_means_that_are_not_over_all_folds_say_so(shoal, small):
+    table = rows(120).append_column("site", pa.array([f"s{i % 3}" for i in range(120)]))
+    table = table.filter(pc.or_(pc.equal(table["y"], "no"), pc.not_equal(table["site"], "s0")))
+    pq.write_table(table, small / "rows.parquet")
+    sets = [
+        "--set",
+        "data.group=site",
+        "--set",
+        "data.split={test: 0}",
+        "--set",
+        "evaluation.cv=leave_one_group_out",
+    ]
+    done = shoal("crossval", small / "small.yaml", "--out", small / "run", *sets)
+    assert done.code == 0, done.err
+    assert "undefined in 1 of 3 folds, so means over the other folds alone: average_precision, roc_auc" in " ".join(done.out.split())
+    page = (small / "run" / "report.html").read_text()
+    assert "are undefined in 1 of 3 folds: what is shown is the mean over the others alone." in page
+
+
+@pytest.mark.parametrize(
     ("cv", "said"),
     [
         ("1", "evaluation.cv"),
         ("{kfold: {n_splits: 1}}", "must be from 2 to 1000"),
+        ("{kfold:{n_splits:3}}", "a space belongs after each colon: {kfold: {n_splits: 3}}"),
         ("kfld", "there is no 'kfld'; did you mean kfold?"),
         ("group", "group needs data.group"),
         ("{column: {name: nothing}}", "evaluation.cv.column.name: the data have no column 'nothing'"),

@@ -117,12 +117,12 @@ def test_json_gives_one_object_also_for_a_failure(shoal, folder):
 
 
 def break_check(monkeypatch, error):
-    from shoal.verbs import look
+    from shoal.verbs import check
 
     def broken(*_, **__):
         raise error
 
-    monkeypatch.setattr(look, "check", broken)
+    monkeypatch.setattr(check, "check", broken)
 
 
 def test_interrupting_ends_with_130_and_says_what_is_kept(shoal, folder, monkeypatch):
@@ -176,9 +176,9 @@ def test_the_deadline_strikes_and_leaves_no_timer():
 
 
 def test_a_run_that_meets_its_time_limit_fails_cleanly(shoal, folder, monkeypatch):
-    from shoal.verbs import look
+    from shoal.verbs import check
 
-    monkeypatch.setattr(look, "check", lambda *_, **__: time.sleep(5))
+    monkeypatch.setattr(check, "check", lambda *_, **__: time.sleep(5))
     done = shoal("check", folder / "small.yaml", "--time-limit", "0.1s", "--json")
     assert done.code == 1
     assert "time limit of 0.1s" in json.loads(done.out)["error"]
@@ -187,7 +187,7 @@ def test_a_run_that_meets_its_time_limit_fails_cleanly(shoal, folder, monkeypatc
 def test_sigterm_ends_a_command_as_ctrl_c_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shoal.verbs.look
+    import shoal.verbs.check
 
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # Ray leaves its own where other tests started it
 
@@ -195,7 +195,7 @@ def test_sigterm_ends_a_command_as_ctrl_c_does(
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("nobody heeded SIGTERM")
 
-    monkeypatch.setattr(shoal.verbs.look, "check", terminated)
+    monkeypatch.setattr(shoal.verbs.check, "check", terminated)
     file = tmp_path / "a.yaml"
     file.write_text("data: {path: x.parquet, target: y}\n")
     try:
@@ -229,12 +229,12 @@ def test_a_time_split_that_begins_after_the_data_is_refused(key: str, tmp_path: 
 def test_rays_answer_to_sigterm_is_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import shoal.verbs.look
+    import shoal.verbs.check
 
     def ended(*_: object, **__: object) -> None:
         raise SystemExit(signal.SIGTERM)
 
-    monkeypatch.setattr(shoal.verbs.look, "check", ended)
+    monkeypatch.setattr(shoal.verbs.check, "check", ended)
     file = tmp_path / "a.yaml"
     file.write_text("data: {path: x.parquet, target: y}\n")
     assert main(["check", str(file)]) == 130

@@ -160,7 +160,12 @@ def test_auto_says_what_it_chose_and_why(cv: Any, data: dict[str, Any], target: 
             {"group": "customer"},
             "evaluation.cv: group: Cannot have number of splits",
         ),
-        ({"time_series": {"gap": 1000}}, {"time": "when"}, "no training rows are left"),
+        (
+            {"time_series": {"gap": 1000}},
+            {"time": "when"},
+            "no training rows are left for fold 1, which judges .* rows; choose a smaller gap, fewer folds",
+        ),
+        ({"time_series": {"max_train_size": "3d"}}, {"time": "when"}, "column 'when' holds numbers"),
         ({"time_series": {"gap": "3d"}}, {"time": "when"}, "column 'when' holds numbers"),
         ({"column": {"name": "y"}}, {}, "fold 1 of column judges 1 class of which it has no training row"),
         ({"import": f"{__name__}:overlapping"}, {}, "rows that both train and judge"),

@@ -54,6 +54,14 @@ def test_the_past_alone_trains_and_a_gap_is_left() -> None:
         assert all(times[r] >= first - 4.5 for r in rest)
 
 
+def test_a_window_of_time_keeps_the_rows_that_are_younger() -> None:
+    times = np.sort(RNG.integers(0, 300, N))
+    for train, test in TimeSeriesSplit(4, gap=5, window=40).split(times):
+        latest = times[times < times[test[0]] - 5].max()
+        assert latest - 40 > 0 or test[0] < N // 2
+        np.testing.assert_array_equal(times[train], times[(times <= latest) & (times > latest - 40)])
+
+
 def test_purge_and_embargo_leave_out_what_is_near_a_block() -> None:
     times = np.arange(N)
     for train, test in PurgedKFold(4, purge=2, embargo=3).split(times):
@@ -74,5 +82,5 @@ def test_groups_of_the_block_do_not_train(drop: bool) -> None:
 def test_too_few_times_and_folds_without_training_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="3 different times cannot make 6 blocks"):
         list(TimeSeriesSplit(5).split(np.repeat([1, 2, 3], 10)))
-    with pytest.raises(ValueError, match="no training rows are left for the block"):
+    with pytest.raises(ValueError, match="no training rows are left for fold 1"):
         list(TimeSeriesSplit(5, gap=1000).split(np.arange(N)))

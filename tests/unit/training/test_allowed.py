@@ -12,7 +12,7 @@ from shoal.experiment import from_dict
 from shoal.training.allowed import AXES, REFUSED, cell_of, cells, needs_group, page, refusal, refuse
 from shoal.training.config import TrainingConfig
 from shoal.training.optimizers.build import build_optimizer
-from shoal.verbs.look import check
+from shoal.verbs.check import check
 
 
 def test_every_refusal_speaks_of_values_that_exist_and_says_what_to_change() -> None:
