@@ -142,7 +142,8 @@ def _missing_folds(scores: dict[str, Any]) -> list[str]:
         if entry.get("reason") and entry["value"] is not None:
             by_reason.setdefault(entry["reason"], []).append(metric)
     return [
-        f"{reason}, so means over the other folds alone: {', '.join(metrics)}" for reason, metrics in by_reason.items()
+        f"{reason}, so means over the other folds alone: {', '.join(metrics)}"
+        for reason, metrics in by_reason.items()
     ]
 
 

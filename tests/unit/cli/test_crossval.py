@@ -414,7 +414,8 @@ def test_means_that_are_not_over_all_folds_say_so(shoal, small):
     ]
     done = shoal("crossval", small / "small.yaml", "--out", small / "run", *sets)
     assert done.code == 0, done.err
-    assert "undefined in 1 of 3 folds, so means over the other folds alone: average_precision, roc_auc" in " ".join(done.out.split())
+    said = "undefined in 1 of 3 folds, so means over the other folds alone: average_precision, roc_auc"
+    assert said in " ".join(done.out.split())
     page = (small / "run" / "report.html").read_text()
     assert "are undefined in 1 of 3 folds: what is shown is the mean over the others alone." in page
 
