@@ -55,7 +55,8 @@ from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
 from shoal.cluster.sharding.manifest import MANIFEST, SPLITS, Manifest, Schema, ShardFile, Split
 from shoal.cluster.sharding.names import plural
-from shoal.cluster.sharding.scan import Roles, Scan, Span, merge_away, scan_span, spans
+from shoal.cluster.sharding.reading import Reading, fits, identity_of, roles_of
+from shoal.cluster.sharding.scan import Scan, Span, merge_away, scan_span, spans
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.spread import Here, Spread
 from shoal.cluster.sharding.statistics import Statistics
@@ -112,6 +113,7 @@ def shard(
     spread: Spread = _HERE,
     costs: Sequence[str] = (),
     resplit: Resplit | None = None,
+    reading: Reading | None = None,
 ) -> Manifest:
     """Shard the data, or return the manifest of an earlier run with the same key.
 
@@ -140,6 +142,8 @@ def shard(
         Columns of numbers that are carried beside the rows as they are, sorted.
     resplit
         Gives the rows the parts of a fold.
+    reading
+        The input, read before; heeded if it is still as it was, and with a spread of one.
 
     Raises
     ------
@@ -166,8 +170,10 @@ def shard(
         if earlier.files:
             reporter.notice(f"{plural(len(earlier.files), 'shard')} of an interrupted run are kept")
     clear_work(destination, but=work_folder(key))
+    if reading is not None and reading.identity != identity_of(inputs, roles_of(data, costs, resplit)):
+        reading = None
     made = _make(
-        _Job(data, seed, key, destination, folder, reporter, budget, spread, tuple(costs), resplit),
+        _Job(data, seed, key, destination, folder, reporter, budget, spread, tuple(costs), resplit, reading),
         open_source(inputs),
         partition_notice(inputs),
         earlier,
@@ -205,6 +211,7 @@ class _Job:
     spread: Spread
     costs: tuple[str, ...]
     resplit: Resplit | None
+    reading: Reading | None
 
     @property
     def work(self) -> str:
@@ -217,11 +224,10 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     chosen, excluded, notices = candidates(source.schema, data)
     notices += require_costs(source.schema, data, job.costs, chosen)
     names = list(source.schema.names)
-    # Read, ordered and prepared rows are in memory together.
-    fits = spread.count == 1 and 3 * source.row_bytes(names) * source.n_rows <= job.budget
-    batch_rows = None if fits else max(1024, job.budget // 8 // source.row_bytes(names))
+    here = spread.count == 1 and fits(source, job.budget)
+    batch_rows = None if here else max(1024, job.budget // 8 // source.row_bytes(names))
     keep = [*chosen, *([data.id] if data.id else [])]
-    scan, tables, parts = _read(job, source, batch_rows, keep if fits else None)
+    scan, tables, parts = _read(job, source, batch_rows, keep if here else None)
     scans = [scan]
     del scan
     decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.costs, job.resplit)
@@ -231,13 +237,13 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     notices = [*source.notices, *said, *decided.notices, *notices, *decided.features.notices]
     kept = [column.name for column in decided.features.columns] + ([data.id] if data.id else [])
     reporter.stage("ordering")
-    blocks = blocks_of(plan, _BLOCK_ROWS if fits else _rows_at_a_time(job, source, kept))
+    blocks = blocks_of(plan, _BLOCK_ROWS if here else _rows_at_a_time(job, source, kept))
     needed = [
         any(slot not in earlier.files for slot in range(block.first, block.last))
         or (block.last <= v and (resample or earlier.fitted is None))
         for block in blocks
     ]
-    with _scratch(job, fits) as (scratch, own):
+    with _scratch(job, here) as (scratch, own):
         if scratch is None:
             rows = in_memory(tables, kept, plan, blocks)
             tables.clear()
@@ -295,6 +301,8 @@ def _read(
     job: _Job, source: Source, batch_rows: int | None, keep: list[str] | None
 ) -> tuple[Scan, list[pa.Table], list[tuple[Span, int]]]:
     """Look at all rows; return the columns to ``keep`` too, and which rows were read together."""
+    if job.reading is not None and keep is not None:
+        return job.reading.scan, [table.select(keep) for table in job.reading.tables], []
     job.reporter.stage("reading")
     names, roles = list(source.schema.names), roles_of(job.data, job.costs, job.resplit)
     shares = _share(job, source.n_rows)
@@ -386,17 +394,6 @@ def _key(
     carried = {"costs": list(costs)} if costs else {}
     more = () if resplit is None else (resplit.identity,)
     return fingerprint(files, data.model_dump(mode="json") | carried, seed, "format 4", *more)
-
-
-def roles_of(data: DataConfig, costs: Sequence[str] = (), resplit: Resplit | None = None) -> Roles:
-    """Return the columns that the plan pass reads: values of the target, time, split and costs, hashes of group and id."""
-    more = () if resplit is None else resplit.columns
-    values = [*data.target, data.time, data.split.column, *costs, *more]
-    hashes = [data.group, data.id, data.split.column]
-    return Roles(
-        tuple(dict.fromkeys(name for name in values if name)),
-        tuple(dict.fromkeys(name for name in hashes if name)),
-    )
 
 
 def _splits(files: dict[int, ShardFile], n_shards: int, schema: Schema) -> dict[Any, Split]:

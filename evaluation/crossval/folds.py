@@ -360,15 +360,20 @@ def _refuse_empty(dealt: list[Fold], rows: Rows, target: Target, cv: Config) -> 
             raise DataError(
                 f"evaluation.cv: fold {number} of {_name(cv)} has no {what} rows; choose fewer folds"
             )
-        if np.intersect1d(fold.train, fold.test).size:
+        trains = np.zeros(len(rows), np.bool_)
+        trains[fold.train] = True
+        if trains[fold.test].any():
             raise DataError(
                 f"evaluation.cv: fold {number} of {_name(cv)} has rows that both train and judge: its splitter is wrong"
             )
         if target.task in ("binary", "multiclass"):
-            absent = set(np.unique(rows.labels[fold.test])) - set(np.unique(rows.labels[fold.train]))
-            if absent:
+            judged, trained = (
+                np.bincount(rows.labels[part], minlength=len(target.classes))
+                for part in (fold.test, fold.train)
+            )
+            if absent := int(((judged > 0) & (trained == 0)).sum()):
                 raise DataError(
-                    f"evaluation.cv: fold {number} of {_name(cv)} judges {plural(len(absent), 'class')} of which it has no "
+                    f"evaluation.cv: fold {number} of {_name(cv)} judges {plural(absent, 'class')} of which it has no "
                     "training row; choose fewer folds, or stratified ones"
                 )
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from shoal.cluster.resources import Demand, Part, Shape, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.reading import Reading
 from shoal.experiment import Experiment, dump_yaml, given, to_dict
 from shoal.verbs.axis import alternatives
 from shoal.verbs.dealing import dealt
@@ -136,21 +138,21 @@ def _crossval(
 ) -> CrossvalResult:
     stages = Stages(reporter)
     with stages.stage("folds", "dealing folds"):
-        folds, target, said = dealt(made, shape, reporter)
-        for notice in (*said, folds.reason):
+        found = dealt(made, shape, reporter)
+        for notice in (*found.notices, found.folds.reason):
             reporter.notice(notice)
-    fits = _fits(made, folds, run, shape)
+    fits = _fits(made, found.folds, run, shape)
     todo = [fit for fit in fits if not fit.is_done]
     if len(todo) < len(fits):
         reporter.notice(f"{plural(len(fits) - len(todo), 'fit')} of {len(fits)} are there already")
     with stages.stage("fit", f"fitting {len(fits)} times"):
-        failed = _run(todo, experiment, shape, demand, reporter)
+        failed = _run(todo, found.reading, experiment, shape, demand, reporter)
     if failed:
         first = "\n".join(f"{uri.rpartition('/')[2]}: {error}" for uri, error in list(failed.items())[:5])
         raise RunError(
             f"{plural(len(failed), 'fit')} of {len(fits)} failed, the others are kept; the same command tries them again\n{first}"
         )
-    return _finish(experiment, made, run, folds, fits, target, stages, command)
+    return _finish(experiment, made, run, found.folds, fits, found.target, stages, command)
 
 
 def _fits(made: Mapping[str, Experiment], folds: "Folds", run: RunFolder, shape: Shape) -> list[FoldFit]:
@@ -180,11 +182,16 @@ def _require_a_choice(experiment: Experiment, made: Mapping[str, Experiment]) ->
 
 
 def _run(
-    fits: Sequence[FoldFit], experiment: Experiment, shape: Shape, demand: Demand, reporter: Reporter
+    fits: Sequence[FoldFit],
+    reading: Reading | None,
+    experiment: Experiment,
+    shape: Shape,
+    demand: Demand,
+    reporter: Reporter,
 ) -> dict[str, str]:
     """Do the fits where their shape says; return the errors of those that failed, by folder."""
     failed: dict[str, str] = {}
-    with _map(fits, experiment, shape, demand, reporter) as errors:
+    with _map(fits, reading, experiment, shape, demand, reporter) as errors:
         for done, (fit, error) in enumerate(zip(fits, errors, strict=True), 1):
             if error:
                 failed[fit.uri] = error
@@ -197,7 +204,12 @@ def _run(
 
 @contextmanager
 def _map(
-    fits: Sequence[FoldFit], experiment: Experiment, shape: Shape, demand: Demand, reporter: Reporter
+    fits: Sequence[FoldFit],
+    reading: Reading | None,
+    experiment: Experiment,
+    shape: Shape,
+    demand: Demand,
+    reporter: Reporter,
 ) -> Iterator[Iterator[str]]:
     """Give the error, or nothing, of each fit in turn."""
     if not fits:
@@ -209,21 +221,21 @@ def _map(
         part = Part("fits", 1, shape.cpus_per_worker, shape.gpus_per_worker, float(_TASK_MEMORY))
         with tasks(experiment.cluster, part, reporter, most=len(fits)) as several:
             reporter.notice(f"{plural(several.count, 'fit')} at a time")
-            yield several.map(attempt, fits)
+            yield several.map(partial(attempt, reading=reading), fits)  # which goes to the object store once
     elif shape.placement == "group":
         from shoal.cluster.session import session
 
         with session(experiment.cluster, demand, reporter):
-            yield (_here(fit, experiment, shape) for fit in fits)
+            yield (_here(fit, reading, experiment, shape) for fit in fits)
     else:
-        yield (_here(fit, experiment, shape) for fit in fits)
+        yield (_here(fit, reading, experiment, shape) for fit in fits)
 
 
-def _here(fit: FoldFit, experiment: Experiment, shape: Shape) -> str:
+def _here(fit: FoldFit, reading: Reading | None, experiment: Experiment, shape: Shape) -> str:
     """Fit in this process, or in a worker group that it starts; storage that fails is tried once more."""
     from shoal.training.trainer import fit as train
 
-    return attempt(fit, lambda job: train(job, shape, experiment.cluster, Silent()))
+    return attempt(fit, lambda job: train(job, shape, experiment.cluster, Silent()), reading)
 
 
 def _line(fit: FoldFit) -> str:

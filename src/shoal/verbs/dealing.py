@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from shoal.cluster.errors import RequestError
 from shoal.cluster.progress import Reporter
 from shoal.cluster.resources import Shape
 from shoal.cluster.sharding.manifest import Target
+from shoal.cluster.sharding.reading import Reading, read_once
+from shoal.cluster.sharding.service import BUDGET
 from shoal.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -15,14 +18,28 @@ if TYPE_CHECKING:
     from shoal.verbs.look import Look
 
 
-def dealt(
-    made: Mapping[str, Experiment], shape: Shape, reporter: Reporter
-) -> tuple["Folds", Target, dict[str, None]]:
-    """Look at the rows of all alternatives, deal them into folds, and rehearse each one's fit.
+@dataclass(frozen=True)
+class Dealt:
+    """What all alternatives have in common.
 
-    Returns
-    -------
-    The folds, which are the same for all; the target; what to say aloud.
+    Attributes
+    ----------
+    folds, target
+        Of the rows.
+    reading
+        The rows, read once for all fits; None where they do not fit in memory.
+    notices
+        What to say aloud.
+    """
+
+    folds: "Folds"
+    target: Target
+    reading: Reading | None
+    notices: tuple[str, ...]
+
+
+def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> Dealt:
+    """Look at the rows of all alternatives, deal them into folds, and rehearse each one's fit.
 
     Raises
     ------
@@ -33,6 +50,9 @@ def dealt(
     from shoal.verbs.check import rehearsed
     from shoal.verbs.look import look
 
+    first = next(iter(made.values()))
+    deals = Recorder(first.evaluation.cv, first.data, first.cluster.storage)
+    reading = read_once(first.data, first.cluster.storage, reporter, first.cost_columns, deals, BUDGET)
     looks: dict[str, tuple[Recorder, Look]] = {}
     said: dict[str, None] = {}
     purposes: dict[str, str] = {}
@@ -68,7 +88,7 @@ def dealt(
     for name, purpose in purposes.items():
         said[_of_validation(purpose) if same else f"{name}: {_of_validation(purpose)}"] = None
     recorder, found = next(iter(looks.values()))
-    return recorder.folds, found.target, said
+    return Dealt(recorder.folds, found.target, reading, tuple(said))
 
 
 def learns_from_validation(experiment: Experiment) -> str:

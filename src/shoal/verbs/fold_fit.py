@@ -11,6 +11,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Shape
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Target
+from shoal.cluster.sharding.reading import Reading
 from shoal.cluster.storage import Storage
 from shoal.evaluation.crossval.folds import OneFold
 from shoal.experiment import Experiment
@@ -79,10 +80,10 @@ def in_this_process(job: "FitJob") -> "FitOutcome":
     return run_worker(job, Strategy(pick_device(job.gpus)), Silent(), keeper_of(job, lambda: ""))
 
 
-def attempt(fit: FoldFit, place: Place = in_this_process) -> str:
+def attempt(fit: FoldFit, place: Place = in_this_process, reading: Reading | None = None) -> str:
     """Fit; return the error that ended it, in words, or nothing.
 
-    Failing storage is tried once more: it is the one cause that may pass.
+    Failing storage is tried once more: it is the one cause that may pass. ``reading`` is the input, where it was read before.
 
     Raises
     ------
@@ -91,7 +92,7 @@ def attempt(fit: FoldFit, place: Place = in_this_process) -> str:
     """
     for again in (True, False):
         try:
-            fit_fold(fit, place)
+            fit_fold(fit, place, reading=reading)
         except StoppedError:
             raise
         except StorageError as error:
@@ -104,7 +105,9 @@ def attempt(fit: FoldFit, place: Place = in_this_process) -> str:
     return ""
 
 
-def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> None:
+def fit_fold(
+    fit: FoldFit, place: Place, reporter: Reporter | None = None, reading: Reading | None = None
+) -> None:
     """Shard a fold, fit, decide and judge; `metrics.json` in the fit's folder comes last.
 
     Raises
@@ -130,6 +133,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         resplit=OneFold(
             experiment.evaluation.cv, fit.fold, fit.inner, bool(learns_from_validation(experiment))
         ),
+        reading=reading,
     )
     sharded = time.perf_counter()
     decisions = plan_of_rows(experiment, manifest)

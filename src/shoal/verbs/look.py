@@ -20,8 +20,8 @@ from shoal.cluster.sharding.files import class_counts, identifiers
 from shoal.cluster.sharding.fitting import complete, cost_sums, foresee
 from shoal.cluster.sharding.listing import find, partition_notice
 from shoal.cluster.sharding.manifest import SPLITS, Column, Schema, Target
-from shoal.cluster.sharding.scan import merge_away, pieces, scan_piece
-from shoal.cluster.sharding.service import roles_of
+from shoal.cluster.sharding.reading import Reading, roles_of
+from shoal.cluster.sharding.scan import Roles, Scan, merge_away, pieces, scan_piece
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.statistics import Statistics
 from shoal.evaluation.deciding.plan import Known
@@ -95,6 +95,7 @@ def look(
     costs: Sequence[str] = (),
     ids: bool = False,
     resplit: Resplit | None = None,
+    reading: Reading | None = None,
 ) -> Look:
     """Decide from the data what the sharding service would: types, roles, classes, parts.
 
@@ -104,6 +105,8 @@ def look(
         As the service takes them.
     ids
         Whether the ids of the rows are needed.
+    resplit, reading
+        As the service takes them.
 
     Raises
     ------
@@ -115,15 +118,8 @@ def look(
     source = open_source(files)
     chosen, excluded, notices = candidates(source.schema, data)
     notices += require_costs(source.schema, data, costs, chosen)
-    roles = roles_of(data, costs, resplit)
-    reporter.stage("reading")
-    scans, done = [], 0
-    for piece in pieces(source, list(source.schema.names), BATCH_ROWS):
-        scans.append(scan_piece(piece, roles))
-        done += len(piece)
-        reporter.advance(done, source.n_rows, "rows")
-    reporter.done()
-    found = decide(merge_away(scans), source.schema, data, seed, chosen, costs, resplit)
+    scan = _scan(source, roles_of(data, costs, resplit), reporter) if reading is None else reading.scan
+    found = decide(scan, source.schema, data, seed, chosen, costs, resplit)
     refuse_missing(found.costs, costs, found.plan, source, data)
     resampled = foresee(data, found)
     said = [
@@ -134,7 +130,8 @@ def look(
         *found.features.notices,
         *([resampled] if resampled else []),
     ]
-    schema, more, of_rows = _schema(source, found, data, costs, ids)
+    read_before = None if reading is None else reading.tables
+    schema, more, of_rows = _schema(source, read_before, found, data, costs, ids)
     parts = {name: found.plan.part(i) for i, name in enumerate(SPLITS)}
     labels = {name: found.labels[part] for name, part in parts.items()}
     of_class = [
@@ -158,8 +155,24 @@ def look(
     )
 
 
+def _scan(source: Source, roles: Roles, reporter: Reporter) -> Scan:
+    reporter.stage("reading")
+    scans, done = [], 0
+    for piece in pieces(source, list(source.schema.names), BATCH_ROWS):
+        scans.append(scan_piece(piece, roles))
+        done += len(piece)
+        reporter.advance(done, source.n_rows, "rows")
+    reporter.done()
+    return merge_away(scans)
+
+
 def _schema(
-    source: Source, found: Decided, data: DataConfig, costs: Sequence[str], ids: bool
+    source: Source,
+    read_before: Sequence[pa.Table] | None,
+    found: Decided,
+    data: DataConfig,
+    costs: Sequence[str],
+    ids: bool,
 ) -> tuple[Schema, list[str], pa.Array | None]:
     """Read the features once more, now that the training rows are known; complete the schema, and return ids in final order.
 
@@ -167,7 +180,8 @@ def _schema(
     """
     statistics, start, n_train = Statistics(found.features.columns), 0, found.plan.part(0).stop
     names, own = [column.name for column in found.features.columns], []
-    for piece in pieces(source, [*names, *([data.id] if data.id and ids else [])], BATCH_ROWS):
+    wanted = [*names, *([data.id] if data.id and ids else [])]
+    for piece in pieces(source, wanted, BATCH_ROWS) if read_before is None else read_before:
         place = found.plan.position[start : start + len(piece)]
         train = piece.filter(pa.array((place >= 0) & (place < n_train)))
         statistics.add(train, [0, len(train)])
