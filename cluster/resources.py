@@ -268,6 +268,14 @@ def address_of(config: ClusterConfig) -> str | None:
     return None if address == "local" else address
 
 
+def asked_tasks(config: ClusterConfig) -> int | None:
+    """Return how many tasks of a CPU are asked for, one for each CPU of the workers; None for as many as are free."""
+    if config.num_workers == "auto":
+        return None
+    workers = config.num_workers[0] if isinstance(config.num_workers, tuple) else config.num_workers
+    return max(1, int(workers * config.cpus_per_worker))
+
+
 def _sum(demand: Demand, what: str) -> str:
     parts = [part for part in demand.parts if part.count * getattr(part, what)]
     terms = " + ".join(f"{_counted(p)} {_amount(getattr(p, what), what)}" for p in parts)

@@ -22,7 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from shoal.cluster.config import ClusterConfig, format_duration
 from shoal.cluster.errors import ResourceError, RunError, ShoalError
 from shoal.cluster.progress import Reporter
-from shoal.cluster.resources import EPSILON, Demand, Part, Totals
+from shoal.cluster.resources import EPSILON, Demand, Part, Totals, asked_tasks
 from shoal.cluster.session import session
 from shoal.cluster.sharding.names import plural
 
@@ -168,9 +168,8 @@ def reserved(config: ClusterConfig, part: Part) -> Iterator[PlacementGroup]:
 
 def _count(config: ClusterConfig, part: Part, totals: Totals, most: int | None) -> int:
     """Return how many tasks there are room for, or asked for."""
-    if most is None and config.num_workers != "auto":
-        workers = config.num_workers[0] if isinstance(config.num_workers, tuple) else config.num_workers
-        return max(1, int(workers * config.cpus_per_worker))
+    if most is None and (asked := asked_tasks(config)) is not None:
+        return asked
     free = {"CPU": totals.cpus, "GPU": totals.gpus, "memory": totals.memory or 0.0}
     if ray.is_initialized():  # on a cluster that others use, too
         free = ray.available_resources()  # type: ignore[no-untyped-call]

@@ -27,6 +27,7 @@ from shoal.cluster.sharding.spread import Here
 from shoal.cluster.storage import Storage
 from shoal.cluster.tasks import Tasks, reserved, tasks
 from shoal.experiment import Experiment
+from shoal.verbs.check import check
 from shoal.verbs.dataset import shard as shard_verb
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -249,4 +250,8 @@ def test_an_address_makes_the_difference(
         assert set(used) == expected
         assert shard_verb(experiment, name="x").reused
         assert set(used) == expected
+        said = any(
+            "for sharding: 2 tasks of 1 CPU and 512 MiB" in line for line in check(experiment).resource_lines
+        )
+        assert said is bool(expected)
     assert leftovers() == NONE

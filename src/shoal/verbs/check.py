@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from shoal.cluster.progress import Reporter
-from shoal.cluster.resources import Shape
+from shoal.cluster.resources import Shape, asked_tasks
 from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.names import plural
 from shoal.evaluation.crossval.config import AutoConfig
 from shoal.evaluation.crossval.recorder import Recorder
 from shoal.experiment import Experiment, given, to_dict
+from shoal.verbs.dataset import sharding_part
 from shoal.verbs.look import Look, look
 
 
@@ -83,8 +85,12 @@ def check(
         found = replace(found, notices=(*found.notices, folds.folds.reason))
     found = replace(found, notices=(*found.notices, *rehearsed(experiment, found, shape)))
     shape = shape.within(found.n_shards)
-    workers = f"{shape.workers}, placed {shape.placement}"
-    return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))
+    lines = [f"{shape.workers}, placed {shape.placement}", str(demand)]
+    if (part := sharding_part(experiment.cluster)) is not None:
+        count = asked_tasks(experiment.cluster)
+        many = "as many tasks as are free" if count is None else plural(count, "task")
+        lines.append(f"before the fit, for sharding: {many} of 1 CPU and {int(part.memory) >> 20} MiB")
+    return CheckResult(experiment, found, asdict(shape), tuple(lines))
 
 
 def rehearsed(experiment: Experiment, found: Look, shape: Shape) -> list[str]:

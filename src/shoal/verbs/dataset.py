@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.resources import SHARDING, Part, address_of
+from shoal.cluster.resources import SHARDING, Part, address_of, asked_tasks
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
@@ -112,17 +112,25 @@ def shard(
 @contextmanager
 def _spread(cluster: ClusterConfig, reporter: Reporter) -> "Iterator[Spread]":
     """Shard as tasks where there is a cluster to do it; Ray is not started for it here, nor used where all is inline."""
-    from shoal.cluster.sharding.service import BUDGET
     from shoal.cluster.sharding.spread import Here
 
-    if address_of(cluster) is None or cluster.placement == "inline":
+    part = sharding_part(cluster)
+    if part is None:
         yield Here()
         return
     from shoal.cluster.tasks import tasks
 
-    part = Part(SHARDING, 1, 1.0, memory=float(BUDGET))
     with tasks(cluster, part, reporter) as several:
         yield several
+
+
+def sharding_part(cluster: ClusterConfig) -> Part | None:
+    """Return what a sharding task takes, as many as `cluster.num_workers` has CPUs; None where this process does the work."""
+    from shoal.cluster.sharding.service import BUDGET
+
+    if address_of(cluster) is None or cluster.placement == "inline":
+        return None
+    return Part(SHARDING, asked_tasks(cluster) or 1, 1.0, memory=float(BUDGET))
 
 
 def _identity(experiment: Experiment) -> dict[str, Any]:

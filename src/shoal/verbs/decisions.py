@@ -7,6 +7,8 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from shoal.cluster.components import Choice
+from shoal.cluster.config import Config
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Schema, Target
 from shoal.evaluation.deciding.costs import resolve_costs
@@ -18,7 +20,16 @@ from shoal.training.config import TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, write_decision
-from shoal.training.losses.config import BY_COSTS, BCEConfig, CrossEntropyConfig, LossConfig
+from shoal.training.losses.config import (
+    BY_COSTS,
+    LOSSES,
+    BCEConfig,
+    CrossEntropyConfig,
+    FocalConfig,
+    LDAMConfig,
+    LogitAdjustedConfig,
+    LossConfig,
+)
 from shoal.training.sampling.config import CostRejectionConfig
 
 PREDICTIONS = "predictions.parquet"
@@ -54,7 +65,9 @@ def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Seq
     """
     weights: tuple[float, ...] = ()
     loss = training_of(experiment, schema).loss
-    given = loss.class_weights if isinstance(loss, CrossEntropyConfig | BCEConfig) else None
+    given = (
+        loss.class_weights if isinstance(loss, CrossEntropyConfig | BCEConfig | LogitAdjustedConfig) else None
+    )
     seen = resampled or known.train
     costs, by_row = costs_of(experiment, schema), False
     if costs is not None and isinstance(experiment.training.sampling, CostRejectionConfig):
@@ -68,7 +81,13 @@ def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Seq
         from shoal.training.losses.weights import class_weights
 
         weights = tuple(class_weights(given, torch.tensor(seen), schema.target.classes).tolist())
+    if isinstance(loss, LogitAdjustedConfig) and schema.target.task != "multilabel" and seen and all(seen):
+        # Menon et al. 2021, equation 10: softmax(z + tau log share) is p, so softmax(z) is as if weighted by share ** -tau.
+        own = (np.array(seen) / sum(seen)) ** -loss.tau
+        weights = tuple((own * (weights or 1.0)).tolist())
     found = plan(experiment.evaluation, schema, known, weights, costs.cells if costs and by_row else ())
+    if said := _bends(loss, found):
+        found = replace(found, start=replace(found.start, notices=(*found.start.notices, said)))
     unseen = [name for name in schema.costs if name not in {column.name for column in schema.columns}]
     if not by_row or not unseen:
         return found
@@ -77,6 +96,26 @@ def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Seq
         "probabilities may be wrong; make it a feature (not in data.drop), or set evaluation.calibration: isotonic"
     )
     return replace(found, start=replace(found.start, notices=(*found.start.notices, said)))
+
+
+def _bends(loss: Config, found: Plan) -> str:
+    """Say that a loss learns other numbers than chances, where decisions go by them and no isotonic steps mend them."""
+    if found.start.threshold != "optimal" or found.calibration == "isotonic":
+        return ""
+    bends = isinstance(loss, LDAMConfig) or (isinstance(loss, FocalConfig) and loss.gamma > 0)
+    smooths = isinstance(loss, CrossEntropyConfig | BCEConfig) and loss.label_smoothing > 0
+    if not bends and not smooths:
+        return ""
+    name = f"{Choice(LOSSES).name_of(loss)}{' with label_smoothing' if smooths else ''}"
+    mended = (
+        "and a temperature mends them in part"
+        if found.calibration == "temperature"
+        else "and nothing mends them"
+    )
+    return (
+        f"training.loss: what {name} learns are not the chances of the classes, {mended}, so decisions of lowest expected cost "
+        "may be wrong; set evaluation.calibration: isotonic, or evaluation.threshold: empirical"
+    )
 
 
 def plan_of_rows(experiment: Experiment, manifest: Manifest) -> Plan:

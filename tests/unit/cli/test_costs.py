@@ -152,7 +152,15 @@ def test_several_classes_by_name_and_isotonic(place, shoal):
     assert "isotonic regression on the validation rows" in page
 
 
-def test_weights_by_cost_are_taken_out_of_the_probabilities_again(tmp_path, shoal):
+@pytest.mark.parametrize(
+    ("loss", "weight", "tau"),
+    [
+        ("{cross_entropy: {class_weights: costs}}", 9, 0),
+        ("{logit_adjusted: {tau: 1.5}}", 1, 1.5),
+        ("{logit_adjusted: {class_weights: {0: 1, 1: 4}}}", 4, 1),
+    ],
+)
+def test_what_a_loss_does_to_the_probabilities_is_taken_out_of_them_again(tmp_path, shoal, loss, weight, tau):
     """A linear model of one column of categories can give every share of events; weighted or not, it must give that."""
     rng = np.random.default_rng(0)
     kind = np.repeat(["a", "b", "c"], [300, 200, 100])
@@ -165,7 +173,7 @@ def test_weights_by_cost_are_taken_out_of_the_probabilities_again(tmp_path, shoa
 data: {{path: {tmp_path}/rows.parquet, target: y, positive: 1, split: {{column: part}}}}
 model: linear
 training:
-  {{epochs: 60, batch_size: full, optimizer: lbfgs, loss: {{cross_entropy: {{class_weights: costs}}}}, early_stopping: null,
+  {{epochs: 60, batch_size: full, optimizer: lbfgs, loss: {loss}, early_stopping: null,
   precision: fp64}}
 evaluation: {{replicates: 100, costs: {{false_positive: 1, false_negative: 9}}, calibration: none}}
 cluster: {{storage_path: {tmp_path}/runs}}
@@ -173,13 +181,14 @@ cluster: {{storage_path: {tmp_path}/runs}}
     done = shoal("train", tmp_path / "e.yaml", "--out", tmp_path / "run", "--json")
     assert done.code == 0, done.err
     model = TrainedModel.load(tmp_path / "run")
-    w = model.calibration.class_weights
-    assert w[1] / w[0] == pytest.approx(9)
     train = part == "train"
+    w, share = model.calibration.class_weights, y[train].mean()
+    assert w[1] / w[0] == pytest.approx(weight * (share / (1 - share)) ** -tau)
     shares = [y[train & (kind == k)].mean() for k in "abc"]
     found = model.predict_proba({"kind": list("abc")})[:, 1]
     assert found == pytest.approx(shares, rel=1e-3)
-    assert load_experiment(tmp_path / "run" / "config.yaml").training.loss.class_weights == "costs"
+    if "costs" in loss:
+        assert load_experiment(tmp_path / "run" / "config.yaml").training.loss.class_weights == "costs"
 
 
 @pytest.mark.parametrize(
@@ -211,6 +220,24 @@ def test_weights_by_cost_need_costs(place, shoal):
     assert done.code == 2
     assert "class_weights: costs needs evaluation.costs" in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("loss", "name"),
+    [
+        ("focal", "focal"),
+        ("ldam", "ldam"),
+        ("{cross_entropy: {label_smoothing: 0.1}}", "cross_entropy with label_smoothing"),
+    ],
+)
+def test_losses_that_bend_probabilities_are_said_where_decisions_go_by_them(place, shoal, loss, name):
+    sets = ["--set", f"training.loss={loss}"]
+    said = f"training.loss: what {name} learns are not the chances of the classes, and a temperature mends them in part"
+    done = shoal("check", place / "costs.yaml", *sets)
+    assert done.code == 0
+    assert said in " ".join(done.out.split())
+    done = shoal("check", place / "costs.yaml", *sets, "--set", "evaluation.calibration=isotonic")
+    assert "not the chances" not in done.out
 
 
 def test_check_says_what_costs_bring_about(place, shoal):
