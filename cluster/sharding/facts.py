@@ -135,7 +135,7 @@ def look(array: pa.Array, name: str) -> tuple[Facts, U64 | None]:
     hashes = hash_values(array, name)
     if is_number(array.type) or pa.types.is_boolean(array.type):
         values = numbers(array)
-        if pa.types.is_floating(array.type):
+        if pa.types.is_floating(array.type) and not np.isfinite(values).all():
             facts.missing = int(np.isnan(values).sum())
             facts.infinite = int(np.isinf(values).sum())
         if facts.present:

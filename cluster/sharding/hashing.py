@@ -21,6 +21,8 @@ U64 = npt.NDArray[np.uint64]
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
+_U27, _U30, _U31 = np.uint64(27), np.uint64(30), np.uint64(31)
+_BLOCK = 1 << 14
 _PRIME = np.uint64(0x9FB21C651E98DF25)  # odd, so powers of it never become zero
 _MICROSECONDS = {"D": 86_400_000_000, "s": 1_000_000, "ms": 1_000, "us": 1}
 _LARGEST = {"i": float(np.nextafter(2.0**63, 0)), "u": float(np.nextafter(2.0**64, 0))}
@@ -33,13 +35,19 @@ def mix(values: U64) -> U64:
     ----------
     Steele, Lea and Flood (2014), Fast splittable pseudorandom number generators, figure 17.
     """
-    z = values + _GOLDEN
-    z ^= z >> np.uint64(30)
-    z *= _FIRST
-    z ^= z >> np.uint64(27)
-    z *= _SECOND
-    z ^= z >> np.uint64(31)
-    return z
+    out = np.array(values, np.uint64, order="C")
+    flat = out.reshape(-1)
+    work = np.empty(min(_BLOCK, flat.size), np.uint64)
+    for start in range(0, flat.size, _BLOCK):  # a block stays in the processor's cache
+        z = flat[start : start + _BLOCK]
+        shifted = work[: len(z)]
+        z += _GOLDEN
+        for shift, factor in ((_U30, _FIRST), (_U27, _SECOND), (_U31, None)):
+            np.right_shift(z, shift, out=shifted)
+            z ^= shifted
+            if factor is not None:
+                z *= factor
+    return out
 
 
 def salt(text: str) -> np.uint64:
