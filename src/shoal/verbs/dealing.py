@@ -74,6 +74,7 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
                         experiment.cost_columns,
                         ids=ids,
                         resplit=recorder,
+                        reading=reading,
                     ),
                 )
             recorder, found = looks[key]
