@@ -77,7 +77,10 @@ class Assignment:
 
 
 class Resplit(Protocol):
-    """Gives rows other parts than the `data` section does: those of a fold."""
+    """Gives rows other parts than the `data` section does: those of a fold.
+
+    The section decides about test rows and rows of no part alone; its validation rows, and the gap before them, are none here.
+    """
 
     @property
     def identity(self) -> Any:
@@ -89,8 +92,8 @@ class Resplit(Protocol):
 
     def __call__(
         self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
-    ) -> Assignment:
-        """Return the parts in place of those that were found."""
+    ) -> Assignment | None:
+        """Return the parts in place of those that were found; None for those of the section after all."""
 
 
 def assign(
@@ -103,13 +106,35 @@ def assign(
     DataError
         If they cannot be split so.
     """
-    split = data.split
-    if split.groups is not None and data.group is None:
+    if data.split.groups is not None and data.group is None:
         raise DataError(
-            f"data.split.groups is {split.groups}, but there is no data.group; name the group's column"
+            f"data.split.groups is {data.split.groups}, but there is no data.group; name the group's column"
         )
+    result = None
+    if resplit is not None:
+        held = _split(rows, _test_alone(data), target, seed, test_alone=True)
+        result = resplit(rows, data, target, seed, held)
+    result = result or _split(rows, data, target, seed)
+    _check(rows, data, target, result)
+    return result
+
+
+def _test_alone(data: DataConfig) -> DataConfig:
+    """Return the section without validation rows."""
+    split = data.split
+    changes: dict[str, Any] = {"validation": 0.0}
+    if split.hash is not None:
+        changes["hash"] = split.hash.model_copy(update={"validation": 0.0})
+    if split.time is not None:
+        changes["time"] = split.time.model_copy(update={"validation": 0.0, "validation_from": None})
+    return data.model_copy(update={"split": split.model_copy(update=changes)})
+
+
+def _split(rows: Rows, data: DataConfig, target: Target, seed: int, test_alone: bool = False) -> Assignment:
+    """Split the rows as the `data` section says; those that a column marks for validation train where test rows alone matter."""
+    split = data.split
     if split.column is not None:
-        result = _by_column(rows, data, target, seed)
+        result = _by_column(rows, data, target, seed, test_alone)
     elif split.hash is not None:
         result = _by_hash(rows, data, seed)
     elif split.time is not None or data.time is not None:
@@ -121,9 +146,6 @@ def assign(
         result = _by_class(rows, data, target)
     if data.group is not None:
         _say_groupless(rows, data.group, result)
-    if resplit is not None:
-        result = resplit(rows, data, target, seed, result)
-    _check(rows, data, target, result)
     return result
 
 
@@ -221,7 +243,7 @@ def _by_time(rows: Rows, data: DataConfig) -> Assignment:
     return _settle_groups(rows, data, result)
 
 
-def _by_column(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assignment:
+def _by_column(rows: Rows, data: DataConfig, target: Target, seed: int, test_alone: bool) -> Assignment:
     name = data.split.column
     assert name is not None
     column = normalise(rows.roles.column(name))
@@ -246,6 +268,8 @@ def _by_column(rows: Rows, data: DataConfig, target: Target, seed: int) -> Assig
             raise DataError(
                 f"data.split.column: column {name!r} has no row with {label!r}; mark some, or use another split"
             )
+    if test_alone:
+        parts[parts == splits.VALIDATION] = splits.TRAIN
     result = _settle_groups(rows, data, result)
     if not (result.parts == splits.VALIDATION).any() and data.split.validation > 0:
         _cut_validation(rows, data, target, seed, result)

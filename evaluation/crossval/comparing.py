@@ -27,6 +27,7 @@ def summed_up(fits: Sequence[Facts], ratio: float, confidence: float) -> dict[st
         if entry["low"] is not None:  # a t interval knows nothing of what a metric can be
             bounds = np.clip((entry["low"], entry["high"]), *METRICS[name].limits).tolist()
             entry |= {"low": bounds[0], "high": bounds[1]}
+        del entry["p_value"]  # of a mean of 0, which nobody asks for
         entry |= {"method": METHOD, "by_fold": [fit["scores"][name] for fit in fits]}
         if undefined := int(np.isnan(values).sum()):
             entry["reason"] = f"undefined in {undefined} of {len(fits)} folds"
@@ -51,12 +52,27 @@ def compared(
         if metric in other[0]["scores"]
     }
     slower = _seconds(other) / _seconds(first)
-    metric = next(iter(differences))
     return {
         "differences": differences,
         "slower": slower,
-        "sentence": sentence(name, first_name, metric, differences[metric], slower),
+        "sentence": sentences(name, first_name, differences, slower),
     }
+
+
+def sentences(name: str, first: str, differences: Mapping[str, Mapping[str, Any]], slower: float) -> str:
+    """Say how an alternative compares in the first metric that can tell it from the first one, and in cost."""
+    metric = next(iter(differences))
+    if (
+        differences[metric]["value"] == 0 and differences[metric]["low"] == 0
+    ):  # such as ranks, where the threshold differs
+        metric = next(
+            (m for m in ("expected_cost", *differences) if differences.get(m, {}).get("value")), metric
+        )
+    said = sentence(name, first, metric, differences[metric], slower)
+    cost = differences.get("expected_cost")
+    if metric != "expected_cost" and cost is not None and cost["low"] is not None:
+        said += f"; expected_cost {cost['value']:+.4f} [{cost['low']:+.4f}, {cost['high']:+.4f}]"
+    return said
 
 
 def sentence(name: str, first: str, metric: str, difference: Mapping[str, Any], slower: float) -> str:

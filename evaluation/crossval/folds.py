@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from sklearn import model_selection
 
@@ -330,17 +331,28 @@ def _timed(
 
 
 def _span(value: Any, data: DataConfig, rows: Rows) -> float:
-    """Return a span in the unit of the times."""
-    return gap_of(value, times_of(rows.roles, data)[2], data, "evaluation.cv")
+    """Return a span in the unit of the times; a number alone is none of days or hours."""
+    numeric = times_of(rows.roles, data)[2]
+    if isinstance(value, float) and value and not numeric:
+        raise DataError(
+            f"evaluation.cv: {value:g} is no span of time, and column {data.time!r} holds times; write a duration, such as "
+            f"{value:g}d, {value:g}h or {value:g}s"
+        )
+    return gap_of(value, numeric, data, "evaluation.cv")
 
 
 def _values(rows: Rows, pool: Ints, cv: ColumnConfig) -> Ints:
-    column = normalise(rows.roles.column(cv.name))
+    column = normalise(rows.roles.column(cv.name)).take(pa.array(pool))
+    if pa.types.is_nested(column.type):
+        raise DataError(
+            f"evaluation.cv.column: column {cv.name!r} holds {column.type}; it must hold one value a row"
+        )
     if column.null_count:
         raise DataError(
-            f"evaluation.cv.column: {plural(column.null_count, 'row')} have no value in {cv.name!r}; give each row its fold"
+            f"evaluation.cv.column: {plural(column.null_count, 'row')} that are not test rows have no value in {cv.name!r}; give "
+            "each its fold"
         )
-    values = np.asarray(column.to_pylist())[pool]
+    values = np.asarray(column.to_pylist())
     found, codes = np.unique(values, return_inverse=True)
     if len(found) < 2 or len(found) > len(pool) // 2:
         raise DataError(

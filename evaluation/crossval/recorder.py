@@ -1,5 +1,9 @@
 """Folds dealt while the data are looked at, before anything is fitted."""
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.assign import Assignment, Rows
@@ -21,7 +25,7 @@ from shoal.evaluation.crossval.folds import (
 
 
 class Recorder:
-    """Deals all folds when the parts of the `data` section are known, and keeps them as ``folds``; a `Resplit`.
+    """Deals all folds when the parts of the `data` section are known; keeps them, and the labels in key order; a `Resplit`.
 
     Parameters
     ----------
@@ -47,6 +51,7 @@ class Recorder:
         self.cv, self.identity, self.validation = cv, None, validation
         self.columns = columns_of(cv)
         self.folds: Folds
+        self.labels: NDArray[Any]
         if self.columns:
             source = open_source(find(data.path, storage))
             for column in self.columns:
@@ -54,8 +59,8 @@ class Recorder:
 
     def __call__(
         self, rows: Rows, data: DataConfig, target: Target, seed: int, found: Assignment
-    ) -> Assignment:
-        """Deal them; return the parts that were found, or those of the first fold.
+    ) -> Assignment | None:
+        """Deal them; return None, for the parts that the section gives, or those of the first fold.
 
         Raises
         ------
@@ -69,11 +74,11 @@ class Recorder:
             ]
             reason = f"{folds.reason}; inside each, for the choice: {inner[0].reason.removeprefix('cv: ')}"
             folds = Folds(folds.folds, reason, tuple(inner))
-        self.folds = folds
+        self.folds, self.labels = folds, rows.labels
         if self.validation:
             self._cut(rows, data, target, seed)
         if self.validation is None:
-            return found
+            return None
         return OneFold(self.cv, 0, validates=bool(self.validation))(rows, data, target, seed, found)
 
     def _cut(self, rows: Rows, data: DataConfig, target: Target, seed: int) -> None:

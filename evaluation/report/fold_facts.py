@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 from shoal.cluster.errors import StorageError
 from shoal.cluster.run_folder import CONFIG, RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target, read_manifest
-from shoal.evaluation.crossval.comparing import sentence
+from shoal.evaluation.crossval.comparing import sentences
 from shoal.evaluation.evaluate import labels_and_scores
 from shoal.evaluation.metrics import METRICS, Metric
 from shoal.evaluation.report.facts import PREDICTIONS, PROVENANCE, Part, class_names, worded
 from shoal.evaluation.tallies import Array
 
 FITS, DATA = "fits", "data.json"
-_OUTER = re.compile(r"fold-(\d+)(?:-(\d+))?")
+_OUTER = re.compile(r"fold-\d+(?:-(?!inner-)(.+))?")
 _NUMBERS = ("value", "low", "high")
 
 
@@ -132,12 +132,14 @@ def collect_folds(run: RunFolder, found: Mapping[str, Any], provenance: Mapping[
         If the predictions do not belong to the fits' target.
     """
     names = list(found["crossval"])
+    named = {entry["tag"]: name for name, entry in found["alternatives"].items()}
     fits, first = [], ""
     for folder in run.list(FITS):
-        if matched := _OUTER.fullmatch(folder):
+        matched = _OUTER.fullmatch(folder)
+        if matched and (matched[1] or "") in named:  # others are of alternatives that were compared before
             first = first or folder
             one = run.read_json(f"{FITS}/{folder}/metrics.json")
-            fits.append({**one, "alternative": names[int(matched[2] or 1) - 1]})
+            fits.append({**one, "alternative": named[matched[1] or ""]})
     if not first:
         raise StorageError(
             f"{run.uri} has no {FITS}/ any more, from which a report is made: put them back, or delete that folder and "
@@ -229,7 +231,7 @@ def _standardised(facts: FoldFacts) -> FoldFacts:
     comparison = {}
     for name, one in facts.found["comparison"].items():
         differences = every(one["differences"])
-        says = sentence(name, facts.names[0], metric, differences[metric], one["slower"])
+        says = sentences(name, facts.names[0], differences, one["slower"])
         comparison[name] = {**one, "differences": differences, "sentence": says}
     nested = facts.nested
     if nested:

@@ -21,7 +21,7 @@ from shoal.training.costs import Costs, by_name
 from shoal.training.losses.config import BY_COSTS
 from shoal.training.losses.weights import class_weights
 from shoal.training.outcome import FitOutcome, Monitor
-from shoal.training.scikit.model import EstimatorModel
+from shoal.training.scikit.model import EstimatorModel, failure
 from shoal.training.scores import Judge
 
 
@@ -66,8 +66,9 @@ def fit_estimator(
                 "data.max_categories), a model of Shoal's own, or a larger machine"
             ) from error
         except (TypeError, ValueError) as error:
-            said = " ".join(str(error).split())
-            raise ConfigError(f"model.import: {model.path} could not be fitted: {said[:400]}") from error
+            raise ConfigError(failure(model.path, "could not be fitted", error)) from error
+        except Exception as error:  # whatever an estimator may raise
+            raise RunError(failure(model.path, "could not be fitted", error)) from error
     seconds = time.perf_counter() - started
     judged = judge(model, "validation") if sum(dataset.shard_rows("validation")) else None
     best = float("nan")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError
+from shoal.cluster.errors import ConfigError, RunError, ShoalError
 from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.training.models import InputEncoder, Model
 from shoal.training.users_code import users
@@ -134,10 +134,24 @@ class EstimatorModel(Model):
         self.estimator.fit(x, y, **({} if weights is None else {"sample_weight": weights}))
 
     def forward(self, numeric: Tensor, categorical: Tensor, *_: Any, **__: Any) -> Tensor:
-        """Return float64 logits ``[B, K]``: log odds, log probabilities, or standardised values."""
+        """Return float64 logits ``[B, K]``: log odds, log probabilities, or standardised values.
+
+        Raises
+        ------
+        RunError
+            If the estimator fails.
+        """
         x = self.matrix(numeric.numpy(), categorical.numpy())
+        try:
+            return self._answers(x, len(numeric))
+        except (ShoalError, MemoryError):
+            raise
+        except Exception as error:  # whatever an estimator may raise
+            raise RunError(failure(self.path, "could not predict", error)) from error
+
+    def _answers(self, x: Matrix, n: int) -> Tensor:
         if self.target.task == "regression":
-            values = np.asarray(self.estimator.predict(x), np.float64).reshape(len(numeric), 1)
+            values = np.asarray(self.estimator.predict(x), np.float64).reshape(n, 1)
             return torch.from_numpy((values - self.target.center) / self.target.scale)
         p = self._probabilities(x)
         with np.errstate(divide="ignore"):
@@ -160,12 +174,18 @@ class EstimatorModel(Model):
         return p[:, 1:] if self.target.task == "binary" else p
 
 
+def failure(path: str, what: str, error: Exception) -> str:
+    """Return an estimator's own error in a line."""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"model.import: {path} {what}: {kind}{' '.join(str(error).split())[:400]}"
+
+
 def _of_event(p: NDArray[Any], classes: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(p[:, list(classes).index(1)] if 1 in classes else np.zeros(len(p)), np.float64)
 
 
 def _refuse(estimator: BaseEstimator, target: Target, path: str) -> None:
-    if hasattr(estimator, "_validate_params"):
+    if hasattr(estimator, "_parameter_constraints"):  # which classes of the user's own need not have
         try:
             estimator._validate_params()
         except ValueError as error:

@@ -101,7 +101,7 @@ def crossval(result: "CrossvalResult") -> list[Any]:
         for metric, entry in first.items():
             known = entry["value"] is not None
             row = (_number(entry["value"]), _interval(entry)) if known else ("undefined", entry["reason"])
-            table.add_row(metric, *row)
+            table.add_row("seconds (median)" if metric == "seconds" else metric, *row)
         shown += _missing_folds(first)
     else:
         # What 80 columns hold; the differences' intervals are in the sentences.
@@ -125,9 +125,8 @@ def crossval(result: "CrossvalResult") -> list[Any]:
         shown += [found["sentence"] for found in result.comparison.values()]
         if result.nested:
             entry = result.nested["scores"][lead]
-            shown.append(
-                f"{lead} of the choice: {_mean(entry)} ({_interval(entry)}); {result.nested['sentence']}"
-            )
+            spread = _interval(entry) or entry.get("reason", "no interval")
+            shown.append(f"{lead} of the choice: {_mean(entry)} ({spread}); {result.nested['sentence']}")
         else:
             shown.append(
                 "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."

@@ -1,6 +1,7 @@
 """What `shoal crossval --compare` compares: alternatives by name, each some values of the experiment in place of others."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,32 +28,40 @@ _FIXED = (
     "cluster",
     "seed",
 )
+_FREE = ("data.split.validation",)
 _FORM = "such as  smote: {data.imbalance: smote}"
 
 
-def alternatives(experiment: Experiment, path: str | Path | None) -> dict[str, Experiment]:
+def alternatives(
+    experiment: Experiment, given: str | Path | Mapping[str, Mapping[str, Any]] | None
+) -> dict[str, Experiment]:
     """Return the experiments to compare, the first of which the others are compared with.
 
     Parameters
     ----------
     experiment
         What the alternatives change.
-    path
-        A YAML file of ``name: {key.key: value, …}``; None for the experiment alone. An alternative that changes nothing is
-        put first, or added.
+    given
+        ``{name: {key.key: value, …}}``, or a YAML file of that; None for the experiment alone. An alternative that changes
+        nothing is put first, or added.
 
     Raises
     ------
     ConfigError
         If the file says something else, or an alternative changes which rows are judged, and how.
     """
-    if path is None:
+    if given is None:
         return {BASE: experiment}
-    found = load(Path(path), f"it holds alternatives by name, {_FORM}").data
+    if isinstance(given, Mapping):
+        path, found = "compare", dict(given)
+    else:
+        path, found = str(given), load(Path(given), f"it holds alternatives by name, {_FORM}").data
     if not found:
         raise ConfigError(f"{path}: there is no alternative; write one a line, {_FORM}")
     made: dict[str, Experiment] = {}
     for name, changes in found.items():
+        if not str(name).strip():
+            raise ConfigError(f"{path}: an alternative has no name; write one, {_FORM}")
         if not isinstance(changes, Mapping | None):
             raise ConfigError(
                 f"{path}: {name}: {changes!r} is not allowed; an alternative is a section of keys and values, {_FORM}"
@@ -68,6 +77,8 @@ def alternatives(experiment: Experiment, path: str | Path | None) -> dict[str, E
 
 def _changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:
     for key in changes:
+        if key in _FREE:
+            continue
         fixed = next(
             (f for f in _FIXED if key == f or key.startswith(f"{f}.") or f.startswith(f"{key}.")), None
         )
@@ -84,5 +95,6 @@ def _changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> 
             # How the network is trained means nothing for a model of scikit-learn's.
             found = from_dict({**values, "training": {}}, overrides)
     except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        said = re.sub(r"^--set ([^\s=]+)=.*?: ", "", str(error))  # nobody wrote that
+        raise ConfigError(f"{where}: {said}") from error
     return found

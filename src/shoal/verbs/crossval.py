@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def crossval(
     experiment: Experiment | str | Path,
     out: str | None = None,
     *,
-    compare: str | Path | None = None,
+    compare: str | Path | Mapping[str, Mapping[str, Any]] | None = None,
     name: str | None = None,
     reporter: Reporter | None = None,
     command: Sequence[str] | None = None,
@@ -88,7 +89,8 @@ def crossval(
     out
         The run folder.
     compare
-        A YAML file of alternatives, ``name: {key.key: value}``, which are judged on the same folds.
+        Alternatives, ``{name: {key.key: value}}``, or a YAML file of them, which are judged on the same folds. Fits that an
+        earlier call has stored are not done again, whatever other alternatives there were.
     name
         What the folder's name begins with; by default the experiment file's stem.
     reporter
@@ -118,10 +120,12 @@ def crossval(
         refuse(alternative.training, shape)
         refuse_estimator(alternative.model, alternative.training, shape)
     require_cache(experiment.cluster, shape)
-    run = RunFolder.open(_uri(experiment, made, name, out), experiment.cluster.storage)
-    config = to_dict(experiment) | ({} if compare is None else {"compare": _changes(experiment, made)})
-    with claimed(run, config, reporter, "metrics.json") as heard:
-        if run.is_complete:
+    uri = run_uri(experiment, "crossval", name, out) + ("" if out or compare is None else "-compare")
+    run = RunFolder.open(uri, experiment.cluster.storage)
+    with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
+        if run.is_complete and run.read_json("metrics.json")["alternatives"] == _alternatives(
+            experiment, made
+        ):
             heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
             return _result(run, run.read_json("metrics.json"), was_complete=True)
         return _crossval(experiment, made, run, shape, demand, heard, command)
@@ -141,33 +145,79 @@ def _crossval(
         found = dealt(made, shape, reporter)
         for notice in (*found.notices, found.folds.reason):
             reporter.notice(notice)
-    fits = _fits(made, found.folds, run, shape)
+    tags = {name: entry["tag"] for name, entry in _alternatives(experiment, made).items()}
+    fits = _fits(made, tags, found.folds, run, shape)
     todo = [fit for fit in fits if not fit.is_done]
     if len(todo) < len(fits):
         reporter.notice(f"{plural(len(fits) - len(todo), 'fit')} of {len(fits)} are there already")
     with stages.stage("fit", f"fitting {len(fits)} times"):
         failed = _run(todo, found.reading, experiment, shape, demand, reporter)
     if failed:
-        first = "\n".join(f"{uri.rpartition('/')[2]}: {error}" for uri, error in list(failed.items())[:5])
-        raise RunError(
-            f"{plural(len(failed), 'fit')} of {len(fits)} failed, the others are kept; the same command tries them again\n{first}"
-        )
+        raise RunError(_failure(fits, failed, tags, experiment, found.folds))
     return _finish(experiment, made, run, found.folds, fits, found.target, stages, command)
 
 
-def _fits(made: Mapping[str, Experiment], folds: "Folds", run: RunFolder, shape: Shape) -> list[FoldFit]:
+def _fits(
+    made: Mapping[str, Experiment], tags: Mapping[str, str], folds: "Folds", run: RunFolder, shape: Shape
+) -> list[FoldFit]:
     """Return the queue: all alternatives on a fold, after those on the folds inside it."""
     found, configs = [], {name: dump_yaml(alternative) for name, alternative in made.items()}
     for fold in range(len(folds)):
         inner = range(len(folds.inner[fold])) if folds.inner else ()
         for number in (*inner, None):
-            for i, (own, alternative) in enumerate(made.items(), 1):
+            for own, alternative in made.items():
                 name = f"fold-{fold + 1:03d}"
                 name += "" if number is None else f"-inner-{number + 1:03d}"
-                name += "" if len(made) == 1 else f"-{i:02d}"
+                name += f"-{tags[own]}" if tags[own] else ""
                 uri = f"{run.uri.rstrip('/')}/{FITS}/{name}"
-                found.append(FoldFit(alternative, configs[own], fold, number, uri, shape))
+                found.append(FoldFit(own, alternative, configs[own], fold, number, uri, shape))
     return found
+
+
+def _alternatives(experiment: Experiment, made: Mapping[str, Experiment]) -> dict[str, dict[str, Any]]:
+    """Return, by alternative, in which values it differs, and what its fits' folders are called by."""
+    from shoal.cluster.run_folder import difference
+
+    found = {}
+    for name, other in made.items():
+        changes = difference(to_dict(experiment), to_dict(other))
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:24]
+        key = hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:8]
+        found[name] = {"tag": f"{slug}-{key}".strip("-") if changes else "", "changes": changes}
+    return found
+
+
+def _failure(
+    fits: Sequence[FoldFit],
+    failed: Mapping[str, str],
+    tags: Mapping[str, str],
+    experiment: Experiment,
+    folds: "Folds",
+) -> str:
+    """Say which fits failed, and what is known of the alternatives that are whole."""
+    from shoal.evaluation.crossval.comparing import summed_up
+
+    lines = [
+        f"{plural(len(failed), 'fit')} of {len(fits)} failed, the others are kept; the same command tries them again"
+        + (", and without such an alternative it fits nothing again" if len(tags) > 1 else "")
+    ]
+    lines += [f"{uri.rpartition('/')[2]}: {error}" for uri, error in list(failed.items())[:5]]
+    lines += [f"and {len(failed) - 5} more"] if len(failed) > 5 else []
+    for name in tags:
+        own = [fit for fit in fits if fit.alternative == name and fit.inner is None]
+        if len(tags) > 1 and all(fit.uri not in failed for fit in own):
+            facts = [fit.run.read_json("metrics.json") for fit in own]
+            metric, entry = next(
+                iter(summed_up(facts, _ratio(folds), experiment.evaluation.confidence).items())
+            )
+            value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
+            lines.append(f"whole: {name}: {metric} {value} over {plural(len(own), 'fold')}")
+    return "\n".join(lines)
+
+
+def _ratio(folds: "Folds") -> float:
+    """Return the test rows over the training rows of a fold, the mean over folds."""
+    return float(np.mean([len(fold.test) / len(fold.train) for fold in folds.folds]))
 
 
 def _require_a_choice(experiment: Experiment, made: Mapping[str, Experiment]) -> None:
@@ -263,13 +313,13 @@ def _finish(
     read = [(fit, fit.run.read_json("metrics.json")) for fit in fits]
     by_fit = [(fit, facts) for fit, facts in read if fit.inner is None]
     names = list(made)
-    of = {name: [facts for fit, facts in by_fit if fit.experiment is made[name]] for name in names}
+    of = {name: [facts for fit, facts in by_fit if fit.alternative == name] for name in names}
     choices = []
     for i in range(len(folds.inner)):
         inside = [(fit, facts) for fit, facts in read if fit.inner is not None and fit.fold == i]
-        inner = {name: [facts for fit, facts in inside if fit.experiment is made[name]] for name in names}
+        inner = {name: [facts for fit, facts in inside if fit.alternative == name] for name in names}
         choices.append(chosen(inner, i))
-    ratio = float(np.mean([len(fold.test) / len(fold.train) for fold in folds.folds]))
+    ratio = _ratio(folds)
     confidence = experiment.evaluation.confidence
     scores = {name: summed_up(facts, ratio, confidence) for name, facts in of.items()}
     comparison = {
@@ -290,6 +340,7 @@ def _finish(
         PART: scores,
         "comparison": comparison,
         "nested": nested(choices, of, ratio, confidence) if choices else {},
+        "alternatives": _alternatives(experiment, made),
         "cv": folds.reason,
         "task": target.task,
         "seconds": facts["seconds"],
@@ -317,10 +368,10 @@ def _predictions(
         )
         table = table.add_column(1, "fold", pa.array(np.full(n, facts["fold"] + 1, np.int32)))
         if len(made) > 1:
-            own = next(name for name, experiment in made.items() if experiment is fit.experiment)
-            table = table.add_column(1, "alternative", pa.array([own] * n, pa.string()))
+            table = table.add_column(1, "alternative", pa.array([fit.alternative] * n, pa.string()))
             if choices:
-                table = table.add_column(2, "chosen", pa.array([choices[fit.fold]["chosen"] == own] * n))
+                chosen = choices[fit.fold]["chosen"] == fit.alternative
+                table = table.add_column(2, "chosen", pa.array([chosen] * n))
         tables.append(table)
     return pa.concat_tables(tables, promote_options="default")
 
@@ -348,18 +399,3 @@ def _without_fold_column(experiment: Experiment) -> Experiment:
     if not more or data.features is not None:
         return experiment
     return experiment.model_copy(update={"data": data.model_copy(update={"drop": (*data.drop, *more)})})
-
-
-def _changes(experiment: Experiment, made: Mapping[str, Experiment]) -> dict[str, list[str]]:
-    """Return, for the run folder, in which values each alternative differs."""
-    from shoal.cluster.run_folder import difference
-
-    return {name: difference(to_dict(experiment), to_dict(other)) for name, other in made.items()}
-
-
-def _uri(experiment: Experiment, made: Mapping[str, Experiment], name: str, out: str | None) -> str:
-    uri = run_uri(experiment, "crossval", name, out)
-    if out is not None or len(made) == 1:
-        return uri
-    text = json.dumps(_changes(experiment, made), sort_keys=True)
-    return f"{uri}-compare-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -5,16 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shoal.cluster.errors import RequestError
+import numpy as np
+
+from shoal.cluster.errors import ConfigError, RequestError
 from shoal.cluster.progress import Reporter
 from shoal.cluster.resources import Shape
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.reading import Reading, read_once
 from shoal.cluster.sharding.service import BUDGET
+from shoal.evaluation.crossval.config import KFoldConfig, RepeatedConfig, StratifiedConfig
 from shoal.experiment import Experiment
 
 if TYPE_CHECKING:
     from shoal.evaluation.crossval.folds import Folds
+    from shoal.evaluation.crossval.recorder import Recorder
     from shoal.verbs.look import Look
 
 
@@ -46,6 +50,7 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
     RequestError
         If the rows cannot be dealt so, or a fit would refuse its first fold.
     """
+    from shoal.evaluation.crossval.folds import outer_of
     from shoal.evaluation.crossval.recorder import Recorder
     from shoal.verbs.check import rehearsed
     from shoal.verbs.look import look
@@ -89,7 +94,36 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
     for name, purpose in purposes.items():
         said[_of_validation(purpose) if same else f"{name}: {_of_validation(purpose)}"] = None
     recorder, found = next(iter(looks.values()))
+    _require_inner_scores(first, recorder, found.target)
+    if first.data.time is not None and isinstance(
+        outer_of(first.evaluation.cv), KFoldConfig | RepeatedConfig | StratifiedConfig
+    ):
+        said[
+            f"folds are dealt at random, and data.time ({first.data.time}) orders the rows: models are judged on the past of "
+            "what they have seen; evaluation.cv: time_series judges them on what comes after"
+        ] = None
     return Dealt(recorder.folds, found.target, reading, tuple(said))
+
+
+def _require_inner_scores(experiment: Experiment, recorder: "Recorder", target: Target) -> None:
+    """Refuse inner folds by which nothing can be chosen, whatever the models: of one class, where the metric needs two."""
+    from shoal.evaluation.metrics import resolve_scoring
+
+    if target.task not in ("binary", "multiclass") or not recorder.folds.inner:
+        return
+    costs = experiment.evaluation.costs is not None
+    metric = resolve_scoring(experiment.evaluation.scoring, target.task, costs=costs)[0]
+    if metric.needs == "cost":
+        return
+    for i, inside in enumerate(recorder.folds.inner, 1):
+        for j, fold in enumerate(inside.folds, 1):
+            y = recorder.labels[fold.test]
+            draws = np.random.default_rng(0).dirichlet(np.ones(len(target.classes)), len(y))
+            if why := metric.undefined(y, draws[:, 1] if target.task == "binary" else draws):
+                raise ConfigError(
+                    f"evaluation.cv: nested: {metric.name} cannot choose inside fold {i}: in its fold {j}, {why}; choose other "
+                    "inner folds, or another first metric (evaluation.scoring), such as log_loss"
+                )
 
 
 def learns_from_validation(experiment: Experiment) -> str:

@@ -3,10 +3,11 @@
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shoal.cluster.errors import ShoalError, StoppedError, StorageError
+from shoal.cluster.errors import RunError, ShoalError, StoppedError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Shape
 from shoal.cluster.run_folder import RunFolder
@@ -36,8 +37,8 @@ class FoldFit:
 
     Attributes
     ----------
-    experiment
-        An alternative.
+    alternative, experiment
+        Its name, and what it says.
     config
         As its `config.yaml` has it.
     fold
@@ -50,6 +51,7 @@ class FoldFit:
         How it is spread.
     """
 
+    alternative: str
     experiment: Experiment
     config: str
     fold: int
@@ -64,8 +66,14 @@ class FoldFit:
 
     @property
     def is_done(self) -> bool:
-        """Whether it was stored whole."""
-        return self.run.exists("metrics.json")
+        """Whether it was stored whole; one that was damaged since is done again."""
+        run = self.run
+        if not run.exists("metrics.json") or not run.exists("predictions.parquet"):
+            return False
+        try:
+            return isinstance(run.read_json("metrics.json").get("scores"), dict)
+        except (StorageError, AttributeError):
+            return False
 
 
 Place = Callable[["FitJob"], "FitOutcome"]
@@ -83,26 +91,30 @@ def in_this_process(job: "FitJob") -> "FitOutcome":
 def attempt(fit: FoldFit, place: Place = in_this_process, reading: Reading | None = None) -> str:
     """Fit; return the error that ended it, in words, or nothing.
 
-    Failing storage is tried once more: it is the one cause that may pass. ``reading`` is the input, where it was read before.
+    A fit that failed is tried once more: storage, memory and workers may be there again. ``reading`` is the input, where it was
+    read before.
 
     Raises
     ------
     StoppedError
         If the fit was asked to stop.
     """
-    for again in (True, False):
+    error: ShoalError | None = None
+    for _ in range(2):
         try:
             fit_fold(fit, place, reading=reading)
         except StoppedError:
             raise
-        except StorageError as error:
-            if not again:
-                return str(error)
-        except ShoalError as error:
-            return str(error)
-        else:
+        except (StorageError, RunError) as found:
+            error = found
+        except ShoalError as found:  # a wrong request, which stays wrong
+            error = found
             break
-    return ""
+        else:
+            return ""
+    with suppress(StorageError):
+        fit.run.child(DATA).delete()
+    return str(error)
 
 
 def fit_fold(
@@ -115,6 +127,7 @@ def fit_fold(
     ShoalError
         What went wrong, in words for the user.
     """
+    import shoal.training.worker  # noqa: F401  # seconds of importing it are none of the fit's
     from shoal.cluster.sharding.service import shard
     from shoal.evaluation.deciding.judging import Deciding
     from shoal.verbs.fit import job_of

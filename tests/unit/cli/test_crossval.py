@@ -1,12 +1,15 @@
 """crossval: scores as scikit-learn's, stored fits, alternatives on the same folds."""
 
+import builtins
 import json
+from datetime import datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
@@ -15,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from support.tabular import rows
 
+import shoal as shoal_package
 from shoal.cluster.errors import RunError
 from shoal.training import worker
 
@@ -150,9 +154,9 @@ def test_nested_folds_choose_and_judge_as_scikit_learn_does(shoal, tumours):
     found = done.json["nested"]
     everyone = pq.read_table(path / "run" / "predictions.parquet").to_pandas()
     for k, choice in enumerate(found["choices"]):
-        outer = judged(f"fold-{k + 1:03d}-01")
+        outer = judged(f"fold-{k + 1:03d}")
         pool = np.setdiff1d(np.arange(len(y)), outer)
-        inner = [judged(f"fold-{k + 1:03d}-inner-{i:03d}-01") for i in (1, 2)]
+        inner = [judged(f"fold-{k + 1:03d}-inner-{i:03d}") for i in (1, 2)]
         assert sorted(np.concatenate(inner)) == sorted(pool)
         means = {
             name: np.mean([loss(s, np.setdiff1d(pool, test), test) for test in inner])
@@ -225,7 +229,7 @@ def test_a_fit_that_fails_is_named_and_the_others_are_kept(shoal, small, monkeyp
     def fails(*arguments):
         nonlocal count
         count += 1
-        if count == 2:
+        if count in (2, 3):  # it is tried twice
             raise RunError("the loss became nan")
         return whole(*arguments)
 
@@ -235,7 +239,160 @@ def test_a_fit_that_fails_is_named_and_the_others_are_kept(shoal, small, monkeyp
     assert "1 fit of 3 failed, the others are kept; the same command tries them again" in done.err
     assert "fold-002: the loss became nan" in done.err
     assert shoal("crossval", small / "small.yaml", "--out", small / "run").code == 0
+    assert count == 5
+
+
+class Own(ClassifierMixin, BaseEstimator):
+    """scikit-learn's documented least, which may fail."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+
+    def fit(self, _, y):
+        if self.fails:
+            raise getattr(builtins, self.fails)("boom")
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, x):
+        return np.full((len(x), len(self.classes_)), 1 / len(self.classes_))
+
+
+@pytest.mark.parametrize("error", ["RuntimeError", "KeyError", "ZeroDivisionError"])
+def test_an_alternative_that_fails_leaves_the_others_and_what_they_score(shoal, small, error):
+    model = f'{{import: "{__name__}:Own"'
+    axis, run = small / "axis.yaml", small / "run"
+    axis.write_text(f"plain: {{}}\nown: {{model: {model}}}}}\nbad: {{model: {model}, fails: {error}}}}}\n")
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--out", run)
+    assert done.code == 1, done.err
+    assert "3 fits of 9 failed" in done.err
+    assert f"{__name__}:Own could not be fitted: {error}: " in done.err
+    assert "whole: plain: average_precision 0." in done.err
+    assert "whole: own: average_precision 0." in done.err
+    assert not list(run.glob("fits/*/data"))
+    assert shoal("report", run).code == 2
+    fits = {path: path.stat().st_mtime_ns for path in run.glob("fits/*/metrics.json")}
+    assert len(fits) == 6
+    axis.write_text(f"own: {{model: {model}}}}}\nslow: {{training.optimizer.learning_rate: 1e-5}}\n")
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--out", run)
+    assert done.code == 0, done.err
+    assert "6 fits of 9 are there already" in done.err
+    assert {path: path.stat().st_mtime_ns for path in fits} == fits
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--out", run)
+    assert "this run is complete" in done.err
+    assert shoal("report", run).code == 0
+
+
+def test_fits_that_failed_are_tried_again_and_damaged_ones_done_again(shoal, small, monkeypatch):
+    whole, count = worker.run_worker, 0
+
+    def fails(*arguments):
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise RunError("a worker was lost")
+        return whole(*arguments)
+
+    monkeypatch.setattr("shoal.training.trainer.run_worker", fails)
+    run = small / "run"
+    done = shoal("crossval", small / "small.yaml", "--out", run)
+    assert done.code == 0, done.err
     assert count == 4
+    scores = (run / "fits" / "fold-002" / "metrics.json").read_text()
+    (run / "fits" / "fold-002" / "metrics.json").write_text("{")
+    (run / "metrics.json").unlink()
+    done = shoal("crossval", small / "small.yaml", "--out", run)
+    assert done.code == 0, done.err
+    assert count == 5
+    again = json.loads((run / "fits" / "fold-002" / "metrics.json").read_text())
+    assert again["scores"] == json.loads(scores)["scores"]
+
+
+def test_alternatives_may_be_given_in_python(small):
+    found = shoal_package.crossval(
+        shoal_package.load_experiment(small / "small.yaml"),
+        str(small / "run"),
+        compare={"linear": {"model": "linear"}},
+    )
+    assert list(found.scores) == ["as it is", "linear"]
+    assert "p_value" not in found.scores["linear"]["roc_auc"]
+
+
+def test_what_ranks_cannot_tell_apart_is_told_by_cost(shoal, small):
+    axis = small / "axis.yaml"
+    axis.write_text("plain: {}\nother: {evaluation.threshold: 0.9}\n")
+    sets = [
+        "--set",
+        "evaluation.costs={false_positive: 1, false_negative: 5}",
+        "--set",
+        "evaluation.calibration=none",
+    ]
+    done = shoal("crossval", small / "small.yaml", "--compare", axis, "--json", *sets)
+    assert done.code == 0, done.err
+    (other,) = done.json["comparison"].values()
+    assert other["differences"]["average_precision"]["value"] == 0
+    assert other["sentence"].startswith("other: expected_cost +")
+
+
+def test_inner_folds_by_which_nothing_can_be_chosen_are_refused_first(shoal, small):
+    table = rows(120).append_column("site", pa.array([f"s{i % 4}" for i in range(120)]))
+    ill = pc.and_(pc.equal(table["y"], "yes"), pc.equal(table["site"], "s1"))
+    pq.write_table(table.filter(pc.invert(ill)), small / "rows.parquet")
+    (small / "axis.yaml").write_text("plain: {}\nlinear: {model: linear}\n")
+    cv = "evaluation.cv={nested: {outer: leave_one_group_out, inner: leave_one_group_out}}"
+    sets = ["--set", "data.group=site", "--set", "data.split={test: 0}", "--set", cv]
+    arguments = [small / "small.yaml", "--compare", small / "axis.yaml", "--out", small / "run", *sets]
+    done = shoal("crossval", *arguments, "--set", "evaluation.scoring=[roc_auc]")
+    assert done.code == 2, done.err
+    assert "roc_auc cannot choose inside fold" in done.err
+    assert "the rows hold one class only; choose other inner folds" in done.err
+    assert "fitting" not in done.err
+
+
+def test_rows_near_validation_rows_of_the_split_are_in_folds(shoal, small):
+    days = [datetime(2026, 1, 1) + timedelta(days=i) for i in range(300)]
+    table = (
+        rows(300)
+        .append_column("when", pa.array(days))
+        .append_column("who", pa.array([f"w{i % 30}" for i in range(300)]))
+    )
+    pq.write_table(table, small / "rows.parquet")
+    base = ["--set", "data.time=when", "--set", "training.epochs=1"]
+    base += ["--set", "evaluation.cv={time_series: {n_splits: 3, gap: 5d}}"]
+    sets = ["--set", "data.split={time: {test: 0, validation: 0.1, gap: 10d}}"]
+    done = shoal("crossval", small / "small.yaml", "--out", small / "run", *base, *sets)
+    assert done.code == 0, done.err
+    judged = pq.read_table(small / "run" / "predictions.parquet").to_pandas()
+    assert len(judged) == 225  # all but the first of four blocks
+    # Groups on both sides are the folds' business alone, where there is no test part.
+    sets = ["--set", "data.group=who", "--set", "data.split={test: 0}"]
+    done = shoal(
+        "crossval", small / "small.yaml", "--out", small / "grouped", *base, *sets, "--set", "evaluation.cv=3"
+    )
+    assert done.code == 2
+    assert "no training rows are left" in done.err
+    sets += ["--set", "evaluation.cv={time_series: {n_splits: 3, groups: allow}}"]
+    done = shoal("crossval", small / "small.yaml", "--out", small / "grouped", *base, *sets)
+    assert done.code == 0, done.err
+    assert len(pq.read_table(small / "grouped" / "predictions.parquet")) == 225
+    done = shoal("crossval", small / "small.yaml", *base, "--set", "evaluation.cv={time_series: {gap: 10}}")
+    assert done.code == 2
+    assert "evaluation.cv: 10 is no span of time" in done.err
+    sets = ["--set", "evaluation.cv={kfold: {n_splits: 2}}", "--set", "data.split={test: 0}"]
+    done = shoal("crossval", small / "small.yaml", *base, *sets)
+    assert "data.time (when) orders the rows: models are judged on the past" in done.err
+
+
+def test_test_rows_need_no_value_in_the_column_of_folds(shoal, small):
+    table = rows(90)
+    part = ["test" if i % 3 == 0 else "train" for i in range(90)]
+    fold = [None if i % 3 == 0 else i % 2 for i in range(90)]
+    table = table.append_column("part", pa.array(part)).append_column("fold", pa.array(fold))
+    pq.write_table(table, small / "rows.parquet")
+    sets = ["--set", "data.split={column: part}", "--set", "evaluation.cv={column: {name: fold}}"]
+    done = shoal("crossval", small / "small.yaml", "--out", small / "run", *sets)
+    assert done.code == 0, done.err
+    assert len(pq.read_table(small / "run" / "predictions.parquet")) == 60
 
 
 def test_alternatives_are_judged_on_the_same_rows(shoal, small):
@@ -329,6 +486,7 @@ cluster: {{storage_path: {tmp_path}/runs}}
     [
         ("", "there is no alternative"),
         ("a: {}\n", "there is nothing to compare with"),
+        ("'': {model: linear}\n", "an alternative has no name"),
         ("a: 3\n", "a: 3 is not allowed; an alternative is a section"),
         ("a: {seed: 3}\n", "a: seed decides which rows are judged"),
         ("a: {data.split.test: 0.1}\n", "data.split.test decides which rows are judged"),
@@ -377,8 +535,8 @@ def test_validation_rows_are_cut_where_a_fit_learns_from_them(shoal, small):
     assert "plain: no validation rows are cut from the training rows" in done.err
     assert "stopped: validation rows are cut from each fold's training rows, for early stopping" in done.err
     rows_of = [
-        json.loads((small / "run" / "fits" / f"fold-001-0{i}" / "metrics.json").read_text())["rows"]
-        for i in (1, 2, 3)
+        json.loads(next((small / "run" / "fits").glob(f"fold-001{name}/metrics.json")).read_text())["rows"]
+        for name in ("", "-stopped-*", "-calibrated-*")
     ]
     assert [found.get("validation", 0) > 0 for found in rows_of] == [False, True, True]
     assert len({found["train"] + found.get("validation", 0) for found in rows_of}) == 1

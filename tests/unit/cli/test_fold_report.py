@@ -264,7 +264,7 @@ def test_a_private_number_is_given_in_standard_deviations(crossval, small):
     ]
     _, run = crossval(*arguments, "--set", "data.private=[y]")
     page, words, found = read(run)
-    first = json.loads((run / "fits" / "fold-001-01" / "data.json").read_text())["schema"]["target"]["scale"]
+    first = json.loads((run / "fits" / "fold-001" / "data.json").read_text())["schema"]["target"]["scale"]
     entry = found["nested"]["scores"]["rmse"]
     assert entry["value"] > 10  # in units; what the page shows is that over the deviation
     assert close(page.tables["Scores of the choice"][1][1], entry["value"] / first)
