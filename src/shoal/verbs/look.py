@@ -100,12 +100,13 @@ def look(
     costs: Sequence[str] = (),
     ids: bool = False,
     resplit: Resplit | None = None,
+    known: Schema | None = None,
 ) -> Look:
     """Decide from the data what the sharding service would: types, roles, classes, parts.
 
     Parameters
     ----------
-    data, seed, storage, reporter, costs
+    data, seed, storage, reporter, costs, resplit, known
         As the service takes them.
     ids
         Whether the ids of the rows are needed.
@@ -128,7 +129,7 @@ def look(
         done += len(piece)
         reporter.advance(done, source.n_rows, "rows")
     reporter.done()
-    found = decide(merge_away(scans), source.schema, data, seed, chosen, costs, resplit)
+    found = decide(merge_away(scans), source.schema, data, seed, chosen, costs, resplit, known)
     refuse_missing(found.costs, costs, found.plan, source, data)
     resampled = foresee(data, found)
     said = [
@@ -170,7 +171,8 @@ def _schema(
 
     In the order of reading: means may differ from those of the shards in their last bits, and nothing here depends on those.
     """
-    statistics, start, n_train = Statistics(found.features.columns), 0, found.plan.part(0).stop
+    gathered = found.features.columns if found.known is None else []
+    statistics, start, n_train = Statistics(gathered), 0, found.plan.part(0).stop
     names, own = [column.name for column in found.features.columns], []
     for piece in pieces(source, [*names, *([data.id] if data.id and ids else [])], BATCH_ROWS):
         place = found.plan.position[start : start + len(piece)]
