@@ -29,9 +29,7 @@ from shoal.training.strategies.base import Strategy
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def refuse_model(
-    model: Model, config: TrainingConfig, workers: int, still: Collection[str] = ()
-) -> None:
+def refuse_model(model: Model, config: TrainingConfig, workers: int, still: Collection[str] = ()) -> None:
     """Refuse a model that cannot be trained in this way.
 
     Parameters

@@ -94,7 +94,9 @@ class Stepper:
         shapes = {n: (p.shape, p.dtype) for n, p in self.model.named_parameters() if p.requires_grad}
         self.wrapped = self.strategy.wrap(self.model, config, unused)
         if self.tuning.pull:
-            pulled = [(p, self.tuning.start[n]) for n, p in self.model.named_parameters() if n in self.tuning.start]
+            pulled = [
+                (p, self.tuning.start[n]) for n, p in self.model.named_parameters() if n in self.tuning.start
+            ]
             starts = [start.to(p.device, p.dtype) for p, start in pulled]
             pull_to_start(
                 self.strategy.optimizer,
@@ -128,6 +130,9 @@ class Stepper:
         for p in (p for group in optimizer.param_groups for p in group["params"]):
             if p in before:
                 optimizer.state[p] = before[p]
+            elif isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"]:
+                # torch's fused step wants a momentum of all parameters of a group, or of none.
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
         if scaler:
             self.strategy.scaler.load_state_dict(scaler)
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -168,10 +169,11 @@ def _fit(
         "other input files, which have changed since": key,
         "another model, training or seed": _settings(job),
     }
-    tuning, provenance = None, {"data": key}
+    tuning = None
+    provenance: dict[str, Any] = {"data": key}
     if job.reuse is not None:
         tuning = job.reuse(model, dataset.schema, job.training, job.seed)
-        provenance |= {"start": job.reuse.identity}
+        provenance["start"] = job.reuse.identity
     loop = Loop(
         model,
         dataset,

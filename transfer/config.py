@@ -34,16 +34,21 @@ class L2SPConfig(Config):
     """A pull to the start in place of weight decay: L2-SP (Li, Grandvalet and Davoine 2018)."""
 
     start: Annotated[float, Field(gt=0, le=1e6)] = Field(
-        0.1, description="strength / 2 x the squared distance of the parameters that were taken from their start"
+        0.1,
+        description="strength / 2 x the squared distance of the parameters that were taken from their start",
     )
-    head: Strength = Field(0.01, description="strength / 2 x the squared weights of the others, which are new")
+    head: Strength = Field(
+        0.01, description="strength / 2 x the squared weights of the others, which are new"
+    )
 
 
 class LoRAConfig(Config):
     """Updates of low rank beside frozen linear layers (Hu et al. 2022), by peft; merged into the weights at the end."""
 
     rank: Annotated[int, Field(ge=1)] = 8
-    alpha: Positive | None = Field(None, description="updates are multiplied by alpha / rank; null for twice the rank")
+    alpha: Positive | None = Field(
+        None, description="updates are multiplied by alpha / rank; null for twice the rank"
+    )
     dropout: Probability = 0.0
     layers: tuple[Name, ...] = Field(
         (), description="names of linear layers, with * and ?; empty for all but the head"
@@ -54,7 +59,8 @@ class TransferConfig(Config):
     """How an earlier fit is used again."""
 
     start: Name | None = Field(
-        None, description="a run folder, or a file of weights (.safetensors, .pt, .pth), whose weights the fit starts from"
+        None,
+        description="a run folder, or a file of weights (.safetensors, .pt, .pth), whose weights the fit starts from",
     )
     rename: dict[Name, str] = Field(
         {}, description="what names in a file of weights begin with, and what they begin with in the model"
@@ -67,7 +73,8 @@ class TransferConfig(Config):
         None, description="name of the layer that answers; null for the last linear one"
     )
     new_head: Literal["auto"] | StrictBool = Field(
-        "auto", description="auto: where the start answers another question than this target, or does not say which"
+        "auto",
+        description="auto: where the start answers another question than this target, or does not say which",
     )
     freeze: tuple[Name, ...] | Literal["all_but_head"] = Field(
         (), description="names of layers or parameters, with * and ?, that stay as they are; or all_but_head"
@@ -80,7 +87,7 @@ class TransferConfig(Config):
     )
     rate_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0,
-        description="of the learning rate, from each layer to the next one below, from the head down (1 / 2.6 in Howard and Ruder)",
+        description="of the learning rate from each layer to the one below it, from the head down (1 / 2.6 in Howard and Ruder)",
     )
     l2_sp: L2SPConfig | None = None
     lora: LoRAConfig | None = None

@@ -35,11 +35,14 @@ class FineTune:
         How to reach it.
     sha256
         Of the weights, as they were when the fit was asked for.
+    said
+        What else to say aloud before the fit.
     """
 
     config: TransferConfig
     storage: StorageConfig
     sha256: str
+    said: tuple[str, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -59,7 +62,7 @@ class FineTune:
         start = read_start(str(self.config.start), self.storage)
         if start.sha256 != self.sha256:
             raise DataError(
-                f"transfer.start: the weights in {start.place} are others than when this run began; leave them alone while it runs"
+                f"transfer.start: the weights in {start.place} are others than when this run began; leave them while it runs"
             )
         config, head = self.config, head_of(model, self.config.head)
         taken = take(model, start, schema, head, config)
@@ -98,7 +101,9 @@ class FineTune:
         refuse_idle(training, [n for n, _ in model.named_parameters() if n in trained])
         stage = Stage(0, trained, training.parameter_groups, self._still(model, trained))
         size = _size(model, trained)
-        total = sum(p.numel() for p in model.parameters()) - _size(model, {n for n in trained if ".lora_" in n})
+        total = sum(p.numel() for p in model.parameters()) - _size(
+            model, {n for n in trained if ".lora_" in n}
+        )
         said = (
             f"fine-tuning: {plural(size, 'parameter')} are trained, {head} and updates of rank {self.config.lora.rank} beside "
             f"{plural(sum('.lora_A.' in n for n in trained), 'layer')}; all else of the model's {total:,} is frozen"
@@ -110,16 +115,31 @@ class FineTune:
 
     def _said(self, start: Start, taken: Taken) -> tuple[str, ...]:
         if start.schema is None:
-            statistics = "means, scales and categories are those of the training rows: a file of weights has none"
+            statistics = (
+                "means, scales and categories are those of the training rows: a file of weights has none"
+            )
         elif self.config.statistics == "start":
-            statistics = "columns, means, scales and categories are the start's, as its weights expect (transfer.statistics: start)"
+            statistics = "columns, means, scales and categories are the start's, as its weights expect (statistics: start)"
         else:
-            statistics = "means, scales and categories are fitted anew on the training rows (transfer.statistics: data)"
-        return taken.said(start.place), f"start: {statistics}"
+            statistics = (
+                "means, scales and categories are fitted anew on the training rows (statistics: data)"
+            )
+        return taken.said(start.place), f"start: {statistics}", *self.said
 
 
-def fine_tune(config: TransferConfig, storage: StorageConfig) -> tuple[FineTune, Schema | None]:
+def fine_tune(
+    config: TransferConfig, storage: StorageConfig, said: tuple[str, ...] = ()
+) -> tuple[FineTune, Schema | None]:
     """Look at what a fit starts from.
+
+    Parameters
+    ----------
+    config
+        The `transfer` section, with a start.
+    storage
+        How to reach it.
+    said
+        What else to say aloud before the fit.
 
     Returns
     -------
@@ -138,7 +158,9 @@ def fine_tune(config: TransferConfig, storage: StorageConfig) -> tuple[FineTune,
         raise ConfigError(
             "transfer.rename is for files of weights: the names in a run are those of the model; leave it out"
         )
-    return FineTune(config, storage, start.sha256), start.schema if config.statistics == "start" else None
+    return FineTune(
+        config, storage, start.sha256, said
+    ), start.schema if config.statistics == "start" else None
 
 
 def refuse(config: TransferConfig, training: TrainingConfig) -> None:
@@ -174,8 +196,8 @@ def refuse(config: TransferConfig, training: TrainingConfig) -> None:
                 )
     if isinstance(optimizer, Imported) and config.rate_decay != 1:
         raise ConfigError(
-            f"transfer.rate_decay: the learning rate of {optimizer.path} is its own; use an optimiser by name, or give rates with "
-            "training.parameter_groups"
+            f"transfer.rate_decay: the learning rate of {optimizer.path} is its own; use an optimiser by name, or give rates "
+            "with training.parameter_groups"
         )
     if config.l2_sp is not None and training.l2:
         raise ConfigError(
@@ -192,7 +214,9 @@ def _table(model: nn.Module, layers: Sequence[Layer], stages: Sequence[Stage]) -
     """Say which layers are trained when, at which rate, and which are not: a line each."""
     total, last = _size(model, {n for layer in layers for n in layer.parameters}), stages[-1]
     size = _size(model, last.trained)
-    lines = [f"fine-tuning: {size:,} of {plural(total, 'parameter')} are trained, {total - size:,} are frozen"]
+    lines = [
+        f"fine-tuning: {size:,} of {plural(total, 'parameter')} are trained, {total - size:,} are frozen"
+    ]
     for layer in layers:
         own = layer.parameters & last.trained
         first = next((s for s in stages if own & s.trained), None)
@@ -201,7 +225,9 @@ def _table(model: nn.Module, layers: Sequence[Layer], stages: Sequence[Stage]) -
             said += f" from epoch {first.first_epoch + 1} on"
         if first is not None and own != layer.parameters:
             said += f", but for {plural(_size(model, layer.parameters - own), 'parameter')}"
-        rates = sorted({g.learning_rate for g in last.groups if g.learning_rate is not None and g.match in own})
+        rates = sorted(
+            {g.learning_rate for g in last.groups if g.learning_rate is not None and g.match in own}
+        )
         if rates:
             said += f", learning rate {' and '.join(f'{r:.3g}' for r in rates)}"
         lines.append(f"  {layer.name}: {plural(_size(model, layer.parameters), 'parameter')}, {said}")
@@ -210,5 +236,3 @@ def _table(model: nn.Module, layers: Sequence[Layer], stages: Sequence[Stage]) -
             f"  {plural(len(last.still), 'frozen batch normalisation')} keep their running statistics (transfer.batch_norm: keep)"
         )
     return lines
-
-

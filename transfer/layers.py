@@ -78,7 +78,7 @@ def head_of(model: Model, name: str | None) -> str:
         raise ConfigError(
             f"transfer.head: the model has no last linear layer with {model.n_outputs} outputs; name the layer that answers"
         )
-    return linear[-1][0]
+    return str(linear[-1][0])
 
 
 def from_head_down(model: Model, head: str) -> list[Layer]:
@@ -124,12 +124,11 @@ def _units(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def frozen_batch_norms(model: nn.Module, trained: Collection[str]) -> frozenset[str]:
-    """Return the names of batch normalisations none of whose parameters, or of their parent's without own, is trained."""
-    found = set()
+    """Return the names of batch normalisations that are not trained: by their own parameters, or those of the layer before."""
+    found, before = set(), ""
     for name, module in model.named_modules():
-        if not isinstance(module, BATCH_NORMS):
-            continue
-        holder = name if any(True for _ in module.parameters()) else name.rpartition(".")[0]
-        if not any(matches(parameter, holder) for parameter in trained):
+        if any(True for _ in module.parameters(recurse=False)):
+            before = name
+        if isinstance(module, BATCH_NORMS) and before and not any(matches(p, before) for p in trained):
             found.add(name)
     return frozenset(found)

@@ -33,10 +33,14 @@ def require_peft() -> None:
         With the command that installs it.
     """
     if importlib.util.find_spec("peft") is None:
-        raise ConfigError('transfer.lora needs the package peft: pip install "shoal[transfer]", or pip install peft')
+        raise ConfigError(
+            'transfer.lora needs the package peft: pip install "shoal[transfer]", or pip install peft'
+        )
 
 
-def add_updates(model: Model, config: LoRAConfig, head: str, seed: int) -> tuple[frozenset[str], Callable[[], None]]:
+def add_updates(
+    model: Model, config: LoRAConfig, head: str, seed: int
+) -> tuple[frozenset[str], Callable[[], None]]:
     """Put updates beside the linear layers of a model, in place.
 
     Parameters
@@ -64,11 +68,13 @@ def add_updates(model: Model, config: LoRAConfig, head: str, seed: int) -> tuple
 
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not matches(n, head)]
     if not linear:
-        raise ConfigError("transfer.lora: the model has no linear layer below its head; use transfer.freeze in its place")
+        raise ConfigError(
+            "transfer.lora: the model has no linear layer below its head; use transfer.freeze in its place"
+        )
     chosen = matched(linear, config.layers, "transfer.lora.layers") if config.layers else frozenset(linear)
     settings: Any = LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha if config.alpha is not None else 2 * config.rank,  # type: ignore[arg-type]
+        lora_alpha=config.alpha if config.alpha is not None else 2 * config.rank,
         lora_dropout=config.dropout,
         target_modules="|".join(map(re.escape, sorted(chosen))),
     )

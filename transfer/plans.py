@@ -37,7 +37,9 @@ def frozen(layers: Sequence[Layer], config: TransferConfig) -> frozenset[str]:
         return frozenset(names) - layers[0].parameters
     found = matched(names, config.freeze, "transfer.freeze")
     if found == set(names):
-        raise ConfigError(f"transfer.freeze: {list(config.freeze)} leaves no parameter to train; leave a layer out of it")
+        raise ConfigError(
+            f"transfer.freeze: {list(config.freeze)} leaves no parameter to train; leave a layer out of it"
+        )
     return found
 
 
@@ -68,7 +70,7 @@ def plans(layers: Sequence[Layer], never: Set[str], config: TransferConfig, epoc
         each, key = kind.epochs, "probe"
     else:
         assert isinstance(kind, GradualConfig)
-        grown = accumulate((own for _, own in open_layers), frozenset.union)
+        grown = accumulate((own for _, own in open_layers), lambda all_above, own: all_above | own)
         stages = list(zip(grown, (name for name, _ in open_layers), strict=True))
         each, key = kind.epochs, "gradual"
     least = each * (len(stages) - 1) + 1

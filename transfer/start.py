@@ -20,8 +20,25 @@ from shoal.training.config import MODELS
 from shoal.training.description import digest, read_model
 
 TENSORS, TORCH = (".safetensors",), (".pt", ".pth")
-_OTHERS = (".bin", ".ckpt", ".h5", ".keras", ".npz", ".onnx", ".pkl", ".pb", ".joblib", ".skops", ".tar", ".zip")
-_INSIDE = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights among other things
+_OTHERS = (
+    ".bin",
+    ".ckpt",
+    ".h5",
+    ".keras",
+    ".npz",
+    ".onnx",
+    ".pkl",
+    ".pb",
+    ".joblib",
+    ".skops",
+    ".tar",
+    ".zip",
+)
+_INSIDE = (
+    "state_dict",
+    "model_state_dict",
+    "model",
+)  # where training scripts put the weights among other things
 
 
 @dataclass(frozen=True)
@@ -58,8 +75,8 @@ def is_file(place: str) -> bool:
     lower = place.lower()
     if lower.endswith(_OTHERS):
         raise ConfigError(
-            f"transfer.start: {redact(place)} is no file that is read here: give a run folder, a file of safetensors, or one that "
-            f"torch.save wrote of weights alone ({', '.join(TORCH)}); convert others with safetensors.torch.save_file"
+            f"transfer.start: {redact(place)} is no file that is read here: give a run folder, a file of safetensors, or one "
+            f"that torch.save wrote of weights alone ({', '.join(TORCH)}); convert others with safetensors.torch.save_file"
         )
     return lower.endswith(TENSORS + TORCH)
 
@@ -85,7 +102,9 @@ def read_start(place: str, storage: StorageConfig) -> Start:
         folder, _, name = place.rpartition("/")
         holder = Storage.open(folder or ".", storage)
         if not holder.exists(name):
-            raise DataError(f"transfer.start: there is no {redact(place)}; give a run folder or a file of weights")
+            raise DataError(
+                f"transfer.start: there is no {redact(place)}; give a run folder or a file of weights"
+            )
         data = holder.read_bytes(name)
         read = _safetensors if place.lower().endswith(TENSORS) else _torch
         return Start(redact(place), read(data, redact(place)), digest(data))
@@ -124,7 +143,9 @@ def _torch(data: bytes, place: str) -> dict[str, Tensor]:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
             found = found[name]
             break
-    tensors = {str(n): t for n, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
+    tensors = (
+        {str(n): t for n, t in found.items() if isinstance(t, Tensor)} if isinstance(found, Mapping) else {}
+    )
     if not tensors:
         raise DataError(f"transfer.start: {place} holds no tensors by name; save model.state_dict()")
     return tensors

@@ -106,7 +106,9 @@ def take(model: Model, start: Start, schema: Schema, head: str, config: Transfer
             taken.leave(name, why_new)
         elif given is None:
             taken.leave(name, "not in the start")
-        elif (rows := _category_rows(name, start, schema)) is not None and given.shape[1:] == tensor.shape[1:]:
+        elif (rows := _category_rows(name, start, schema)) is not None and given.shape[1:] == tensor.shape[
+            1:
+        ]:
             here, there = rows
             tensor[here] = given[there].to(tensor.dtype)
             taken.names.append(name)
@@ -165,7 +167,8 @@ def _refuse_other_columns(model: Model, there: Schema, here: Schema) -> None:
     same = [c.categories for c in there.categorical] == [c.categories for c in here.categorical]
     if not same and not model.encoder.embeddings:
         raise ConfigError(
-            "transfer.statistics: data finds other categories than the start's, to which its weights belong; use statistics: start"
+            "transfer.statistics: data finds other categories than the start's, to which its weights belong; use "
+            "statistics: start"
         )
 
 

@@ -88,10 +88,11 @@ def decide(
     """
     private = bool(set(data.target) & set(data.private))
     target, notices = infer_target(scan.roles, data)
-    if known is None:
-        features = infer_features(schema, chosen, scan.facts, data)
-    else:
-        features = known_features(known, chosen, schema.names)
+    features = (
+        infer_features(schema, chosen, scan.facts, data)
+        if known is None
+        else known_features(known, chosen, schema.names)
+    )
     amounts = costs_of(scan.roles, costs)
     labels, missing = code_labels(scan.roles, target, private=private)
     left_out = {}

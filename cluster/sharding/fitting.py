@@ -31,9 +31,7 @@ def complete(
     said_before = len(features.notices)
     columns = [] if known is None else list(known.columns)
     notices: list[str] = []
-    for column in (
-        drop_constant(features.columns, statistics.constant, features) if known is None else ()
-    ):
+    for column in drop_constant(features.columns, statistics.constant, features) if known is None else ():
         complete, said = statistics.finish(column, data.max_categories)
         columns.append(complete)
         notices += said

@@ -399,8 +399,8 @@ def _key(
     carried = {"costs": list(costs)} if costs else {}
     more: tuple[Any, ...] = () if resplit is None else (resplit.identity,)
     if known is not None:
-        own = {"columns": True, "target": {"center", "scale"}}
-        more += (known.model_dump(mode="json", include=own),)
+        fitted = known.model_dump(mode="json", include={"columns": True, "target": {"center", "scale"}})
+        more += (fitted,)
     return fingerprint(files, data.model_dump(mode="json") | carried, seed, "format 4", *more)
 
 

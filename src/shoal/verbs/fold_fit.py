@@ -17,6 +17,7 @@ from shoal.experiment import Experiment
 from shoal.verbs.dataset import ShardResult
 from shoal.verbs.decisions import plan_of_rows, settle
 from shoal.verbs.judge import metrics_of
+from shoal.verbs.starting import starting
 
 if TYPE_CHECKING:
     from shoal.evaluation.deciding.judging import Judging
@@ -127,6 +128,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         reporter=reporter or Silent(),
         costs=experiment.cost_columns,
         resplit=OneFold(experiment.evaluation.cv, fit.fold, fit.inner),
+        known=starting(experiment).known,
     )
     sharded = time.perf_counter()
     decisions = plan_of_rows(experiment, manifest)

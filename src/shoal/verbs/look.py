@@ -30,6 +30,7 @@ from shoal.evaluation.crossval.config import AutoConfig
 from shoal.evaluation.deciding.plan import Known
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.dealing import Recorder
+from shoal.verbs.starting import starting
 
 BATCH_ROWS = 262_144
 
@@ -254,6 +255,7 @@ def check(
     shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
     refuse_estimator(experiment.model, experiment.training, shape)
+    start = starting(experiment)
     require_cache(experiment.cluster, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
         require_writable(place, experiment.cluster.storage)
@@ -270,6 +272,7 @@ def check(
         experiment.cost_columns,
         ids=has_costs,  # by which rows are drawn, and named
         resplit=folds,
+        known=start.known,
     )
     if folds is not None:
         found = replace(found, notices=(*found.notices, folds.folds.reason))
@@ -295,6 +298,7 @@ def check(
         monitor,
         shape,
         costs_of(experiment, found.schema),
+        start.reuse,
     )
     found = replace(found, notices=tuple(notices))
     workers = f"{shape.workers}, placed {shape.placement}"
