@@ -125,7 +125,7 @@ def read_start(place: str, storage: StorageConfig) -> Start:
 
 def _safetensors(data: bytes, place: str) -> dict[str, Tensor]:
     try:
-        return dict(load(data))
+        return dict(sorted(load(data).items()))
     except SafetensorError as error:
         raise DataError(f"transfer.start: {place} is damaged, or no file of safetensors ({error})") from error
 
