@@ -77,6 +77,8 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
                         experiment.cost_columns,
                         ids=ids,
                         resplit=recorder,
+                        reading=reading,
+                        known=begun.known,
                     ),
                 )
             recorder, found = looks[key]
