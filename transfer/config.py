@@ -55,6 +55,20 @@ class LoRAConfig(Config):
     )
 
 
+class FeaturesConfig(Config):
+    """What `shoal features` keeps of a model."""
+
+    layers: Annotated[tuple[Name, ...], Field(min_length=1)] = Field(
+        ("last",),
+        description="names of layers, with * and ?; last is what the layer that answers is given; --list shows all",
+    )
+    pool: Literal["auto", "mean", "max", "first", "flatten"] = Field(
+        "auto",
+        description="outputs of several tokens or places to numbers a row; auto is their mean",
+    )
+    probe: StrictBool = Field(True, description="rank the layers by a linear model of each")
+
+
 class TransferConfig(Config):
     """How an earlier fit is used again."""
 
@@ -91,10 +105,11 @@ class TransferConfig(Config):
     )
     l2_sp: L2SPConfig | None = None
     lora: LoRAConfig | None = None
+    features: FeaturesConfig = FeaturesConfig()
 
     @model_validator(mode="after")
     def _has_a_start(self) -> "TransferConfig":
-        given = sorted(self.model_dump(exclude={"start"}, exclude_defaults=True))
+        given = sorted(self.model_dump(exclude={"start", "features", "head"}, exclude_defaults=True))
         if self.start is None and given:
             raise ValueError(
                 f"{given[0]} is about a model to start from, and there is none: give start a run folder or a file of weights"

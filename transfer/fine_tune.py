@@ -47,7 +47,7 @@ class FineTune:
     @property
     def identity(self) -> dict[str, Any]:
         """Plain values that determine what it does, with the model, the data and the `training` section."""
-        return {"sha256": self.sha256, **self.config.model_dump(mode="json")}
+        return {"sha256": self.sha256, **self.config.model_dump(mode="json", exclude={"features"})}
 
     def __call__(self, model: Model, schema: Schema, training: TrainingConfig, seed: int) -> FineTuning:
         """Give a new model the weights to start from, and say how it is trained; the same on every worker.
