@@ -41,6 +41,7 @@ from shoal.training.schedules.config import PlateauConfig
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.scores import Judge
 from shoal.training.soundness import slower
+from shoal.training.stages import FineTuning
 from shoal.training.stepping import Stepper
 from shoal.training.strategies.base import Fragment, Strategy
 
@@ -77,6 +78,8 @@ class Loop:
         Values of the training loss kept an epoch.
     costs
         What decisions cost, for what follows from it in the fit; its columns are those of the dataset.
+    tuning
+        What of the model is trained when, where not all of it is throughout.
     """
 
     model: Model
@@ -91,14 +94,16 @@ class Loop:
     history: History = field(default_factory=History)
     loss_points: int = LOSS_POINTS
     costs: Costs | None = None
+    tuning: FineTuning | None = None
 
     def __post_init__(self) -> None:
+        tuning = self.tuning or FineTuning.whole(self.model, self.config)
         target = self.dataset.schema.target
         self.notices: list[str] = []
         if self.costs is not None:
             refuse_costs(self.dataset, self.costs, self.strategy)
         sampled = sample(self.config, self.dataset, self.costs, self.strategy, self.seed)
-        self.plan, self.said_first = sampled.plan, sampled.notices
+        self.plan, self.said_first = sampled.plan, [*tuning.notices, *sampled.notices]
         self.reader = BatchReader(
             self.dataset,
             self.plan,
@@ -112,7 +117,7 @@ class Loop:
             f"{name} draws its dropout by itself: results depend on the number of workers" for name in outside
         ]
         self.validates = sum(self.dataset.shard_rows("validation")) > 0 and self.monitor is not None
-        refuse_model(self.model, self.config, self.strategy.world_size)
+        refuse_model(self.model, self.config, self.strategy.world_size, tuning.always_still)
         refuse_data(self.dataset, self.config, self.strategy, self.reader.shards.values(), self.validates)
         if self.config.activation_checkpointing:
             recompute_activations(self.model)
@@ -130,11 +135,14 @@ class Loop:
         self.target = answered(
             seen(target, self.dataset.class_rows("train"), sampled.shares), self.config.loss
         )
-        self.stepper = Stepper(self.model, self.config, self.strategy, self.plan, self.reader, loss, draws)
-        self.judge = Judge(self.dataset, self.strategy, self.target)
-        self.stopping = EarlyStopping(
-            self.config.early_stopping, self.monitor.greater_is_better if self.monitor else True
+        self.stepper = Stepper(
+            self.model, self.config, self.strategy, self.plan, self.reader, loss, draws, tuning
         )
+        self.judge = Judge(self.dataset, self.strategy, self.target)
+        stopping, last = self.config.early_stopping, tuning.stages[-1].first_epoch
+        if stopping is not None and stopping.warmup < last:  # no stage is left out for want of patience
+            stopping = stopping.model_copy(update={"warmup": last})
+        self.stopping = EarlyStopping(stopping, self.monitor.greater_is_better if self.monitor else True)
         self.restores = self.config.early_stopping is not None and self.config.early_stopping.restore_best
         self.best: dict[str, Tensor] | None = None
         self.average: WeightAverage | None = None
@@ -241,6 +249,7 @@ class Loop:
     def _epoch(self, epoch: int) -> None:
         """Train an epoch, or the rest of one, and judge it."""
         started = time.perf_counter()
+        self._turn(epoch)
         train_loss = self._train_epoch(epoch)
         prove_one_model(self.strategy, self.position)
         with self.average.in_place() if self.average else nullcontext():
@@ -250,6 +259,17 @@ class Loop:
                 self.best = {n: f.tensor.clone() for n, f in self.strategy.weights().items()}
         self._record_time(epoch)
         self._report_epoch(epoch, train_loss, value, improved, started)
+
+    def _turn(self, epoch: int) -> None:
+        """Begin the stage that an epoch lies in."""
+        tuning = self.stepper.tuning
+        at = tuning.at(epoch)
+        if at == self.stepper.at:
+            return
+        self._count_communication()
+        self._waited = self.account.seconds["communication"]
+        self.stepper.turn(at, self.position)
+        self.reporter.notice(f"stage {at + 1} of {len(tuning.stages)}: {self.stepper.stage.label}")
 
     def _outcome(self) -> FitOutcome:
         done = self.position // self.plan.steps_per_epoch
@@ -355,7 +375,7 @@ class Loop:
         self.train_seconds = facts["train_seconds"]
         self.history.rows = [tuple(row) for row in facts["history"]]
         self.stopping.state = facts["stopping"]
-        self.stepper.skipped = facts["skipped"]
+        self.stepper.skipped, self.stepper.at = facts["skipped"], facts.get("stage", 0)
         self._losses = np.array(facts["losses"], dtype=np.float64)
         self._clock = facts["clock"]
         self._factors, self._scores = facts["factors"], facts["scores"]
@@ -434,6 +454,7 @@ class Loop:
                 "history": self.history.rows,
                 "stopping": self.stopping.state,
                 "skipped": self.stepper.skipped,
+                "stage": self.stepper.at,
                 "losses": self._losses.tolist(),
                 "clock": self._clock,
                 "factors": self._factors,
@@ -445,7 +466,7 @@ class Loop:
 
     def _train_epoch(self, epoch: int) -> float:
         """Train an epoch, or the rest of one, and return its mean loss over the global batches."""
-        self.model.train()
+        self.stepper.stage.train_mode(self.model)
         started = told = time.perf_counter()
         before, steps = self.train_seconds, self.plan.steps_per_epoch
         self._first_row = self.plan.bounds(self.position - epoch * steps)[0]

@@ -3,7 +3,7 @@
 Every worker decides alike: none may go on alone.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
@@ -29,8 +29,13 @@ from shoal.training.strategies.base import Strategy
 _BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
-def refuse_model(model: Model, config: TrainingConfig, workers: int) -> None:
+def refuse_model(model: Model, config: TrainingConfig, workers: int, still: Collection[str] = ()) -> None:
     """Refuse a model that cannot be trained in this way.
+
+    Parameters
+    ----------
+    still
+        Names of modules that are never in training mode.
 
     Raises
     ------
@@ -48,7 +53,7 @@ def refuse_model(model: Model, config: TrainingConfig, workers: int) -> None:
             "ModuleList of blocks, so there is nothing to compute again; leave it out"
         )
     for name, module in model.named_modules():
-        if not isinstance(module, _BATCH_NORM):
+        if not isinstance(module, _BATCH_NORM) or name in still:
             continue
         moves = module.track_running_stats or any(p.requires_grad for p in module.parameters())
         if workers > 1 and moves and not isinstance(module, torch.nn.SyncBatchNorm):

@@ -21,6 +21,7 @@ from shoal.training.models import Model, build_model
 from shoal.training.optimizers.build import build_optimizer
 from shoal.training.outcome import Monitor
 from shoal.training.refusals import refuse_model
+from shoal.training.stages import Reuse
 from shoal.training.strategies.base import Strategy
 
 _FEW = 64  # rows that a loss of the user's own is tried on
@@ -66,6 +67,7 @@ def rehearse(
     monitor: Monitor | None,
     shape: Shape,
     costs: Costs | None = None,
+    reuse: Reuse | None = None,
 ) -> list[str]:
     """Build all that a fit has before its first step, and return what it would say aloud.
 
@@ -77,6 +79,8 @@ def rehearse(
         As `Loop` takes them.
     shape
         How the fit would be spread.
+    reuse
+        Makes the fit start from another one.
 
     Raises
     ------
@@ -87,11 +91,14 @@ def rehearse(
     if module.is_estimator:
         return _rehearse_estimator(module, training, dataset, costs)
     strategy = Strategy(torch.device("cpu"))
-    loop = Loop(module, dataset, training, strategy, monitor, seed, Silent(), costs=costs)
+    tuning = reuse(module, dataset.schema, training, seed) if reuse is not None else None
+    loop = Loop(module, dataset, training, strategy, monitor, seed, Silent(), costs=costs, tuning=tuning)
     loop.plan.shards_of(0, shape.num_workers)
     most = shape.within(dataset.n_shards).max_workers
-    refuse_model(module, training, max(most, shape.num_workers))
-    build_optimizer(training, module)
+    tuning = loop.stepper.tuning
+    refuse_model(module, training, max(most, shape.num_workers), tuning.always_still)
+    for stage in tuning.stages:
+        build_optimizer(stage.begin(module, training), module)
     if isinstance(training.loss, Imported):  # says here what it would not take
         labels = torch.from_numpy(np.array(dataset.parts["train"].label[:_FEW]))
         logits = torch.zeros(

@@ -17,10 +17,12 @@ from shoal.training.config import SearchConfig, TrainingConfig
 from shoal.training.device import AUTOCAST, DTYPES
 from shoal.training.draws import DrawContext
 from shoal.training.losses.build import Loss
+from shoal.training.optimizers.penalties import pull_to_start
 from shoal.training.optimizers.searching import Searched
 from shoal.training.plan import EpochPlan
 from shoal.training.proof import prove_gradient, prove_slots
 from shoal.training.soundness import slower
+from shoal.training.stages import FineTuning, Stage
 from shoal.training.strategies.base import Strategy
 
 _SHOWN_ROWS = 10  # row ids in a message
@@ -44,6 +46,8 @@ class Stepper:
         Value and weight of each row.
     draws
         Told of the step and its rows before every forward pass.
+    tuning
+        What of the model is trained when.
     """
 
     def __init__(
@@ -55,8 +59,10 @@ class Stepper:
         reader: BatchReader,
         loss: Loss,
         draws: DrawContext,
+        tuning: FineTuning,
     ) -> None:
         self.model, self.config, self.strategy = model, config, strategy
+        self.tuning, self.at = tuning, 0  # the stage's number
         self.plan, self.reader, self.loss, self.draws = plan, reader, loss, draws
         self.dtype = DTYPES[config.precision]
         self.gradient_error = 0.0
@@ -67,8 +73,10 @@ class Stepper:
     def prepare(self, position: int) -> None:
         """Wrap the model, after a step of the bare one whose gradient is kept to prove that of the wrapped one.
 
-        Every start of a group proves itself, and none changes weights, buffers or random states.
+        Every start of a group proves itself, and every stage; none changes weights, buffers or random states.
         """
+        config = self.stage.begin(self.model, self.config)
+        self.stage.train_mode(self.model)
         many = self.strategy.world_size > 1
         local: dict[str, Tensor] = {}
         if many:
@@ -84,16 +92,49 @@ class Stepper:
         # Every worker must wrap alike, even where only one of them saw a parameter unused.
         unused = many and self.strategy.maximum(float(bool(missing))) > 0
         shapes = {n: (p.shape, p.dtype) for n, p in self.model.named_parameters() if p.requires_grad}
-        self.wrapped = self.strategy.wrap(self.model, self.config, unused)
+        self.wrapped = self.strategy.wrap(self.model, config, unused)
+        if self.tuning.pull:
+            pulled = [
+                (p, self.tuning.start[n]) for n, p in self.model.named_parameters() if n in self.tuning.start
+            ]
+            starts = [start.to(p.device, p.dtype) for p, start in pulled]
+            pull_to_start(
+                self.strategy.optimizer,
+                [(p, start) for (p, _), start in zip(pulled, starts, strict=True)],
+                self.tuning.pull,
+            )
         if many:
             # This also makes DDP settle its buckets, so that sums of a resumed group keep their order.
             with self._untouched():
                 self._backward(self.wrapped, batch, position, reduce=True)
             own = {n: local.get(n, torch.zeros(shape, dtype=dtype)) for n, (shape, dtype) in shapes.items()}
-            self.gradient_error = prove_gradient(
+            error = prove_gradient(
                 self.strategy, self.strategy.reduced_gradients(), own, self.config.precision
             )
+            self.gradient_error = max(self.gradient_error, error)
             self.strategy.zero_grad()
+
+    @property
+    def stage(self) -> Stage:
+        """What is trained now."""
+        return self.tuning.stages[self.at]
+
+    def turn(self, at: int, position: int) -> None:
+        """Begin a stage: wrap the model anew, with its proof; parameters that were trained keep their optimiser's state."""
+        before, scaler = self.strategy.optimizer.state, self.strategy.scaler.state_dict()
+        self.strategy.zero_grad()
+        self.strategy.unwrap()
+        self.at = at
+        self.prepare(position)
+        optimizer = self.strategy.optimizer
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
+            if p in before:
+                optimizer.state[p] = before[p]
+            elif isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"]:
+                # torch's fused step wants a momentum of all parameters of a group, or of none.
+                optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        if scaler:
+            self.strategy.scaler.load_state_dict(scaler)
 
     def step(self, batch: Batch, position: int) -> Tensor:
         """Take one step and return this worker's share of the global loss.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ from shoal.training.models import Model, build_model
 from shoal.training.outcome import FitOutcome, Monitor
 from shoal.training.scores import Judge, Judged, predictions_table
 from shoal.training.soundness import require_finite
+from shoal.training.stages import Reuse
 from shoal.training.strategies.base import Strategy
 
 
@@ -52,6 +54,8 @@ class FitJob:
         Leave the history with the loss of each step, and nothing else.
     keeps_model
         Whether an estimator of scikit-learn's is stored; otherwise its parameters are, as text.
+    reuse
+        Makes the fit start from another one.
     """
 
     model: Config
@@ -67,6 +71,7 @@ class FitJob:
     costs: Costs | None = None
     losses_alone: bool = False
     keeps_model: bool = True
+    reuse: Reuse | None = None
 
     def of_losses_alone(self, training: TrainingConfig) -> "FitJob":
         """Return a job of which only the loss of each step is wanted, trained in another way."""
@@ -164,8 +169,23 @@ def _fit(
         "other input files, which have changed since": key,
         "another model, training or seed": _settings(job),
     }
+    tuning = None
+    provenance: dict[str, Any] = {"data": key}
+    if job.reuse is not None:
+        tuning = job.reuse(model, dataset.schema, job.training, job.seed)
+        provenance["start"] = job.reuse.identity
     loop = Loop(
-        model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, of, costs=job.costs
+        model,
+        dataset,
+        job.training,
+        strategy,
+        job.monitor,
+        job.seed,
+        log,
+        keeper,
+        of,
+        costs=job.costs,
+        tuning=tuning,
     )
     if job.losses_alone:
         loop.loss_points = sys.maxsize
@@ -174,12 +194,14 @@ def _fit(
             run.write_table("history.parquet", loop.history.table())
         return outcome
     outcome = loop.run()
+    if tuning is not None:
+        tuning.finish()
     parts = _judged(loop.judge, model, dataset)
     if strategy.rank == 0:
         scores = {split: j.score for split, j in parts.items()}
         require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
         schema = dataset.schema.model_copy(update={"target": loop.target})
-        TrainedModel(model, schema, job.model, provenance={"data": key}).save(run)
+        TrainedModel(model, schema, job.model, provenance=provenance).save(run)
         _write(run, parts, loop.history, dataset)
     log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
     return outcome
@@ -236,5 +258,6 @@ def _settings(job: FitJob) -> str:
     """Return a hash of what determines a fit, its rows aside."""
     model = Choice(MODELS).plain(job.model)
     training = job.training.model_dump(mode="json", exclude={"checkpoint"})
-    text = json.dumps([model, training, job.seed], sort_keys=True)
+    start = [] if job.reuse is None else [job.reuse.identity]
+    text = json.dumps([model, training, job.seed, *start], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,1 +1,1 @@
-"""Reuse of a fit: feature extraction, freezing, adaptation."""
+"""Reuse of a fit: feature extraction, fine-tuning, adaptation."""

@@ -12,9 +12,9 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.assign import Resplit, Rows, assign
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.costs import costs_of
-from shoal.cluster.sharding.features import Features, infer_features
+from shoal.cluster.sharding.features import Features, infer_features, known_features
 from shoal.cluster.sharding.hashing import U64, seeded
-from shoal.cluster.sharding.manifest import Target
+from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.cluster.sharding.names import plural
 from shoal.cluster.sharding.plan import Plan, count_shards, make_plan, row_ids
 from shoal.cluster.sharding.scan import Scan
@@ -28,7 +28,7 @@ class Decided:
     Parameters
     ----------
     target, features
-        Without statistics yet.
+        Without statistics yet, unless they are those of an earlier fit.
     plan
         Where each row goes.
     labels
@@ -37,6 +37,8 @@ class Decided:
         The cost columns in final order, float64 ``[n, C]``; finite once `costs.refuse_missing` has looked.
     split_kind, left_out, notices
         For the manifest.
+    known
+        The schema of an earlier fit, from which the statistics are.
     """
 
     target: Target
@@ -47,6 +49,7 @@ class Decided:
     split_kind: str
     left_out: dict[str, int]
     notices: list[str]
+    known: Schema | None = None
 
 
 def decide(
@@ -57,6 +60,7 @@ def decide(
     chosen: list[str],
     costs: Sequence[str] = (),
     resplit: Resplit | None = None,
+    known: Schema | None = None,
 ) -> Decided:
     """Settle everything that does not need the rows themselves.
 
@@ -74,6 +78,8 @@ def decide(
         Names of the cost columns.
     resplit
         Gives rows the parts of a fold.
+    known
+        The schema of an earlier fit, whose columns and statistics are those of this one.
 
     Raises
     ------
@@ -82,7 +88,11 @@ def decide(
     """
     private = bool(set(data.target) & set(data.private))
     target, notices = infer_target(scan.roles, data)
-    features = infer_features(schema, chosen, scan.facts, data)
+    features = (
+        infer_features(schema, chosen, scan.facts, data)
+        if known is None
+        else known_features(known, chosen, schema.names)
+    )
     amounts = costs_of(scan.roles, costs)
     labels, missing = code_labels(scan.roles, target, private=private)
     left_out = {}
@@ -112,7 +122,8 @@ def decide(
     del order, ids, strata
     left_out |= result.left_out
     arranged = plan.arrange(labels)
-    return Decided(target, features, plan, arranged, plan.arrange(amounts), result.kind, left_out, notices)
+    amounts = plan.arrange(amounts)
+    return Decided(target, features, plan, arranged, amounts, result.kind, left_out, notices, known)
 
 
 def draw(

@@ -10,7 +10,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import EXACT, is_bytes, is_number, is_stamp, is_tensor, is_text, size_lists
 from shoal.cluster.sharding.config import ColumnType, DataConfig
 from shoal.cluster.sharding.facts import Facts
-from shoal.cluster.sharding.manifest import Column
+from shoal.cluster.sharding.manifest import Column, Schema
 from shoal.cluster.sharding.names import listed, plural, require
 
 # Fewer rows say little about whether values repeat.
@@ -29,7 +29,7 @@ class Features:
     Parameters
     ----------
     columns
-        In the order of the input.
+        In the order of the input, or of an earlier fit.
     dropped
         Left out columns, with the reason.
     notices
@@ -91,6 +91,40 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
         if name in reasons:
             raise DataError(f"data.types: column {name!r} is no feature ({reasons[name]}); remove it there")
     return chosen, reasons, notices
+
+
+def known_features(known: Schema, chosen: list[str], names: list[str]) -> Features:
+    """Return the columns of an earlier fit, as that left them; the others that might be features are left out.
+
+    Parameters
+    ----------
+    known
+        The schema of that fit.
+    chosen, names
+        Columns that may be features, and all that there are.
+
+    Raises
+    ------
+    DataError
+        If one is not there, or may be no feature.
+    """
+    own = [column.name for column in known.columns]
+    for name in own:
+        if name not in chosen:
+            why = "is no feature here (see the data section)" if name in names else "is not in the data"
+            raise DataError(
+                f"column {name!r} {why}, and the model to start from reads it: give it under that name, or "
+                "start from another model (transfer.start)"
+            )
+    result = Features(list(known.columns))
+    more = [name for name in chosen if name not in own]
+    result.dropped = dict.fromkeys(more, "no column of the model to start from")
+    if more:
+        result.notices.append(
+            f"{plural(len(more), 'column')} that the model to start from does not read "
+            f"{'is' if len(more) == 1 else 'are'} left out: {listed(map(repr, more), 3)}"
+        )
+    return result
 
 
 def infer_features(

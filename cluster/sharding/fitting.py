@@ -20,21 +20,25 @@ def complete(
 ) -> tuple[Schema, list[str]]:
     """Return the schema with the statistics of the training rows and the cost columns, and what to say aloud.
 
+    Columns that have their statistics from an earlier fit stay as they are.
+
     Raises
     ------
     DataError
         If no column is left, or one's numbers cannot be standardised.
     """
-    features = decided.features
+    features, known = decided.features, decided.known
     said_before = len(features.notices)
-    columns = []
+    columns = [] if known is None else list(known.columns)
     notices: list[str] = []
-    for column in drop_constant(features.columns, statistics.constant, features):
+    for column in drop_constant(features.columns, statistics.constant, features) if known is None else ():
         complete, said = statistics.finish(column, data.max_categories)
         columns.append(complete)
         notices += said
     target = decided.target
-    if target.task == "regression":
+    if known is not None and target.task == "regression" and known.target.columns == target.columns:
+        target = target.model_copy(update={"center": known.target.center, "scale": known.target.scale})
+    elif target.task == "regression":
         of_train = decided.labels[decided.plan.part(0)]
         target = target.model_copy(
             update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}

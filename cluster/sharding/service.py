@@ -76,6 +76,7 @@ def sharding_key(
     seed: int,
     storage_config: StorageConfig = _NO_STORAGE_CONFIG,
     costs: Sequence[str] = (),
+    known: Schema | None = None,
 ) -> str:
     """Return what a sharded dataset is known and reused by.
 
@@ -87,18 +88,20 @@ def sharding_key(
         How to reach the input.
     costs
         The cost columns.
+    known
+        The schema of an earlier fit, as for `shard`.
 
     Returns
     -------
-    32 hexadecimal digits: a hash of the input files' places, sizes and modification times, the section, the cost columns and
-    the seed.
+    32 hexadecimal digits: a hash of the input files' places, sizes and modification times, the section, the cost columns, the
+    seed and the statistics of an earlier fit.
 
     Raises
     ------
     DataError
         If there are no input files.
     """
-    return _key(find(data.path, storage_config), data, seed, costs)
+    return _key(find(data.path, storage_config), data, seed, costs, known=known)
 
 
 def shard(
@@ -114,6 +117,7 @@ def shard(
     costs: Sequence[str] = (),
     resplit: Resplit | None = None,
     reading: Reading | None = None,
+    known: Schema | None = None,
 ) -> Manifest:
     """Shard the data, or return the manifest of an earlier run with the same key.
 
@@ -144,6 +148,8 @@ def shard(
         Gives the rows the parts of a fold.
     reading
         The input, read before; heeded if it is still as it was, and with a spread of one.
+    known
+        The schema of an earlier fit, whose columns and statistics are those of this dataset.
 
     Raises
     ------
@@ -153,7 +159,7 @@ def shard(
         If the destination cannot be written, or what others wrote there is not seen here.
     """
     inputs = find(data.path, storage_config)
-    key = _key(inputs, data, seed, costs, resplit)
+    key = _key(inputs, data, seed, costs, resplit, known)
     manifest, lost = manifest_of(destination, key), []
     if manifest is not None:
         if not broken(destination, manifest, verify, spread):
@@ -173,7 +179,20 @@ def shard(
     if reading is not None and reading.identity != identity_of(inputs, roles_of(data, costs, resplit)):
         reading = None
     made = _make(
-        _Job(data, seed, key, destination, folder, reporter, budget, spread, tuple(costs), resplit, reading),
+        _Job(
+            data,
+            seed,
+            key,
+            destination,
+            folder,
+            reporter,
+            budget,
+            spread,
+            tuple(costs),
+            resplit,
+            reading,
+            known,
+        ),
         open_source(inputs),
         partition_notice(inputs),
         earlier,
@@ -212,6 +231,7 @@ class _Job:
     costs: tuple[str, ...]
     resplit: Resplit | None
     reading: Reading | None
+    known: Schema | None
 
     @property
     def work(self) -> str:
@@ -230,7 +250,7 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     scan, tables, parts = _read(job, source, batch_rows, keep if here else None)
     scans = [scan]
     del scan
-    decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.costs, job.resplit)
+    decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.costs, job.resplit, job.known)
     refuse_missing(decided.costs, job.costs, decided.plan, source, data)
     foresee(data, decided)
     plan, v = decided.plan, decided.plan.n_shards
@@ -359,9 +379,10 @@ def _scratch(job: _Job, fits: bool) -> Iterator[tuple[Storage | None, Path | Non
 
 def _fit(job: _Job, units: Iterator[Unit], decided: Decided) -> Fitted:
     """Fit the statistics on the training rows, and complete the schema."""
-    columns = decided.features.columns
+    columns = decided.features.columns if decided.known is None else []
     statistics = Statistics(columns)
-    for gathered in job.spread.map(partial(fit_unit, columns), (u for u in units if u.is_training)):
+    training = (u for u in units if u.is_training) if columns else ()
+    for gathered in job.spread.map(partial(fit_unit, columns), training):
         statistics.merge(gathered)
     schema, said = complete(statistics, decided, job.data, job.costs)
     fitted = Fitted(schema_=schema, notices=tuple(said), dropped=decided.features.dropped)
@@ -389,10 +410,18 @@ def _some(paths: list[str]) -> str:
 
 
 def _key(
-    files: list[Any], data: DataConfig, seed: int, costs: Sequence[str], resplit: Resplit | None = None
+    files: list[Any],
+    data: DataConfig,
+    seed: int,
+    costs: Sequence[str],
+    resplit: Resplit | None = None,
+    known: Schema | None = None,
 ) -> str:
     carried = {"costs": list(costs)} if costs else {}
-    more = () if resplit is None else (resplit.identity,)
+    more: tuple[Any, ...] = () if resplit is None else (resplit.identity,)
+    if known is not None:
+        fitted = known.model_dump(mode="json", include={"columns": True, "target": {"center", "scale"}})
+        more += (fitted,)
     return fingerprint(files, data.model_dump(mode="json") | carried, seed, "format 4", *more)
 
 

@@ -28,6 +28,7 @@ from shoal.training.losses.config import (
     LogitAdjustedConfig,
 )
 from shoal.training.sampling.config import CostRejectionConfig
+from shoal.transfer.config import UNFREEZING, TransferConfig
 from shoal.yaml_file import Document, dump, load
 
 
@@ -38,6 +39,7 @@ class Experiment(Config):
     model: ModelChoice = MLPConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    transfer: TransferConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
 
@@ -245,7 +247,7 @@ class _Schema(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, timedelta):
             return format_duration(dft)
-        known = Choice({**MODELS, **OPTIMIZERS, **STRATEGIES})
+        known = Choice({**MODELS, **OPTIMIZERS, **STRATEGIES, **UNFREEZING})
         name = known.name_of(dft) if isinstance(dft, Config) else None
         return {name: dft.model_dump(mode="json")} if name else super().encode_default(dft)
 

@@ -39,9 +39,8 @@ def parameter_groups(module: nn.Module, training: TrainingConfig) -> list[dict[s
     ConfigError
         If an entry of `training.parameter_groups` matches no parameter, or asks for what the optimiser has not.
     """
-    has_decay = "weight_decay" in _defaults(training) or isinstance(training.optimizer, Imported)
     trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    _refuse_idle(training, list(trained), has_decay)
+    refuse_idle(training, list(trained))
     free = set(unpenalised(module))
     groups: dict[tuple[tuple[str, float], ...], dict[str, Any]] = {}
     for name, parameter in trained.items():
@@ -71,21 +70,32 @@ def _values(training: TrainingConfig, name: str, free: bool) -> dict[str, float]
         values["lr"] = optimizer["learning_rate"]
     if "weight_decay" in optimizer:
         values["weight_decay"] = 0.0 if free else optimizer["weight_decay"]
-    own = next((g for g in training.parameter_groups if fnmatchcase(name, g.match)), None)
+    own = own_group(training, name)
     if own is not None:
         given = own.model_dump(exclude={"match"}, exclude_none=True)
         values |= {"lr" if key == "learning_rate" else key: value for key, value in given.items()}
     return values
 
 
-def _defaults(training: TrainingConfig) -> dict[str, Any]:
-    """Return the optimiser's values; one of the user's own keeps its own names, such as lr."""
-    if isinstance(training.optimizer, Imported):
-        return {k: v for k, v in training.optimizer.kwargs.items() if k == "weight_decay"}
-    return training.optimizer.model_dump()
+def own_group(training: TrainingConfig, name: str) -> ParameterGroupConfig | None:
+    """Return the entry of `training.parameter_groups` that counts for a parameter."""
+    return next((g for g in training.parameter_groups if fnmatchcase(name, g.match)), None)
 
 
-def _refuse_idle(training: TrainingConfig, names: list[str], has_decay: bool) -> None:
+def refuse_idle(training: TrainingConfig, names: list[str]) -> None:
+    """Refuse entries of `training.parameter_groups` that change nothing.
+
+    Parameters
+    ----------
+    names
+        Of the parameters that are trained at some time.
+
+    Raises
+    ------
+    ConfigError
+        If one matches no such parameter, or asks for what the optimiser has not.
+    """
+    has_decay = "weight_decay" in _defaults(training) or isinstance(training.optimizer, Imported)
     for i, group in enumerate(training.parameter_groups):
         where = f"training.parameter_groups.{i}"
         if group.weight_decay is not None and not has_decay:
@@ -103,6 +113,13 @@ def _refuse_idle(training: TrainingConfig, names: list[str], has_decay: bool) ->
                 f"{where}.match: {group.match!r} is the first entry that matches for no trainable parameter; the nearest "
                 f"name is {near[0] if near else 'none'!r}, and all are: {', '.join(names)}"
             )
+
+
+def _defaults(training: TrainingConfig) -> dict[str, Any]:
+    """Return the optimiser's values; one of the user's own keeps its own names, such as lr."""
+    if isinstance(training.optimizer, Imported):
+        return {k: v for k, v in training.optimizer.kwargs.items() if k == "weight_decay"}
+    return training.optimizer.model_dump()
 
 
 def _reached(groups: tuple[ParameterGroupConfig, ...], i: int, names: list[str]) -> bool:

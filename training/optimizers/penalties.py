@@ -38,6 +38,31 @@ def add_to_gradients(optimizer: torch.optim.Optimizer, config: L1Config | None) 
     optimizer.register_step_pre_hook(add)
 
 
+def pull_to_start(
+    optimizer: torch.optim.Optimizer, pairs: Sequence[tuple[Tensor, Tensor]], strength: float
+) -> None:
+    """Let every step of an optimiser add the gradient of strength / 2 x the squared distance of parameters from their start.
+
+    Parameters
+    ----------
+    pairs
+        Parameters and, in the same shape and type, where they started.
+
+    References
+    ----------
+    Li, Grandvalet and Davoine (2018), "Explicit inductive bias for transfer learning with convolutional networks", section 3
+    (L2-SP).
+    """
+
+    def add(_stepping: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        with torch.no_grad():
+            for p, start in pairs:
+                if p.grad is not None:
+                    p.grad.add_(p - start, alpha=strength)
+
+    optimizer.register_step_pre_hook(add)
+
+
 @torch.no_grad()
 def add_l2(groups: Sequence[dict[str, Any]]) -> float:
     """Add the gradient of the groups' L2 penalty and return its value, for optimisers that look at the objective."""

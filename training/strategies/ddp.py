@@ -62,6 +62,12 @@ class DDP(Strategy):
         self._steps += found.evaluations
         return found
 
+    def unwrap(self) -> None:
+        """Give the module back without DDP's hooks, which would reduce the gradients of another wrap too."""
+        if isinstance(self.wrapped, DistributedDataParallel):
+            self.wrapped._remove_autograd_hooks()  # type: ignore[no-untyped-call]
+            self.wrapped = self.module
+
     def communication_seconds(self) -> float:
         """Return the time that this worker's backward passes waited for gradients: DDP's mean over sampled steps."""
         if not isinstance(self.wrapped, DistributedDataParallel):

@@ -162,6 +162,28 @@ def crossval(
 
 
 @app.command()
+@verb()
+def features(
+    common: Common,
+    config: Config,
+    list_layers: Annotated[
+        bool, typer.Option("--list", help="Only list the model's layers, with their shapes.")
+    ] = False,
+) -> Output:
+    """Write what layers of a model give for every row, and rank them by linear probes."""
+    experiment = common.load(config)
+    from shoal.verbs.features import features as run
+    from shoal.verbs.features import layers
+
+    if list_layers:
+        found = layers(experiment, reporter=common.reporter())
+        return Output(found.as_dict(), show_results.layers(found))
+    state.run = common.out or experiment.cluster.storage_path
+    result = run(experiment, common.out, name=Path(config).stem, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.features(result))
+
+
+@app.command()
 @verb(overrides=("evaluation.KEY=VALUE", "Change how it is judged; repeatable."))
 def evaluate(
     common: Common,

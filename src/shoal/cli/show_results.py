@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from shoal.verbs.crossval import CrossvalResult
     from shoal.verbs.dataset import ShardResult
     from shoal.verbs.digits import DemoResult
+    from shoal.verbs.features import FeaturesResult, LayersResult
     from shoal.verbs.first_file import InitResult
     from shoal.verbs.fit import TrainResult
     from shoal.verbs.judge import EvaluateResult, ReportResult
@@ -154,6 +155,51 @@ def _give_or_take(entry: dict[str, Any]) -> str:
 
 def _mean(entry: dict[str, Any]) -> str:
     return "undefined" if entry["value"] is None else _number(entry["value"])
+
+
+def features(result: "FeaturesResult") -> list[Any]:
+    """Return the layers, best first, and where their features are."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    probed = "value" in result.layers[0]
+    for column in ("layer", *(("numbers", result.layers[0]["metric"], "interval", "s") if probed else ())):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    for entry in result.layers:
+        cells = (
+            (f"{entry['width']:,}", _mean(entry), _interval(entry), f"{entry['seconds']:.1f}")
+            if probed
+            else ()
+        )
+        table.add_row(entry["layer"], *cells)
+    rows = ", ".join(f"{split} {count:,}" for split, count in result.rows.items())
+    return [
+        table,
+        *([result.sentence] if result.sentence else []),
+        f"rows:     {rows}",
+        f"features: {_short(result.run)}/features",
+    ]
+
+
+def layers(result: "LayersResult") -> list[Any]:
+    """Return the layers that can be chosen."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column, justify in (
+        ("layer", "left"),
+        ("kind", "left"),
+        ("output", "right"),
+        ("pooled", "right"),
+        ("parameters", "right"),
+    ):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for layer in result.layers:
+        shape = " x ".join(map(str, layer.shape))
+        table.add_row(layer.name, layer.kind, shape, f"{layer.width:,}", f"{layer.parameters:,}")
+    return [table, "last is what the layer that answers is given (transfer.features.layers: [last, …])"]
 
 
 def range_test(result: "RangeTestResult") -> list[Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoal.cluster.progress import Reporter
 from shoal.cluster.resources import Shape, asked_tasks
@@ -13,6 +13,10 @@ from shoal.evaluation.crossval.recorder import Recorder
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.dataset import sharding_part
 from shoal.verbs.look import Look, look
+from shoal.verbs.starting import starting
+
+if TYPE_CHECKING:
+    from shoal.training.stages import Reuse
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def check(
     shape, demand = plan(experiment.cluster, needs_group(experiment.training))
     refuse(experiment.training, shape)
     refuse_estimator(experiment.model, experiment.training, shape)
+    start = starting(experiment)
     require_cache(experiment.cluster, shape)
     for place in (experiment.cluster.storage_path, *([out] if out else [])):
         require_writable(place, experiment.cluster.storage)
@@ -80,10 +85,11 @@ def check(
         experiment.cost_columns,
         ids=experiment.evaluation.costs is not None,  # by which rows are drawn, and named
         resplit=folds,
+        known=start.known,
     )
     if folds is not None:
         found = replace(found, notices=(*found.notices, folds.folds.reason))
-    found = replace(found, notices=(*found.notices, *rehearsed(experiment, found, shape)))
+    found = replace(found, notices=(*found.notices, *rehearsed(experiment, found, shape, start.reuse)))
     shape = shape.within(found.n_shards)
     lines = [f"{shape.workers}, placed {shape.placement}", str(demand)]
     if (part := sharding_part(experiment.cluster)) is not None:
@@ -93,7 +99,7 @@ def check(
     return CheckResult(experiment, found, asdict(shape), tuple(lines))
 
 
-def rehearsed(experiment: Experiment, found: Look, shape: Shape) -> list[str]:
+def rehearsed(experiment: Experiment, found: Look, shape: Shape, reuse: "Reuse | None") -> list[str]:
     """Build all that a fit to the rows found would have before its first step; return what it would say aloud.
 
     Parameters
@@ -102,6 +108,8 @@ def rehearsed(experiment: Experiment, found: Look, shape: Shape) -> list[str]:
         With the ids of the rows, where there are costs.
     shape
         How the fit would be spread.
+    reuse
+        What makes it start from another model.
 
     Raises
     ------
@@ -133,5 +141,6 @@ def rehearsed(experiment: Experiment, found: Look, shape: Shape) -> list[str]:
         Deciding(scored, decisions.start),
         shape.within(found.n_shards),
         costs_of(experiment, found.schema),
+        reuse,
     )
     return notices

@@ -14,6 +14,7 @@ from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.runs import claimed
+from shoal.verbs.starting import starting
 
 if TYPE_CHECKING:
     from shoal.cluster.sharding.spread import Spread
@@ -82,7 +83,8 @@ def shard(
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
     storage = experiment.cluster.storage
-    key = sharding_key(experiment.data, experiment.seed, storage, experiment.cost_columns)
+    known = starting(experiment).known
+    key = sharding_key(experiment.data, experiment.seed, storage, experiment.cost_columns, known)
     if out is None:
         for found in _existing(Storage.open(experiment.cluster.storage_path, storage), key):
             if (reused := _reused(found, key, verify, reporter)) is not None:
@@ -90,7 +92,7 @@ def shard(
     target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
-    with claimed(folder, _identity(experiment), reporter, MANIFEST, wait) as heard, ExitStack() as stack:
+    with claimed(folder, _identity(experiment, key), reporter, MANIFEST, wait) as heard, ExitStack() as stack:
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
             if (reused := _reused(folder.storage, key, verify, reporter)) is not None:
                 return reused
@@ -105,6 +107,7 @@ def shard(
             verify=verify,
             spread=stack.enter_context(_spread(experiment.cluster, heard)),
             costs=experiment.cost_columns,
+            known=known,
         )
     return ShardResult(folder.uri, manifest, False)
 
@@ -133,9 +136,13 @@ def sharding_part(cluster: ClusterConfig) -> Part | None:
     return Part(SHARDING, asked_tasks(cluster) or 1, 1.0, memory=float(BUDGET))
 
 
-def _identity(experiment: Experiment) -> dict[str, Any]:
+def _identity(experiment: Experiment, key: str) -> dict[str, Any]:
     chosen = {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
-    return chosen | ({"costs": list(experiment.cost_columns)} if experiment.cost_columns else {})
+    if experiment.cost_columns:
+        chosen["costs"] = list(experiment.cost_columns)
+    if experiment.transfer is not None and experiment.transfer.start is not None:
+        chosen["key"] = key  # which the statistics of the start are a part of
+    return chosen
 
 
 def _existing(root: Storage, key: str) -> list[Storage]:

@@ -54,6 +54,7 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
     from shoal.evaluation.crossval.recorder import Recorder
     from shoal.verbs.check import rehearsed
     from shoal.verbs.look import look
+    from shoal.verbs.starting import starting
 
     first = next(iter(made.values()))
     deals = Recorder(first.evaluation.cv, first.data, first.cluster.storage)
@@ -64,8 +65,10 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
     for name, experiment in made.items():
         config, storage = experiment.evaluation, experiment.cluster.storage
         purpose = learns_from_validation(experiment)
-        key = json.dumps([experiment.data.model_dump(mode="json"), purpose])
+        start = None if experiment.transfer is None else experiment.transfer.model_dump(mode="json")
+        key = json.dumps([experiment.data.model_dump(mode="json"), purpose, start])
         try:
+            begun = starting(experiment)
             if key not in looks:
                 recorder = Recorder(config.cv, experiment.data, storage, purpose)
                 ids = config.costs is not None
@@ -80,10 +83,11 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
                         ids=ids,
                         resplit=recorder,
                         reading=reading,
+                        known=begun.known,
                     ),
                 )
             recorder, found = looks[key]
-            rehearsed(experiment, found, shape)  # what it says, each fit says
+            rehearsed(experiment, found, shape, begun.reuse)  # what it says, each fit says
         except RequestError as error:
             if len(made) == 1:
                 raise

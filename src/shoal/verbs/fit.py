@@ -30,6 +30,7 @@ from shoal.verbs.runs import (
     run_uri,
     scores_of,
 )
+from shoal.verbs.starting import starting
 from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def job_of(
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
         costs=costs_of(experiment, data.manifest.schema_),
+        reuse=starting(experiment).reuse,
     )
 
 
@@ -285,10 +287,15 @@ def _refuse_other_data(run: Storage, experiment: Experiment, reporter: Reporter)
 
     try:
         key = sharding_key(
-            experiment.data, experiment.seed, experiment.cluster.storage, experiment.cost_columns
+            experiment.data,
+            experiment.seed,
+            experiment.cluster.storage,
+            experiment.cost_columns,
+            starting(experiment).known,
         )
     except DataError:
-        reporter.notice("the input files of this run are not there any more")
+        also = "" if experiment.transfer is None else ", or what it started from,"
+        reporter.notice(f"the input files of this run{also} are not there any more")
         return
     if key != rows_of(run).key:
         raise ConfigError(

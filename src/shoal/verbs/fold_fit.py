@@ -20,6 +20,7 @@ from shoal.verbs.dataset import ShardResult
 from shoal.verbs.dealing import learns_from_validation
 from shoal.verbs.decisions import plan_of_rows, settle
 from shoal.verbs.judge import metrics_of
+from shoal.verbs.starting import starting
 
 if TYPE_CHECKING:
     from shoal.evaluation.deciding.judging import Judging
@@ -147,6 +148,7 @@ def fit_fold(
             experiment.evaluation.cv, fit.fold, fit.inner, bool(learns_from_validation(experiment))
         ),
         reading=reading,
+        known=starting(experiment).known,
     )
     sharded = time.perf_counter()
     decisions = plan_of_rows(experiment, manifest)

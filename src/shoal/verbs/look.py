@@ -96,12 +96,13 @@ def look(
     ids: bool = False,
     resplit: Resplit | None = None,
     reading: Reading | None = None,
+    known: Schema | None = None,
 ) -> Look:
     """Decide from the data what the sharding service would: types, roles, classes, parts.
 
     Parameters
     ----------
-    data, seed, storage, reporter, costs
+    data, seed, storage, reporter, costs, resplit, known
         As the service takes them.
     ids
         Whether the ids of the rows are needed.
@@ -119,7 +120,7 @@ def look(
     chosen, excluded, notices = candidates(source.schema, data)
     notices += require_costs(source.schema, data, costs, chosen)
     scan = _scan(source, roles_of(data, costs, resplit), reporter) if reading is None else reading.scan
-    found = decide(scan, source.schema, data, seed, chosen, costs, resplit)
+    found = decide(scan, source.schema, data, seed, chosen, costs, resplit, known)
     refuse_missing(found.costs, costs, found.plan, source, data)
     resampled = foresee(data, found)
     said = [
@@ -178,7 +179,8 @@ def _schema(
 
     In the order of reading: means may differ from those of the shards in their last bits, and nothing here depends on those.
     """
-    statistics, start, n_train = Statistics(found.features.columns), 0, found.plan.part(0).stop
+    gathered = found.features.columns if found.known is None else []
+    statistics, start, n_train = Statistics(gathered), 0, found.plan.part(0).stop
     names, own = [column.name for column in found.features.columns], []
     wanted = [*names, *([data.id] if data.id and ids else [])]
     for piece in pieces(source, wanted, BATCH_ROWS) if read_before is None else read_before:

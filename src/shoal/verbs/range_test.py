@@ -91,7 +91,7 @@ def find_learning_rate(
         with stages.stage("shard", "sharding"):
             data = shard(experiment, name=name, reporter=heard, verify=False)
         shape = shape.within(data.manifest.n_shards)
-        job = job_of(experiment, data, shape, run, monitor=None)
+        job = job_of(_at_once(experiment), data, shape, run, monitor=None)
         job = job.of_losses_alone(_training(experiment.training, data.manifest.splits["train"].rows))
         demand += copies(experiment, data, shape)
         place(job, shape, demand, experiment, stages, heard)
@@ -100,6 +100,14 @@ def find_learning_rate(
         run.write_json(RESULT, {"suggestion": found.suggestion, "reason": found.reason, "steps": steps})
         heard.done()
     return RangeTestResult(run.uri, found.suggestion, found.reason, key, steps)
+
+
+def _at_once(experiment: Experiment) -> Experiment:
+    """Return an experiment that trains in one stage: rates of several would not compare."""
+    transfer = experiment.transfer
+    if transfer is None:
+        return experiment
+    return experiment.model_copy(update={"transfer": transfer.model_copy(update={"unfreeze": None})})
 
 
 def _training(training: "TrainingConfig", rows: int) -> "TrainingConfig":

@@ -1,0 +1,108 @@
+"""What of a model is trained when: plain values by which a fit is steered that starts from another one.
+
+The room `transfer` makes them; the loop only follows them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from shoal.cluster.sharding.manifest import Schema
+from shoal.training.config import ParameterGroupConfig, TrainingConfig
+from shoal.training.models import Model
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Some epochs of a fit, in which some of the parameters are trained.
+
+    Attributes
+    ----------
+    first_epoch
+        From 0; the stage lasts until the next one, or to the end.
+    trained
+        Names of the parameters.
+    groups
+        What `training.parameter_groups` is in the stage.
+    still
+        Names of modules that stay in evaluation mode: normalisations whose running statistics are left as they are.
+    label
+        What begins to be trained, in a few words.
+    """
+
+    first_epoch: int
+    trained: frozenset[str]
+    groups: tuple[ParameterGroupConfig, ...] = ()
+    still: frozenset[str] = frozenset()
+    label: str = ""
+
+    def begin(self, module: nn.Module, config: TrainingConfig) -> TrainingConfig:
+        """Freeze and thaw the parameters of a module, which forget their gradients; return the stage's own settings."""
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad != (name in self.trained):
+                parameter.requires_grad_(name in self.trained)
+            parameter.grad = None
+        return config.model_copy(update={"parameter_groups": self.groups})
+
+    def train_mode(self, module: nn.Module) -> None:
+        """Put a module into training mode, but for what stays still."""
+        module.train()
+        for name in self.still:
+            module.get_submodule(name).eval()
+
+
+def _nothing() -> None:
+    """Leave the model as it is."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """The stages of a fit, and where it starts from.
+
+    Attributes
+    ----------
+    stages
+        In order; the first one begins with epoch 0.
+    start
+        Values by parameter name, to which a penalty pulls parameters.
+    pull
+        The strength of that penalty.
+    notices
+        What to say aloud before the fit.
+    finish
+        Called after the fit, when the model has the weights that are kept: gives it the layers that its config builds.
+    """
+
+    stages: tuple[Stage, ...]
+    start: Mapping[str, Tensor] = field(default_factory=dict)
+    pull: float = 0.0
+    notices: tuple[str, ...] = ()
+    finish: Callable[[], None] = _nothing
+
+    @classmethod
+    def whole(cls, module: nn.Module, config: TrainingConfig) -> "FineTuning":
+        """Return one stage in which everything is trained that the module has for that."""
+        trained = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
+        return cls((Stage(0, trained, config.parameter_groups),))
+
+    def at(self, epoch: int) -> int:
+        """Return the number of the stage that an epoch lies in."""
+        return sum(stage.first_epoch <= epoch for stage in self.stages) - 1
+
+    @property
+    def always_still(self) -> frozenset[str]:
+        """The modules that stay in evaluation mode throughout."""
+        return frozenset.intersection(*(stage.still for stage in self.stages))
+
+
+class Reuse(Protocol):
+    """Makes a fit start from another one; travels to other processes."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that determine what it does, with the model, the data and the `training` section."""
+
+    def __call__(self, model: Model, schema: Schema, training: TrainingConfig, seed: int) -> FineTuning:
+        """Give a new model the weights to start from, and say how it is trained; the same on every worker."""
