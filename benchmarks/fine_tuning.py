@@ -1,0 +1,170 @@
+"""Accuracy on classes that a model was not trained on, by how much of it is trained and on how many labelled rows.
+
+    python benchmarks/fine_tuning.py [DATA.parquet] [--target NAME] [--seeds N] [--rows N …] [--plot FILE.png]
+
+A network is trained on the lower half of the classes and moved to the upper half; without a file on scikit-learn's digits, 0 to 4
+and then 5 to 9. A seed draws the test rows, the first model and the labelled rows, as many of each class; every way sees the
+same ones, takes the same number of steps at the same learning rate, and has no validation rows to choose by. Intervals are
+Student's, 95 %, over the seeds; differences are paired.
+"""
+
+import argparse
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy.stats import t as student
+from sklearn.datasets import load_digits
+
+import shoal
+from shoal.experiment import from_dict
+
+STEPS, BATCH = 400, 32
+MODEL = {"mlp": {"hidden": [128, 64]}}
+OPTIMIZER = {"adam": {"learning_rate": 3e-3}}
+SCRATCH = "from scratch"
+WAYS: dict[str, dict[str, Any] | None] = {
+    SCRATCH: None,
+    "frozen features": {"freeze": "all_but_head"},
+    "gradual, rates by depth": {"unfreeze": {"gradual": {"epochs": 0}}, "rate_decay": 1 / 2.6},
+    "probe, then all": {"unfreeze": {"probe": {"epochs": 0}}},
+    "all": {},
+    "all, L2-SP": {"l2_sp": {}},
+}
+SHARE = {"gradual": 0.25, "probe": 0.5}  # of the epochs, in a stage before the last
+
+
+def table_of(path: str | None, target: str) -> pa.Table:
+    """Read rows whose columns are numbers, and a label, as text."""
+    if path is not None:
+        table = pq.read_table(path)
+        label = [f"class {value}" for value in table[target].to_pylist()]
+        return table.drop_columns([target]).append_column("label", pa.array(label))
+    data = load_digits()
+    columns = {f"pixel_{i // 8}_{i % 8}": data.data[:, i] for i in range(64)}
+    return pa.table(columns | {"label": [f"class {value}" for value in data.target]})
+
+
+def experiment(
+    folder: Path, name: str, table: pa.Table, part: np.ndarray, rows: int, seed: int, transfer: Any
+) -> shoal.Experiment:
+    """Describe a fit of some rows; the number of its steps does not depend on how many they are."""
+    pq.write_table(table.append_column("part", pa.array(part)), folder / f"{name}.parquet")
+    epochs = math.ceil(STEPS / math.ceil(rows / BATCH))
+    if transfer is not None:
+        for kind, share in SHARE.items():
+            if kind in transfer.get("unfreeze", {}):
+                transfer = transfer | {"unfreeze": {kind: {"epochs": int(share * epochs)}}}
+        transfer = transfer | {"start": str(folder / "first")}
+    return from_dict(
+        {
+            "data": {
+                "path": str(folder / f"{name}.parquet"),
+                "target": "label",
+                "task": "multiclass",
+                "shards": 1,
+                "split": {"column": "part", "validation": 0},
+            },
+            "model": MODEL,
+            "training": {
+                "epochs": epochs,
+                "batch_size": BATCH,
+                "optimizer": OPTIMIZER,
+                "early_stopping": None,
+                "checkpoint": None,
+            },
+            "evaluation": {"scoring": ["accuracy"], "replicates": 100},
+            "transfer": transfer,
+            "cluster": {"storage_path": str(folder / "runs")},
+            "seed": seed,
+        }
+    )
+
+
+def one_seed(table: pa.Table, sizes: list[int], seed: int) -> dict[tuple[str, int], float]:
+    """Return the accuracy on the test rows of the upper classes, of every way and number of labelled rows."""
+    rng = np.random.default_rng(seed)
+    names = sorted(set(table["label"].to_pylist()))
+    label = np.array(table["label"].to_pylist())
+    low = np.isin(label, names[: len(names) // 2])
+    upper = names[len(names) // 2 :]
+    found = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        first = table.filter(pa.array(low))
+        part = np.where(rng.random(len(first)) < 0.2, "test", "train")
+        rows = int((part == "train").sum())
+        shoal.train(experiment(folder, "first", first, part, rows, seed, None), out=str(folder / "first"))
+        rest = table.filter(pa.array(~low))
+        own = np.array(rest["label"].to_pylist())
+        order = rng.permutation(len(rest))
+        test, pool = np.array_split(order, [int(0.4 * len(rest))])
+        for n in sizes:
+            chosen = np.concatenate([pool[own[pool] == name][: n // len(upper)] for name in upper])
+            part = np.full(len(rest), "none", dtype=object)
+            part[test], part[chosen] = "test", "train"
+            kept = part != "none"
+            few = rest.filter(pa.array(kept))
+            for way, transfer in WAYS.items():
+                name = f"{n} {way}".replace(" ", "-").replace(",", "")
+                made = experiment(folder, name, few, part[kept], len(chosen), seed, transfer)
+                scores = shoal.train(made, out=str(folder / name)).scores
+                found[way, n] = scores["test"]["accuracy"]["value"]
+    return found
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """Return a mean and half the width of its 95 % interval."""
+    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def plot(results: dict[tuple[str, int], np.ndarray], sizes: list[int], path: str) -> None:
+    """Draw a curve with intervals for each way."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for i, way in enumerate(WAYS):
+        means, halves = zip(*(interval(results[way, n]) for n in sizes), strict=True)
+        x = np.array(sizes) * 1.03 ** (i - len(WAYS) / 2)  # side by side
+        axes.errorbar(x, means, yerr=halves, marker="o", ms=4, capsize=3, lw=1.5, label=way)
+    axes.set(xscale="log", xlabel="labelled rows", ylabel="accuracy on test rows", xticks=sizes)
+    axes.set_xticklabels([str(n) for n in sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--target", default="label")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10, 50, 200])
+    parser.add_argument("--plot")
+    given = parser.parse_args()
+    table = table_of(given.data, given.target)
+    by_seed = [one_seed(table, given.rows, seed) for seed in range(given.seeds)]
+    results = {key: np.array([found[key] for found in by_seed]) for key in by_seed[0]}
+    print(f"accuracy, and its paired difference to {SCRATCH}; {given.seeds} seeds\n")
+    print("| | " + " | ".join(f"{n} rows | difference" for n in given.rows) + " |")
+    print("|---" * (1 + 2 * len(given.rows)) + "|")
+    for way in WAYS:
+        cells = []
+        for n in given.rows:
+            mean, half = interval(results[way, n])
+            more, width = interval(results[way, n] - results[SCRATCH, n])
+            cells += [f"{mean:.3f} ± {half:.3f}", "" if way == SCRATCH else f"{more:+.3f} ± {width:.3f}"]
+        print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
+    if given.plot:
+        plot(results, given.rows, given.plot)
+
+
+if __name__ == "__main__":
+    main()
