@@ -1,11 +1,13 @@
-"""Accuracy on classes that a model was not trained on, by how much of it is trained and on how many labelled rows.
+"""Accuracy after a model was moved to another question, by how much of it is trained and on how many labelled rows.
 
     python benchmarks/fine_tuning.py [DATA.parquet] [--target NAME] [--seeds N] [--rows N …] [--plot FILE.png]
 
-A network is trained on the lower half of the classes and moved to the upper half; without a file on scikit-learn's digits, 0 to 4
-and then 5 to 9. A seed draws the test rows, the first model and the labelled rows, as many of each class; every way sees the
-same ones, takes the same number of steps at the same learning rate, and has no validation rows to choose by. Intervals are
-Student's, 95 %, over the seeds; differences are paired.
+Two moves, without a file on scikit-learn's digits. *Other classes*: a network is trained on the lower half of the classes, digits
+0 to 4, and moved to the upper half. *A coarser question*: it is trained on all classes with half of the rows, and on the others
+asked whether the class is odd or even. A seed draws the test rows, the first model and the labelled rows, as many of each
+class; every way sees the same ones, takes the same number of steps at the same learning rate, and has no validation rows to
+choose by.
+Intervals are Student's, 95 %, over the seeds; differences are paired.
 """
 
 import argparse
@@ -28,7 +30,7 @@ from shoal.training.trainer import fit
 from shoal.verbs.dataset import shard
 from shoal.verbs.fit import job_of
 
-STEPS, BATCH = 200, 32
+FIRST_STEPS, STEPS, BATCH = 1000, 200, 32
 MODEL = {"mlp": {"hidden": [128, 64]}}
 OPTIMIZER = {"adam": {"learning_rate": 3e-3}}
 SCRATCH = "from scratch"
@@ -59,7 +61,7 @@ def experiment(
 ) -> Experiment:
     """Describe a fit of some rows; the number of its steps does not depend on how many they are."""
     pq.write_table(table.append_column("part", pa.array(part)), folder / f"{name}.parquet")
-    epochs = math.ceil(STEPS / math.ceil(rows / BATCH))
+    epochs = math.ceil((FIRST_STEPS if name == "first" else STEPS) / math.ceil(rows / BATCH))
     if transfer is not None:
         for kind, share in SHARE.items():
             if kind in transfer.get("unfreeze", {}):
@@ -106,30 +108,46 @@ def accuracy(experiment: Experiment, run: Path) -> float:
     )
 
 
-def one_seed(table: pa.Table, sizes: list[int], seed: int) -> dict[tuple[str, int], float]:
-    """Return the accuracy on the test rows of the upper classes, of every way and number of labelled rows."""
-    rng = np.random.default_rng(seed)
-    names = sorted(set(table["label"].to_pylist()))
+def other_classes(table: pa.Table, _: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of the lower half of the classes, and those of the upper half."""
     label = np.array(table["label"].to_pylist())
+    names = sorted(set(label))
     low = np.isin(label, names[: len(names) // 2])
-    upper = names[len(names) // 2 :]
+    return table.filter(pa.array(low)), table.filter(pa.array(~low))
+
+
+def coarser(table: pa.Table, rng: np.random.Generator) -> tuple[pa.Table, pa.Table]:
+    """Return half of the rows, and the other half with the labels odd and even."""
+    first, second = np.array_split(rng.permutation(len(table)), 2)
+    names = sorted(set(table["label"].to_pylist()))
+    asked = table.take(pa.array(second))
+    parity = ["odd" if names.index(name) % 2 else "even" for name in asked["label"].to_pylist()]
+    place = asked.column_names.index("label")
+    return table.take(pa.array(first)), asked.set_column(place, "label", pa.array(parity))
+
+
+MOVES = {"other classes": other_classes, "a coarser question": coarser}
+
+
+def one_seed(table: pa.Table, move: str, sizes: list[int], seed: int) -> dict[tuple[str, int], float]:
+    """Return the accuracy on the test rows of the second question, of every way and number of labelled rows."""
+    rng = np.random.default_rng(seed)
+    first, second = MOVES[move](table, rng)
     found = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        first = table.filter(pa.array(low))
         part = np.where(rng.random(len(first)) < 0.2, "test", "train")
         rows = int((part == "train").sum())
         accuracy(experiment(folder, "first", first, part, rows, seed, None), folder / "first")
-        rest = table.filter(pa.array(~low))
-        own = np.array(rest["label"].to_pylist())
-        order = rng.permutation(len(rest))
-        test, pool = np.array_split(order, [int(0.4 * len(rest))])
+        label = np.array(second["label"].to_pylist())
+        names = sorted(set(label))
+        test, pool = np.array_split(rng.permutation(len(second)), [int(0.4 * len(second))])
         for n in sizes:
-            chosen = np.concatenate([pool[own[pool] == name][: n // len(upper)] for name in upper])
-            part = np.full(len(rest), "none", dtype=object)
+            chosen = np.concatenate([pool[label[pool] == name][: n // len(names)] for name in names])
+            part = np.full(len(second), "none", dtype=object)
             part[test], part[chosen] = "test", "train"
             kept = part != "none"
-            few = rest.filter(pa.array(kept))
+            few = second.filter(pa.array(kept))
             for way, transfer in WAYS.items():
                 name = f"{n} {way}".replace(" ", "-").replace(",", "")
                 made = experiment(folder, name, few, part[kept], len(chosen), seed, transfer)
@@ -143,22 +161,42 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(values.mean()), float(half)
 
 
-def plot(results: dict[tuple[str, int], np.ndarray], sizes: list[int], path: str) -> None:
-    """Draw a curve with intervals for each way."""
+Results = dict[tuple[str, int], np.ndarray]
+
+
+def plot(results: dict[str, Results], sizes: list[int], path: str) -> None:
+    """Draw a curve with intervals for each way, a panel for each move."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.5, 4.8), layout="constrained")
-    axes = figure.subplots()
-    for i, way in enumerate(WAYS):
-        means, halves = zip(*(interval(results[way, n]) for n in sizes), strict=True)
-        x = np.array(sizes) * 1.03 ** (i - len(WAYS) / 2)  # side by side
-        axes.errorbar(x, means, yerr=halves, marker="o", ms=4, capsize=3, lw=1.5, label=way)
-    axes.set(xscale="log", xlabel="labelled rows", ylabel="accuracy on test rows", xticks=sizes)
-    axes.set_xticklabels([str(n) for n in sizes])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=9)
-    figure.savefig(path, dpi=120)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axes, (move, found) in zip(
+        figure.subplots(1, len(results), sharey=True), results.items(), strict=True
+    ):
+        for i, way in enumerate(WAYS):
+            means, halves = zip(*(interval(found[way, n]) for n in sizes), strict=True)
+            x = np.array(sizes) * 1.03 ** (i - len(WAYS) / 2)  # side by side
+            axes.errorbar(x, means, yerr=halves, marker="o", ms=4, capsize=3, lw=1.5, label=way)
+        axes.set(xscale="log", xlabel="labelled rows", xticks=sizes, title=move)
+        axes.set_xticklabels([str(n) for n in sizes])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy on test rows")
+    figure.axes[-1].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def show(move: str, results: Results, sizes: list[int], seeds: int) -> None:
+    """Print a table."""
+    print(f"\n{move}: accuracy, and its paired difference to {SCRATCH}; {seeds} seeds\n")
+    print("| | " + " | ".join(f"{n} rows | difference" for n in sizes) + " |")
+    print("|---" * (1 + 2 * len(sizes)) + "|")
+    for way in WAYS:
+        cells = []
+        for n in sizes:
+            mean, half = interval(results[way, n])
+            more, width = interval(results[way, n] - results[SCRATCH, n])
+            cells += [f"{mean:.3f} ± {half:.3f}", "" if way == SCRATCH else f"{more:+.3f} ± {width:.3f}"]
+        print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
 
 
 def main() -> None:
@@ -169,19 +207,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10, 50, 200])
     parser.add_argument("--plot")
     given = parser.parse_args()
-    table = table_of(given.data, given.target)
-    by_seed = [one_seed(table, given.rows, seed) for seed in range(given.seeds)]
-    results = {key: np.array([found[key] for found in by_seed]) for key in by_seed[0]}
-    print(f"accuracy, and its paired difference to {SCRATCH}; {given.seeds} seeds\n")
-    print("| | " + " | ".join(f"{n} rows | difference" for n in given.rows) + " |")
-    print("|---" * (1 + 2 * len(given.rows)) + "|")
-    for way in WAYS:
-        cells = []
-        for n in given.rows:
-            mean, half = interval(results[way, n])
-            more, width = interval(results[way, n] - results[SCRATCH, n])
-            cells += [f"{mean:.3f} ± {half:.3f}", "" if way == SCRATCH else f"{more:+.3f} ± {width:.3f}"]
-        print(f"| {way} | " + " | ".join(cells) + " |", flush=True)
+    table, results = table_of(given.data, given.target), {}
+    for move in MOVES:
+        by_seed = [one_seed(table, move, given.rows, seed) for seed in range(given.seeds)]
+        results[move] = {key: np.array([found[key] for found in by_seed]) for key in by_seed[0]}
+        show(move, results[move], given.rows, given.seeds)
     if given.plot:
         plot(results, given.rows, given.plot)
 
