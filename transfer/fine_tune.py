@@ -69,10 +69,11 @@ class FineTune:
         if config.lora is not None:
             return self._low_rank(model, training, head, seed, start, taken)
         layers = from_head_down(model, head)
-        never = frozen(layers, config)
+        own = set(taken.names)
+        never = frozen(layers, own, config)
         planned = plans(layers, never, config, training.epochs)
         refuse_idle(training, [n for n, _ in model.named_parameters() if n in planned[-1].trained])
-        penalised_not, own = set(unpenalised(model)), set(taken.names)
+        penalised_not = set(unpenalised(model))
         stages = tuple(
             Stage(
                 plan.first_epoch,
@@ -97,7 +98,8 @@ class FineTune:
         self, model: Model, training: TrainingConfig, head: str, seed: int, start: Start, taken: Taken
     ) -> FineTuning:
         assert self.config.lora is not None
-        trained, merge = add_updates(model, self.config.lora, head, seed)
+        new = {n for n, _ in model.named_parameters()} - set(taken.names)
+        trained, merge = add_updates(model, self.config.lora, head, new, seed)
         refuse_idle(training, [n for n, _ in model.named_parameters() if n in trained])
         stage = Stage(0, trained, training.parameter_groups, self._still(model, trained))
         size = _size(model, trained)
@@ -105,7 +107,8 @@ class FineTune:
             model, {n for n in trained if ".lora_" in n}
         )
         said = (
-            f"fine-tuning: {plural(size, 'parameter')} are trained, {head} and updates of rank {self.config.lora.rank} beside "
+            f"fine-tuning: {plural(size, 'parameter')} are trained, those that are new and updates of rank "
+            f"{self.config.lora.rank} beside "
             f"{plural(sum('.lora_A.' in n for n in trained), 'layer')}; all else of the model's {total:,} is frozen"
         )
         return FineTuning((stage,), notices=(*self._said(start, taken), said), finish=merge)

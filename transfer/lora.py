@@ -10,7 +10,7 @@ Hu et al. (2022), "LoRA: Low-rank adaptation of large language models", equation
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def require_peft() -> None:
 
 
 def add_updates(
-    model: Model, config: LoRAConfig, head: str, seed: int
+    model: Model, config: LoRAConfig, head: str, new: Set[str], seed: int
 ) -> tuple[frozenset[str], Callable[[], None]]:
     """Put updates beside the linear layers of a model, in place.
 
@@ -50,7 +50,9 @@ def add_updates(
     config
         Rank and layers.
     head
-        Name of the module that answers, which is trained whole.
+        Name of the module that answers.
+    new
+        Names of the parameters that were not taken from a start; they are trained whole, as those of the head are.
     seed
         Of the draw of A; B starts as zeros.
 
@@ -66,10 +68,12 @@ def add_updates(
     require_peft()
     from peft import LoraConfig, LoraModel
 
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not matches(n, head)]
+    whole = {id(p) for n, p in model.named_parameters() if n in new or matches(n, head)}
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and id(m.weight) not in whole]
     if not linear:
         raise ConfigError(
-            "transfer.lora: the model has no linear layer below its head; use transfer.freeze in its place"
+            "transfer.lora: the model has no linear layer below its head that starts from another model; use transfer.freeze in "
+            "its place"
         )
     chosen = matched(linear, config.layers, "transfer.lora.layers") if config.layers else frozenset(linear)
     settings: Any = LoraConfig(
@@ -81,7 +85,7 @@ def add_updates(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed ^ _STREAM)
         around = LoraModel(model, {"default": settings}, "default")
-    trained = {n for n, _ in model.named_parameters() if ".lora_" in n or matches(n, head)}
+    trained = {n for n, p in model.named_parameters() if ".lora_" in n or id(p) in whole}
 
     def merge() -> None:
         around.merge_and_unload()

@@ -8,7 +8,7 @@ from typing import Any
 
 from shoal.cluster.components import Imported
 from shoal.cluster.errors import ConfigError
-from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.names import listed, plural
 from shoal.training.config import ParameterGroupConfig, TrainingConfig
 from shoal.training.optimizers.parameters import own_group
 from shoal.transfer.config import ALL_BUT_HEAD, GradualConfig, ProbeConfig, TransferConfig
@@ -24,21 +24,33 @@ class Plan:
     label: str
 
 
-def frozen(layers: Sequence[Layer], config: TransferConfig) -> frozenset[str]:
+def frozen(layers: Sequence[Layer], taken: Set[str], config: TransferConfig) -> frozenset[str]:
     """Return the names of the parameters that are never trained.
+
+    Parameters
+    ----------
+    layers
+        From the head down.
+    taken
+        Parameters that start from another model; the others are new, and what is new and frozen would stay random.
 
     Raises
     ------
     ConfigError
-        If a pattern matches nothing, or nothing is left to train.
+        If a pattern matches nothing, or what is new, or nothing is left to train.
     """
     names = [name for layer in reversed(layers) for name in sorted(layer.parameters)]
     if config.freeze == ALL_BUT_HEAD:
-        return frozenset(names) - layers[0].parameters
+        return (frozenset(names) - layers[0].parameters) & taken
     found = matched(names, config.freeze, "transfer.freeze")
     if found == set(names):
         raise ConfigError(
             f"transfer.freeze: {list(config.freeze)} leaves no parameter to train; leave a layer out of it"
+        )
+    if new := sorted(found - taken):
+        raise ConfigError(
+            f"transfer.freeze: {listed(new, 4)} would stay random: not taken from the start, and frozen; leave what is new out "
+            "of freeze"
         )
     return found
 

@@ -71,7 +71,7 @@ def test_a_driver_that_is_killed_in_the_second_stage(
     config = write(tmp_path, range(5, 10), start, at=at, pause=0.02, **lease)
     arguments = ["train", str(config), "--quiet", "--set", f"cluster.num_workers={workers}"]
     first = subprocess.run(
-        [*COMMAND, *arguments, "--out", str(run)], env=ENVIRONMENT, check=False, timeout=120
+        [*COMMAND, *arguments, "--out", str(run)], env=ENVIRONMENT, check=False, timeout=300
     )
     assert first.returncode == -signal.SIGKILL
     assert not (run / "metrics.json").exists()

@@ -227,3 +227,15 @@ def test_what_is_trained_is_said(tmp_path: Path) -> None:
         "  body.0: 128 parameters, trained from epoch 3 on, but for 8 parameters",
         "  encoder: 60 parameters, trained from epoch 4 on",
     ]
+
+
+def test_what_is_new_is_never_frozen(tmp_path: Path) -> None:
+    start = write_start(tmp_path, config=MLPConfig(hidden=(8, 5)))
+    with pytest.raises(ConfigError, match=r"transfer.freeze: body.2.bias, body.2.weight would stay random"):
+        make_loop({"start": start, "freeze": ["body.0", "body.2"]})
+    loop = make_loop({"start": start, "freeze": "all_but_head"})
+    assert loop.stepper.stage.trained == {f"body.{i}.{x}" for i in (2, 4) for x in ("weight", "bias")}
+    low = make_loop({"start": start, "lora": {"rank": 2}})
+    assert low.stepper.stage.trained == loop.stepper.stage.trained | {
+        f"body.0.lora_{x}.default.weight" for x in "AB"
+    }
