@@ -19,6 +19,7 @@ from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
+from shoal.training.batches import Dataset
 from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.config import MODELS, TrainingConfig
 from shoal.training.costs import Costs
@@ -52,6 +53,10 @@ class FitJob:
         Leave the history with the loss of each step, and nothing else.
     keeps_model
         Whether an estimator of scikit-learn's is stored; otherwise its parameters are, as text.
+    scores
+        Whether held-out rows are scored when the fit is done.
+    decision_monitor
+        In the place of `monitor` where a model learns decisions, and its probabilities are of these.
     """
 
     model: Config
@@ -67,6 +72,8 @@ class FitJob:
     costs: Costs | None = None
     losses_alone: bool = False
     keeps_model: bool = True
+    scores: bool = True
+    decision_monitor: Monitor | None = None
 
     def of_losses_alone(self, training: TrainingConfig) -> "FitJob":
         """Return a job of which only the loss of each step is wanted, trained in another way."""
@@ -121,9 +128,15 @@ def keeper_of(job: FitJob, asked: Callable[[], Asked]) -> Keeper:
 
 
 def run_worker(
-    job: FitJob, strategy: Strategy, reporter: Reporter, keeper: Keeper | None = None
+    job: FitJob,
+    strategy: Strategy,
+    reporter: Reporter,
+    keeper: Keeper | None = None,
+    relabel: Callable[[Dataset], Dataset] | None = None,
 ) -> FitOutcome:
     """Fit on this worker; rank 0 writes `model/`, `history.parquet` and `predictions.parquet`.
+
+    ``relabel`` gives the training rows other labels.
 
     Raises
     ------
@@ -145,14 +158,20 @@ def run_worker(
         f"{threads} threads, {strategy.device}, strategy {strategy.name}"
     )
     try:
-        return _fit(job, strategy, run, log, keeper or Keeper(), threads)
+        return _fit(job, strategy, run, log, keeper or Keeper(), threads, relabel)
     except Exception as error:
         log.write(f"failed: {type(error).__name__}: {error}")
         raise
 
 
 def _fit(
-    job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Keeper, threads: int
+    job: FitJob,
+    strategy: Strategy,
+    run: Storage,
+    log: RankLog,
+    keeper: Keeper,
+    threads: int,
+    relabel: Callable[[Dataset], Dataset] | None,
 ) -> FitOutcome:
     cache = Path(job.cache_path) if job.cache_path else None
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
@@ -164,9 +183,8 @@ def _fit(
         "other input files, which have changed since": key,
         "another model, training or seed": _settings(job),
     }
-    loop = Loop(
-        model, dataset, job.training, strategy, job.monitor, job.seed, log, keeper, of, costs=job.costs
-    )
+    rows = dataset if relabel is None else relabel(dataset)
+    loop = Loop(model, rows, job.training, strategy, job.monitor, job.seed, log, keeper, of, costs=job.costs)
     if job.losses_alone:
         loop.loss_points = sys.maxsize
         outcome = loop.run()
@@ -174,13 +192,13 @@ def _fit(
             run.write_table("history.parquet", loop.history.table())
         return outcome
     outcome = loop.run()
-    parts = _judged(loop.judge, model, dataset)
+    parts = judged_parts(loop.judge, model, dataset) if job.scores else {}
     if strategy.rank == 0:
         scores = {split: j.score for split, j in parts.items()}
         require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
         schema = dataset.schema.model_copy(update={"target": loop.target})
         TrainedModel(model, schema, job.model, provenance={"data": key}).save(run)
-        _write(run, parts, loop.history, dataset)
+        write_parts(run, parts, loop.history, dataset)
     log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
     return outcome
 
@@ -205,7 +223,7 @@ def _fit_estimator(
     outcome = fit_estimator(
         model, dataset, job.training, job.costs, job.seed, threads, job.monitor, judge, log
     )
-    parts = _judged(judge, model, dataset)
+    parts = judged_parts(judge, model, dataset)
     for name, judged in parts.items():
         if not np.isfinite(judged.score).all():
             raise RunError(
@@ -215,18 +233,19 @@ def _fit_estimator(
         TrainedModel(model, dataset.schema, job.model, provenance={"data": dataset.manifest.key}).save(run)
     else:
         run.write_json("parameters.json", parameters_of(model.estimator))
-    _write(run, parts, History(), dataset)
+    write_parts(run, parts, History(), dataset)
     log.write(f"done: {outcome.stopped}")
     return outcome
 
 
-def _judged(judge: Judge, model: Model, dataset: ShardedDataset) -> dict[str, Judged]:
+def judged_parts(judge: Judge, model: Model, dataset: ShardedDataset) -> dict[str, Judged]:
     """Return the scored parts that there are; on rank 0."""
     judged = {s: judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     return {split: found for split, found in judged.items() if found is not None}
 
 
-def _write(run: Storage, parts: dict[str, Judged], history: History, dataset: ShardedDataset) -> None:
+def write_parts(run: Storage, parts: dict[str, Judged], history: History, dataset: ShardedDataset) -> None:
+    """Write the history of a fit, and the predictions of the parts that were scored."""
     run.write_table("history.parquet", history.table())
     if parts:
         run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))

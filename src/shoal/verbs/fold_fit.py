@@ -15,7 +15,7 @@ from shoal.cluster.storage import Storage
 from shoal.evaluation.crossval.folds import OneFold
 from shoal.experiment import Experiment
 from shoal.verbs.dataset import ShardResult
-from shoal.verbs.decisions import plan_of_rows, settle
+from shoal.verbs.decisions import plan_of_rows, settle, steering_of
 from shoal.verbs.judge import metrics_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from shoal.training.worker import FitJob
 
 DATA = "data"
-_KEPT_FOR_RESUMING = ("checkpoints", "logs")
+_KEPT_FOR_RESUMING = ("checkpoints", "logs", "members")
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,9 @@ Place = Callable[["FitJob"], "FitOutcome"]
 
 def in_this_process(job: "FitJob") -> "FitOutcome":
     """Train as a task does."""
-    from shoal.training.device import pick_device
-    from shoal.training.strategies.base import Strategy
-    from shoal.training.worker import keeper_of, run_worker
+    from shoal.training.trainer import fit_here
 
-    return run_worker(job, Strategy(pick_device(job.gpus)), Silent(), keeper_of(job, lambda: ""))
+    return fit_here(job)
 
 
 def attempt(fit: FoldFit, place: Place = in_this_process) -> str:
@@ -112,7 +110,6 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         What went wrong, in words for the user.
     """
     from shoal.cluster.sharding.service import shard
-    from shoal.evaluation.deciding.judging import Deciding
     from shoal.verbs.fit import job_of
 
     experiment, run = fit.experiment, fit.run
@@ -137,7 +134,7 @@ def fit_fold(fit: FoldFit, place: Place, reporter: Reporter | None = None) -> No
         ShardResult(data.uri, manifest, False),
         fit.shape,
         run,
-        Deciding(metrics[0], decisions.start),
+        steering_of(experiment, manifest, metrics[0], decisions),
     )
     outcome = place(replace(job, keeps_model=False))  # its weights or, of scikit-learn's, its parameters stay
     fitted = time.perf_counter()

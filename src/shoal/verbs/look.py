@@ -238,12 +238,12 @@ def check(
     """
     from shoal.cluster.components import load_imported
     from shoal.cluster.resources import plan
-    from shoal.evaluation.deciding.judging import Deciding
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.training.allowed import needs_group, refuse
+    from shoal.training.ensembles.members import member_seed, member_training
     from shoal.training.rehearsal import labels_alone, rehearse
     from shoal.training.scikit.unused import refuse_estimator
-    from shoal.verbs.decisions import costs_of, plan_of, training_of
+    from shoal.verbs.decisions import costs_of, plan_of, steering, training_of
     from shoal.verbs.fit import capped
     from shoal.verbs.writable import require_cache, require_writable
 
@@ -273,7 +273,7 @@ def check(
         found = replace(found, notices=(*found.notices, folds.folds.reason))
     scored = resolve_scoring(experiment.evaluation.scoring, found.target.task, costs=has_costs)[0]
     decisions = plan_of(experiment, found.schema, found.known)
-    monitor = Deciding(scored, decisions.start)
+    monitor = steering(scored, decisions, experiment, found.schema, found.known).monitor
     found = replace(found, notices=(*found.notices, *decisions.start.notices))
     wanted, shape = shape, shape.within(found.n_shards)
     if shape != wanted:
@@ -285,15 +285,17 @@ def check(
             f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
         )
     dataset = labels_alone(found.schema, found.labels, found.n_shards, found.costs, found.row_ids)
-    notices += rehearse(
+    training, several = training_of(experiment, found.schema), experiment.training.ensemble is not None
+    said = rehearse(
         experiment.model,
-        training_of(experiment, found.schema),
-        experiment.seed,
+        member_training(training),
+        member_seed(experiment.seed, 1) if several else experiment.seed,
         dataset,
         monitor,
         shape,
         costs_of(experiment, found.schema),
     )
+    notices += [f"member 1: {text}" for text in said] if several else said
     found = replace(found, notices=tuple(notices))
     workers = f"{shape.workers}, placed {shape.placement}"
     return CheckResult(experiment, found, asdict(shape), (workers, str(demand)))
