@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
@@ -16,6 +14,7 @@ from shoal.training.device import own_threads, pick_device
 from shoal.training.ensembles.config import CostingConfig, MetaCostConfig
 from shoal.training.ensembles.members import (
     Each,
+    dataset_of,
     fit_member,
     is_stored,
     load_member,
@@ -53,16 +52,18 @@ def fit_ensemble(job: FitJob, each: Each, reporter: Reporter) -> FitOutcome:
     ShoalError
         As a member's own fit.
     """
-    members = members_of(job)
-    todo = [member for member in members if not is_stored(member)]
+    members, manifest = members_of(job), dataset_of(job).manifest
+    todo = [member for member in members if not is_stored(member, manifest.key)]
     if len(todo) < len(members):
         reporter.notice(f"{len(members) - len(todo)} of {plural(len(members), 'member')} are there already")
-    rows = sum(_dataset(job).shard_rows("train"))
+    rows = manifest.splits["train"].rows
     reporter.advance(len(members) - len(todo), len(members), "members")
     for done, (member, outcome) in enumerate(zip(todo, each(fit_member, todo), strict=True), 1):
         reporter.notice(_line(job, members.index(member) + 1, outcome, rows))
         reporter.advance(len(members) - len(todo) + done, len(members), "members")
-    last = join_members if isinstance(job.training.ensemble, CostingConfig) else fit_relabelled
+    costing = isinstance(job.training.ensemble, CostingConfig)
+    reporter.stage("joining the members" if costing else "fitting to the labels of least expected cost")
+    last = join_members if costing else fit_relabelled
     (outcome,) = each(last, [job])
     return outcome
 
@@ -90,7 +91,7 @@ def join_members(job: FitJob, asked: Callable[[], Asked] = not_asked) -> FitOutc
     trained, outcomes = [load_member(member) for member in members], [outcome_of(m) for m in members]
     run, dataset, strategy = (
         Storage.open(job.run_uri, job.storage),
-        _dataset(job),
+        dataset_of(job),
         Strategy(pick_device(job.gpus)),
     )
     model = EnsembleModel([one.module for one in trained]).to(strategy.device).eval()
@@ -149,8 +150,3 @@ def fit_relabelled(job: FitJob, asked: Callable[[], Asked] = not_asked) -> FitOu
 
 def _module(job: FitJob) -> Model:
     return load_member(job).module
-
-
-def _dataset(job: FitJob) -> ShardedDataset:
-    cache = Path(job.cache_path) if job.cache_path else None
-    return ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)

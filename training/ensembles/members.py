@@ -1,15 +1,16 @@
 """What each member of an ensemble is: a fit of its own rows and seed, in a folder of its own."""
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from shoal.cluster.progress import Silent
+from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
 from shoal.training.checkpoints.files import FOLDER
@@ -69,30 +70,38 @@ def members_of(job: FitJob) -> list[FitJob]:
     ]
 
 
+def dataset_of(job: FitJob) -> ShardedDataset:
+    """Open the rows of a fit."""
+    cache = Path(job.cache_path) if job.cache_path else None
+    return ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
+
+
 def fit_member(job: FitJob, asked: Callable[[], Asked] = not_asked) -> FitOutcome:
     """Fit a member in this process, unless it is stored already; `outcome.json` in its folder comes last."""
-    run = Storage.open(job.run_uri, job.storage)
-    if not run.exists(OUTCOME):
+    run, key = Storage.open(job.run_uri, job.storage), dataset_of(job).manifest.key
+    if not is_stored(job, key):
         run.write_text("config.yaml", f"# a member of the run in the folder above\nseed: {job.seed}\n")
         strategy = Strategy(pick_device(job.gpus))
         outcome = run_worker(job, strategy, Silent(), keeper_of(job, asked))
         plain = asdict(outcome)
-        run.write_json(OUTCOME, {**plain, "best": None if math.isnan(outcome.best) else outcome.best})
+        plain["best"] = None if math.isnan(outcome.best) else outcome.best
+        run.write_json(OUTCOME, {"data": key, "fit": plain})
         run.delete(FOLDER)
     return outcome_of(job)
 
 
 def outcome_of(job: FitJob) -> FitOutcome:
     """Return how the fit of a stored member went."""
-    found = json.loads(Storage.open(job.run_uri, job.storage).read_bytes(OUTCOME))
+    found = Storage.open(job.run_uri, job.storage).read_json(OUTCOME)["fit"]
     found["best"] = math.nan if found["best"] is None else found["best"]
     lists = {f.name: tuple(found[f.name]) for f in fields(FitOutcome) if isinstance(found[f.name], list)}
     return FitOutcome(**{**found, **lists})
 
 
-def is_stored(job: FitJob) -> bool:
-    """Whether a member was stored whole."""
-    return Storage.open(job.run_uri, job.storage).exists(OUTCOME)
+def is_stored(job: FitJob, key: str) -> bool:
+    """Whether a member was stored whole, fitted to the rows of this key and not to files that have changed since."""
+    run = Storage.open(job.run_uri, job.storage)
+    return run.exists(OUTCOME) and bool(run.read_json(OUTCOME)["data"] == key)
 
 
 def load_member(job: FitJob) -> TrainedModel:

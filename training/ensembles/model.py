@@ -3,6 +3,7 @@
 Shape legend: M members, B rows, D numeric features, C categorical columns, K outputs.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -41,4 +42,4 @@ class EnsembleModel(Model):
         logits = torch.stack([member(numeric, categorical).double() for member in self.members])  # [M, B, K]
         if self.n_outputs == 1:
             return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
-        return log_softmax(logits, dim=-1).logsumexp(0) - torch.tensor(float(len(self.members))).log()
+        return log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(self.members))
