@@ -140,6 +140,7 @@ class Shape:
         return Demand((Part("workers", self.num_workers, *each, most=self.max_workers),))
 
 
+FIT_MEMORY = 512 << 20  # bytes of a fit in a task, beyond which Ray is not told
 _WHAT = ("cpus", "gpus", "memory", "disk")
 _UNITS = {"cpus": "CPU", "gpus": "GPU"}
 

@@ -151,6 +151,11 @@ def refuse(training: TrainingConfig, shape: Shape) -> None:
     found = refusal(cell_of(training, shape))
     if found is not None:
         raise ConfigError(found.why)
+    if training.ensemble is not None and shape.placement == "group":
+        raise ConfigError(
+            "training.ensemble fits each member in one process: set cluster.num_workers: 1, cluster.placement: inline (one "
+            "member after another) or task (as many at a time as there is room for), and training.strategy: ddp"
+        )
     scheduled = not isinstance(training.schedule, ConstantConfig) or training.schedule.warmup
     if isinstance(training.optimizer, SearchConfig) and scheduled:
         raise ConfigError(

@@ -26,6 +26,7 @@ from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
+from shoal.training.ensembles.model import EnsembleModel
 from shoal.training.models import Factory, Model, build_model
 from shoal.training.reasonable import refuse_unreasonable
 from shoal.training.scores import forward_rows, scores_from_logits
@@ -81,6 +82,7 @@ class TrainedModel:
             threshold=self.decision.threshold,
             costs=self.decision.costs,
             is_estimator=is_estimator,
+            members=len(self.module.members) if isinstance(self.module, EnsembleModel) else 0,
             weights_sha256=digest(weights),
             provenance=self.provenance,
         )
@@ -256,7 +258,11 @@ def _network(
             f"the model in {run.uri} was built by {config.path}, and loading never imports by itself: "
             "if you trust the run, allow it (--allow-import; in Python allow_import=True, or factory=…)"
         )
-    module = build_model(config, description.schema_, seed=0, factory=factory)
+    built = [
+        build_model(config, description.schema_, seed=0, factory=factory)
+        for _ in range(max(1, description.members))
+    ]
+    module = EnsembleModel(built) if description.members else built[0]
     install_draws(module, DrawContext())
     module.to(torch.float64 if description.precision == "fp64" else torch.float32)
     try:

@@ -7,8 +7,9 @@ from pydantic import Field, StrictBool, model_validator
 
 from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config, Duration
+from shoal.training.ensembles.config import ENSEMBLES, EnsembleChoice
 from shoal.training.losses.config import AutoLossConfig, LogitAdjustedConfig, LossChoice
-from shoal.training.sampling.config import SamplingChoice, ShuffleConfig
+from shoal.training.sampling.config import BootstrapConfig, SamplingChoice, ShuffleConfig
 from shoal.training.schedules.config import ConstantConfig, ScheduleChoice
 
 Positive = Annotated[float, Field(gt=0)]
@@ -332,6 +333,9 @@ class TrainingConfig(Config):
     averaging: AverageChoice | None = Field(
         None, description="validate and keep an average of the weights in place of the last ones"
     )
+    ensemble: EnsembleChoice | None = Field(
+        None, description="several fits on rows drawn by costs, or before their labels are changed by them"
+    )
     precision: Literal["auto", "fp32", "fp64", "bf16", "fp16"] = Field(
         "auto",
         description="auto is fp32; bf16 and fp16 compute matrix products in it and keep weights, sums and losses in fp32",
@@ -378,9 +382,23 @@ class TrainingConfig(Config):
             raise ValueError(
                 "mixup blends rows without regard to their class or costs: use sampling: shuffle, or leave mixup out"
             )
-        if sampled and isinstance(self.loss, LogitAdjustedConfig):
+        by_class = sampled and not isinstance(self.sampling, BootstrapConfig)
+        if by_class and isinstance(self.loss, LogitAdjustedConfig):
             raise ValueError(
                 "sampling and the loss logit_adjusted both correct for the shares of the classes: keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _members_draw_their_rows(self) -> "TrainingConfig":
+        if self.ensemble is None:
+            return self
+        key = f"ensemble: {Choice(ENSEMBLES).name_of(self.ensemble)}"
+        if not isinstance(self.sampling, ShuffleConfig):
+            raise ValueError(f"{key} draws the rows of its members itself: leave sampling out, or ensemble")
+        if self.mixup is not None:
+            raise ValueError(
+                f"{key}: mixup blends rows without regard to how often they were drawn: leave one of them out"
             )
         return self
 

@@ -24,6 +24,9 @@ class ModelDescription(Config):
     schema_: Schema = Field(alias="schema")
     model: ModelChoice
     is_estimator: bool = Field(False, description="of scikit-learn's, in `model.skops`")
+    members: int = Field(
+        0, ge=0, description="of an ensemble, whose mean probability is the answer; 0 is none"
+    )
     precision: str = "fp32"
     calibration: Calibration = Calibration()
     threshold: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -325,6 +325,7 @@ class Loop:
             repeated=self.repeated,
             time=self.account.summary(self.strategy, self.repeated),
             notices=tuple(self.notices),
+            rows=self.plan.rows,
         )
 
     def _why(self, done: int) -> str:

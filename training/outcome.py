@@ -50,6 +50,8 @@ class FitOutcome:
         Steps that are known to have been done again after restarts: all but those of the last moment before each.
     time
         One line on where the time went.
+    rows
+        Training rows of an epoch.
     """
 
     steps: int
@@ -66,3 +68,4 @@ class FitOutcome:
     repeated: int = 0
     time: str = ""
     notices: tuple[str, ...] = ()
+    rows: int = 0

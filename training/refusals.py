@@ -21,7 +21,7 @@ from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, can_recompute
 from shoal.training.plan import EpochPlan
 from shoal.training.reasonable import unreasonable
-from shoal.training.sampling.config import CostRejectionConfig, ShuffleConfig
+from shoal.training.sampling.config import BootstrapConfig, CostRejectionConfig, ShuffleConfig
 from shoal.training.schedules.config import PlateauConfig
 from shoal.training.schedules.schedule import Schedule
 from shoal.training.strategies.base import Strategy
@@ -135,7 +135,7 @@ def what_draws(model: Model, config: TrainingConfig) -> str:
     if any(isinstance(m, CounterDropout) and m.p > 0 for m in model.modules()):
         found.append("dropout")
     if not isinstance(
-        config.sampling, ShuffleConfig | CostRejectionConfig
+        config.sampling, ShuffleConfig | CostRejectionConfig | BootstrapConfig
     ):  # those keep the rows of a whole step
         found.append("training.sampling")
     return " and ".join(found)

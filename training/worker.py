@@ -20,6 +20,7 @@ from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
+from shoal.training.batches import Dataset
 from shoal.training.checkpoints.keeper import Asked, Keeper, RunKeeper
 from shoal.training.config import MODELS, TrainingConfig
 from shoal.training.costs import Costs
@@ -56,6 +57,10 @@ class FitJob:
         Whether an estimator of scikit-learn's is stored; otherwise its parameters are, as text.
     reuse
         Makes the fit start from another one.
+    scores
+        Whether held-out rows are scored when the fit is done.
+    decision_monitor
+        In the place of `monitor` where a model learns decisions, and its probabilities are of these.
     """
 
     model: Config
@@ -72,6 +77,8 @@ class FitJob:
     losses_alone: bool = False
     keeps_model: bool = True
     reuse: Reuse | None = None
+    scores: bool = True
+    decision_monitor: Monitor | None = None
 
     def of_losses_alone(self, training: TrainingConfig) -> "FitJob":
         """Return a job of which only the loss of each step is wanted, trained in another way."""
@@ -126,9 +133,15 @@ def keeper_of(job: FitJob, asked: Callable[[], Asked]) -> Keeper:
 
 
 def run_worker(
-    job: FitJob, strategy: Strategy, reporter: Reporter, keeper: Keeper | None = None
+    job: FitJob,
+    strategy: Strategy,
+    reporter: Reporter,
+    keeper: Keeper | None = None,
+    relabel: Callable[[Dataset], Dataset] | None = None,
 ) -> FitOutcome:
     """Fit on this worker; rank 0 writes `model/`, `history.parquet` and `predictions.parquet`.
+
+    ``relabel`` gives the training rows other labels.
 
     Raises
     ------
@@ -150,14 +163,20 @@ def run_worker(
         f"{threads} threads, {strategy.device}, strategy {strategy.name}"
     )
     try:
-        return _fit(job, strategy, run, log, keeper or Keeper(), threads)
+        return _fit(job, strategy, run, log, keeper or Keeper(), threads, relabel)
     except Exception as error:
         log.write(f"failed: {type(error).__name__}: {error}")
         raise
 
 
 def _fit(
-    job: FitJob, strategy: Strategy, run: Storage, log: RankLog, keeper: Keeper, threads: int
+    job: FitJob,
+    strategy: Strategy,
+    run: Storage,
+    log: RankLog,
+    keeper: Keeper,
+    threads: int,
+    relabel: Callable[[Dataset], Dataset] | None,
 ) -> FitOutcome:
     cache = Path(job.cache_path) if job.cache_path else None
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
@@ -174,9 +193,10 @@ def _fit(
     if job.reuse is not None:
         tuning = job.reuse(model, dataset.schema, job.training, job.seed)
         provenance["start"] = job.reuse.identity
+    rows = dataset if relabel is None else relabel(dataset)
     loop = Loop(
         model,
-        dataset,
+        rows,
         job.training,
         strategy,
         job.monitor,
@@ -196,13 +216,13 @@ def _fit(
     outcome = loop.run()
     if tuning is not None:
         tuning.finish()
-    parts = _judged(loop.judge, model, dataset)
+    parts = judged_parts(loop.judge, model, dataset) if job.scores else {}
     if strategy.rank == 0:
         scores = {split: j.score for split, j in parts.items()}
         require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
         schema = dataset.schema.model_copy(update={"target": loop.target})
         TrainedModel(model, schema, job.model, provenance=provenance).save(run)
-        _write(run, parts, loop.history, dataset)
+        write_parts(run, parts, loop.history, dataset)
     log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
     return outcome
 
@@ -227,7 +247,7 @@ def _fit_estimator(
     outcome = fit_estimator(
         model, dataset, job.training, job.costs, job.seed, threads, job.monitor, judge, log
     )
-    parts = _judged(judge, model, dataset)
+    parts = judged_parts(judge, model, dataset)
     for name, judged in parts.items():
         if not np.isfinite(judged.score).all():
             raise RunError(
@@ -237,18 +257,19 @@ def _fit_estimator(
         TrainedModel(model, dataset.schema, job.model, provenance={"data": dataset.manifest.key}).save(run)
     else:
         run.write_json("parameters.json", parameters_of(model.estimator))
-    _write(run, parts, History(), dataset)
+    write_parts(run, parts, History(), dataset)
     log.write(f"done: {outcome.stopped}")
     return outcome
 
 
-def _judged(judge: Judge, model: Model, dataset: ShardedDataset) -> dict[str, Judged]:
+def judged_parts(judge: Judge, model: Model, dataset: ShardedDataset) -> dict[str, Judged]:
     """Return the scored parts that there are; on rank 0."""
     judged = {s: judge(model, s) for s in ("validation", "test") if sum(dataset.shard_rows(s))}
     return {split: found for split, found in judged.items() if found is not None}
 
 
-def _write(run: Storage, parts: dict[str, Judged], history: History, dataset: ShardedDataset) -> None:
+def write_parts(run: Storage, parts: dict[str, Judged], history: History, dataset: ShardedDataset) -> None:
+    """Write the history of a fit, and the predictions of the parts that were scored."""
     run.write_table("history.parquet", history.table())
     if parts:
         run.write_table("predictions.parquet", predictions_table(parts, dataset.schema.target))

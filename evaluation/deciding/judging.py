@@ -22,7 +22,8 @@ class Judging:
     task
         Of the target.
     threshold
-        ``usual``, ``given``, ``optimal`` (by costs), ``empirical``, or the name of a score that is highest there.
+        ``usual``, ``given``, ``optimal`` (by costs), ``empirical``, ``own`` (the model learned decisions), or the name of a score
+        that is highest there.
     notices
         What is to be said aloud.
     """
@@ -41,7 +42,7 @@ class Judging:
     @property
     def chosen_on_validation(self) -> bool:
         """Whether the threshold is the best one of the validation rows."""
-        return self.threshold not in ("usual", "given", "optimal")
+        return self.threshold not in ("usual", "given", "optimal", "own")
 
     @property
     def withheld(self) -> dict[str, str]:

@@ -18,6 +18,10 @@ from shoal.evaluation.tallies import Array, Floats
 from shoal.training.costs import NO_AMOUNTS, Amounts, Cells, Costs
 from shoal.training.decision import Calibration, Decision
 
+OWN = (
+    "decisions: the model's likeliest class, since metacost taught it decisions: its probabilities are of these, not of classes, "
+    "so log_loss, brier and calibration say little"
+)
 _ROWS = "set data.split: {validation: …}, or put such rows into its column"
 
 
@@ -116,6 +120,7 @@ def plan(
     known: Known,
     class_weights: Sequence[float] = (),
     cost_weights: Cells = (),
+    own: bool = False,
 ) -> Plan:
     """Settle how a model will decide.
 
@@ -125,6 +130,8 @@ def plan(
         What the rows are.
     class_weights, cost_weights
         By class or by row, of a loss or of a choice of rows whose probabilities are proportional to them.
+    own
+        Whether the model learns decisions: then its likeliest class is decided, and nothing is done to its probabilities.
 
     Raises
     ------
@@ -136,8 +143,8 @@ def plan(
     _refuse_unfitting(config, task)
     calibration = config.calibration
     if calibration == "auto":
-        calibration = "none" if costs is None else "temperature"
-    judging = judging_of(config, schema, known, Calibration(), _decision(config, costs))
+        calibration = "none" if costs is None or own else "temperature"
+    judging = judging_of(config, schema, known, Calibration(), _decision(config, costs, own), own)
     if calibration != "none":
         _need_classes(schema, known.validation, calibration)
     elif judging.chosen_on_validation:
@@ -154,8 +161,9 @@ def judging_of(
     known: Known,
     calibration: Calibration,
     decision: Decision,
+    own: bool = False,
 ) -> Judging:
-    """Return how a model decides that has this calibration and decision.
+    """Return how a model decides that has this calibration and decision; ``own`` as in `plan`.
 
     Raises
     ------
@@ -170,8 +178,10 @@ def judging_of(
         )
     constant = 0 if costs is None else costs.constant(known.train, known.sums)
     threshold = config.threshold
-    if isinstance(threshold, MaximiseConfig):
-        kind: str = threshold.maximise
+    if own:
+        kind = "own"
+    elif isinstance(threshold, MaximiseConfig):
+        kind = threshold.maximise
     elif threshold == "auto":
         kind = "usual" if costs is None else "optimal"
     else:
@@ -202,19 +212,20 @@ def judging_again(
     fitted = "is fitted on validation rows when the model is; train again (the shards are reused)"
     if after.calibration != before.calibration:
         raise ConfigError(f"evaluation.calibration {fitted}")
-    asked = judging_of(after, schema, rows, known.calibration, known.rule.decision)
+    own = known.threshold == "own"
+    asked = judging_of(after, schema, rows, known.calibration, known.rule.decision, own)
     if after.threshold != before.threshold and asked.chosen_on_validation:
         raise ConfigError(f"evaluation.threshold: {asked.threshold} {fitted}, or give a number")
     if (after.threshold, after.costs) == (before.threshold, before.costs) or asked.chosen_on_validation:
         return asked
-    return replace(asked, rule=replace(asked.rule, decision=_decision(after, asked.rule.costs)))
+    return replace(asked, rule=replace(asked.rule, decision=_decision(after, asked.rule.costs, own)))
 
 
-def _decision(config: EvaluationConfig, costs: Costs | None) -> Decision:
+def _decision(config: EvaluationConfig, costs: Costs | None, own: bool) -> Decision:
     """Return the decision that needs no rows."""
     if isinstance(config.threshold, float):
         return Decision(threshold=config.threshold)
-    if costs is None:
+    if costs is None or own:
         return Decision()
     if len(costs.matrix) == 2 and not costs.columns:
         return Decision(threshold=float(costs.thresholds()))
@@ -259,6 +270,8 @@ def _said(config: EvaluationConfig, judging: Judging) -> list[str]:
     """Say what follows from costs without being asked for."""
     if judging.rule.costs is None:
         return []
+    if judging.threshold == "own":
+        return [OWN]
     said = []
     if config.calibration == "auto":
         said.append(

@@ -30,6 +30,12 @@ def rule(facts: ReportFacts) -> list[str]:
     judging = facts.judging
     if judging.threshold == "optimal" and judging.rule.decision.columns:
         return [*_by_row(facts), *_calibration(facts)]
+    if judging.threshold == "own":
+        return [
+            "The class with the highest probability is predicted. The model learned decisions: its training rows carried the "
+            "class of least expected cost (MetaCost, Domingos 1999). So its probabilities are of decisions, not of classes: do "
+            "not read log loss, Brier score and calibration as if they were, and choose no other threshold."
+        ]
     threshold = judging.rule.decision.threshold
     which = facts.class_names[1] if facts.target.task == "binary" else "A label"
     at_least = f"{which} is predicted where its probability is at least {threshold:.4g}"
@@ -137,6 +143,8 @@ def _shares(known: Costs) -> str:
 def _figures(facts: ReportFacts, part: Part, known: Costs, without: float) -> list[Html]:
     sound = {name: p for name, p in facts.parts.items() if np.isfinite(p.scores).all()}
     rule = facts.judging.rule
+    if facts.judging.threshold == "own":
+        return []  # other thresholds on probabilities of decisions are none of the costs
     by_row = (
         " Each row has a threshold of its own here: the dashed line is what that costs, the curves what one for all rows would."
         if rule.decision.columns

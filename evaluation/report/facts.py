@@ -138,14 +138,22 @@ class ReportFacts:
         return [worded(METRICS[name], self.target.task, self.hides_units, unit) for name in names]
 
     @property
+    def steered(self) -> Metric:
+        """The metric by which the epoch was chosen: the first one, or what decisions cost where these are what is learned."""
+        own = self.judging.threshold == "own"
+        return next(
+            (metric for metric in self.chosen if own and metric.name == "expected_cost"), self.chosen[0]
+        )
+
+    @property
     def best(self) -> Best | None:
-        """The best epoch by the first metric, as early stopping saw it; None without validation scores."""
+        """The best epoch by `steered`, as early stopping saw it; None without validation scores."""
         if self.history is None or not self.chosen:
             return None
         training = TrainingConfig.model_validate(self.config.get("training", {}))
-        rule = EarlyStopping(training.early_stopping, self.chosen[0].greater_is_better)
+        rule = EarlyStopping(training.early_stopping, self.steered.greater_is_better)
         for row in self.history.to_pylist():
-            if row["split"] == "validation" and row["metric"] == self.chosen[0].name:
+            if row["split"] == "validation" and row["metric"] == self.steered.name:
                 rule.update(row["epoch"], row["value"])
         if math.isnan(rule.best):
             return None

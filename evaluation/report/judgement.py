@@ -35,7 +35,7 @@ def learning(facts: ReportFacts) -> Html:
         return Html("")
     rows = facts.history.to_pylist()
     train = [row for row in rows if row["split"] == "train" and row["metric"] == "loss"]
-    held = [row for row in rows if row["split"] == "validation" and row["metric"] == facts.chosen[0].name]
+    held = [row for row in rows if row["split"] == "validation" and row["metric"] == facts.steered.name]
     steps = max(row["step"] for row in rows) / max(row["epoch"] for row in rows)
     best, shown = facts.best, []
     if train:
@@ -50,9 +50,9 @@ def learning(facts: ReportFacts) -> Html:
     if held:
         epochs = np.array([float(row["epoch"]) for row in held])
         values = np.array([row["value"] for row in held])
-        better = "higher" if facts.chosen[0].greater_is_better else "lower"
-        drawn = figures.validation_curve(epochs, values, facts.chosen[0], best)
-        name = facts.chosen[0].label
+        better = "higher" if facts.steered.greater_is_better else "lower"
+        drawn = figures.validation_curve(epochs, values, facts.steered, best)
+        name = facts.steered.label
         shown.append(figure(Html(drawn), f"{name} on validation rows", f"{better.capitalize()} is better."))
     last = max(row["epoch"] for row in rows)
     if best is None:
@@ -199,7 +199,9 @@ def scores(facts: ReportFacts) -> Html:
             "Test rows were judged once, after all choices; validation rows steered them, so theirs are optimistic."
             if len(parts) == 2
             else "",
-            f"The first metric, {facts.chosen[0].label}, drove the choices.",
+            f"The first metric, {facts.chosen[0].label}, drove the choices."
+            if facts.steered == facts.chosen[0]
+            else f"{facts.steered.label} drove the choices of the model, {facts.chosen[0].label} those of MetaCost's members.",
             _AVERAGED.get(facts.target.task, ""),
         ),
         table("Metrics by part", headers, rows, css="metrics"),

@@ -19,6 +19,7 @@ from shoal.cluster.sharding.imbalance.config import RandomOverSamplerConfig, mak
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
 from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
+from shoal.training.ensembles.config import ENSEMBLES, MetaCostConfig
 from shoal.training.losses.config import (
     BY_COSTS,
     LOSSES,
@@ -74,11 +75,12 @@ class Experiment(Config):
 
     @model_validator(mode="after")
     def _rejection_by_costs(self) -> "Experiment":
-        if not isinstance(self.training.sampling, CostRejectionConfig):
+        key, loss = _by_choice(self.training), self.training.loss
+        if key is None:
             return self
-        key, loss = "training.sampling: cost_rejection", self.training.loss
         if self.evaluation.costs is None:
-            raise ValueError(f"{key} needs evaluation.costs; name the costs there, or use shuffle")
+            other = "leave it out" if self.training.ensemble is not None else "use shuffle"
+            raise ValueError(f"{key} needs evaluation.costs; name the costs there, or {other}")
         if not isinstance(loss, AutoLossConfig | CrossEntropyConfig | BCEConfig):
             raise ValueError(
                 f"{key} is for the losses cross_entropy and bce, whose probabilities can be set right again; use one of them"
@@ -87,6 +89,8 @@ class Experiment(Config):
             raise ValueError(
                 f"{key} and class_weights both count what mistakes cost, or how rare a class is: keep one of them"
             )
+        if isinstance(self.training.ensemble, MetaCostConfig):
+            return self
         if isinstance(self.data.imbalance, RandomOverSamplerConfig):
             raise ValueError(
                 f"data.imbalance: random_over_sampler copies rows, and {key} leaves most of them out again: keep one of them"
@@ -94,17 +98,42 @@ class Experiment(Config):
         return self
 
     @model_validator(mode="after")
+    def _metacost_decides(self) -> "Experiment":
+        if not isinstance(self.training.ensemble, MetaCostConfig):
+            return self
+        key = "training.ensemble: metacost"
+        if self.data.imbalance is not None:
+            raise ValueError(
+                f"{key} gives training rows the class that is cheapest for the shares of the classes in the data, and "
+                "data.imbalance changes these: keep one of them"
+            )
+        for name, usual in (("calibration", ("auto", "none")), ("threshold", ("auto",))):
+            if getattr(self.evaluation, name) not in usual:
+                raise ValueError(
+                    f"{key} learns decisions, in which costs are counted already, and evaluation.{name} would count them again "
+                    f"or change them: leave evaluation.{name} out, or use ensemble: costing"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _made_rows_have_no_costs(self) -> "Experiment":
         by_weight = getattr(self.training.loss, "class_weights", None) == BY_COSTS
-        by_choice = isinstance(self.training.sampling, CostRejectionConfig)
+        by_choice = _by_choice(self.training)
         if self.cost_columns and makes_rows(self.data.imbalance) and (by_weight or by_choice):
             name = named(self.data.imbalance) if self.data.imbalance is not None else ""
-            used = "training.sampling: cost_rejection" if by_choice else "class_weights: costs"
+            used = by_choice or "class_weights: costs"
             raise ValueError(
                 f"data.imbalance: {name} makes rows, and nothing says what mistakes on them cost, by which {used} weighs; use "
                 "random_under_sampler, or leave one of them out"
             )
         return self
+
+
+def _by_choice(training: TrainingConfig) -> str | None:
+    """Return the key by which rows, or their labels, are chosen by costs; None where they are not."""
+    if training.ensemble is not None:
+        return f"training.ensemble: {Choice(ENSEMBLES).name_of(training.ensemble)}"
+    return "training.sampling: cost_rejection" if isinstance(training.sampling, CostRejectionConfig) else None
 
 
 _CLUSTER_FILE = "it holds the keys of the cluster section, such as num_workers: 2"

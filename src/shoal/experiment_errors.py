@@ -67,9 +67,7 @@ def config_error(error: ValidationError, document: Document, root: Slot) -> Conf
         if any(other[: len(path)] == path != other for other in groups):
             del groups[path]  # of the right length, but for entries that are wrong
     order = {path: i for i, path in enumerate(document.places)}
-    found = sorted(
-        groups, key=lambda path: next(order[p] for p in _up(path) if p in order or not p) if order else 0
-    )
+    found = sorted(groups, key=lambda path: next((order[p] for p in _up(path) if p in order), 0))
     return ConfigError("\n".join(_line(document, path, _message(path, groups[path], root)) for path in found))
 
 

@@ -10,7 +10,8 @@ from shoal.training.batches import Dataset
 from shoal.training.config import TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.plan import EpochPlan, resolve_batch_size
-from shoal.training.sampling.config import CostRejectionConfig
+from shoal.training.sampling.bootstrap import resample
+from shoal.training.sampling.config import BootstrapConfig, CostRejectionConfig
 from shoal.training.sampling.kept import KeptPlan
 from shoal.training.sampling.plan import ClassPlan
 from shoal.training.sampling.rejection import keep
@@ -49,11 +50,15 @@ def sample(
     """
     rows = dataset.shard_rows("train")
     size = resolve_batch_size(config.batch_size, sum(rows))
-    if isinstance(config.sampling, CostRejectionConfig):
-        if costs is None:
-            raise ConfigError("training.sampling: cost_rejection needs an experiment with evaluation.costs")
+    if isinstance(config.sampling, CostRejectionConfig | BootstrapConfig):
         own = range(strategy.rank, dataset.n_shards, strategy.world_size)
-        kept = keep(dataset, {v: dataset.shard("train", v) for v in own}, costs, strategy, seed)
+        shards = {v: dataset.shard("train", v) for v in own}
+        if isinstance(config.sampling, BootstrapConfig):
+            kept = resample(dataset, shards, strategy, seed)
+        elif costs is None:
+            raise ConfigError("training.sampling: cost_rejection needs an experiment with evaluation.costs")
+        else:
+            kept = keep(dataset, shards, costs, strategy, seed)
         size = resolve_batch_size(config.batch_size, sum(kept.of_shard))
         return Sampled(KeptPlan(kept.rows, kept.of_shard, size, seed), None, kept.notices)
     shares = class_shares(config.sampling, dataset.schema.target, dataset.class_rows("train"), size)

@@ -43,6 +43,13 @@ class CostRejectionConfig(Config):
     """
 
 
+class BootstrapConfig(Config):
+    """Rows drawn with replacement, once: each is in every epoch as often as it was drawn, or not at all.
+
+    How often is of the Poisson distribution with mean 1, row by row, which is what drawing n of n rows tends to.
+    """
+
+
 SAMPLINGS: dict[str, type[Config]] = {
     "shuffle": ShuffleConfig,
     "proportional": ProportionalConfig,
@@ -50,5 +57,6 @@ SAMPLINGS: dict[str, type[Config]] = {
     "weighted": WeightedConfig,
     "quotas": QuotasConfig,
     "cost_rejection": CostRejectionConfig,
+    "bootstrap": BootstrapConfig,
 }
 SamplingChoice = Annotated[Config, Choice(SAMPLINGS, importable=False)]

@@ -94,16 +94,18 @@ def keep(
     return Kept(rows, tuple(int(n) for n in counts.sum(1).tolist()), (said + few,))
 
 
-def draws(rows: ShardRows, seed: int) -> Floats:
+def draws(rows: ShardRows, seed: int, what: str = "cost rejection") -> Floats:
     """Return a number from 0 to below 1 for each row: of the seed and the row, wherever it lies, float64 ``[n]``.
 
     A row is known by its id, its class and its costs, so rows that share an id are drawn one by one unless they share all.
+    ``what`` the draw is for makes it another one.
     """
     key = np.zeros(len(rows), np.uint64)
-    columns = [rows.row_id, pa.array(rows.label), *(pa.array(column) for column in rows.cost.T)]
+    label = [pa.array(rows.label)] if rows.label.ndim == 1 else []  # of several labels the id has to do
+    columns = [rows.row_id, *label, *(pa.array(column) for column in rows.cost.T)]
     for i, column in enumerate(columns):
         hashed = hash_values(column, f"column {i}")
         assert hashed is not None
         key += hashed
-    mixed = mix(key ^ salt(f"cost rejection of seed {seed}"))
+    mixed = mix(key ^ salt(f"{what} of seed {seed}"))
     return np.asarray((mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53)

@@ -10,6 +10,7 @@ from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.names import nearest, plural
 from shoal.training.sampling.config import (
+    BootstrapConfig,
     ClassBalancedConfig,
     CostRejectionConfig,
     QuotasConfig,
@@ -43,7 +44,7 @@ def class_shares(
     ConfigError
         If there are no classes, or no such classes, or the quotas are larger than the batch.
     """
-    if isinstance(config, ShuffleConfig | CostRejectionConfig):
+    if isinstance(config, ShuffleConfig | CostRejectionConfig | BootstrapConfig):
         return None
     if target.task not in ("binary", "multiclass"):
         raise ConfigError(

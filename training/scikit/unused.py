@@ -35,6 +35,11 @@ def refuse_estimator(model: Config, training: TrainingConfig, shape: Shape) -> N
     """
     if not isinstance(model, Imported) or not names_estimator(model):
         return
+    if training.ensemble is not None:
+        raise ConfigError(
+            f"training.ensemble is of networks, and {model.path} is scikit-learn's; leave it out, and use "
+            "training.loss: {cross_entropy: {class_weights: costs}} and evaluation.threshold"
+        )
     default = TrainingConfig()
     for key in TrainingConfig.model_fields:
         value = getattr(training, key)

@@ -116,10 +116,10 @@ def rehearsed(experiment: Experiment, found: Look, shape: Shape, reuse: "Reuse |
     ShoalError
         What the fit would refuse.
     """
-    from shoal.evaluation.deciding.judging import Deciding
     from shoal.evaluation.metrics import resolve_scoring
+    from shoal.training.ensembles.members import member_seed, member_training
     from shoal.training.rehearsal import labels_alone, rehearse
-    from shoal.verbs.decisions import costs_of, plan_of, training_of
+    from shoal.verbs.decisions import costs_of, plan_of, steering, training_of
     from shoal.verbs.fit import capped
 
     costs = experiment.evaluation.costs
@@ -133,14 +133,16 @@ def rehearsed(experiment: Experiment, found: Look, shape: Shape, reuse: "Reuse |
         notices.append(
             f"training.batch_size is {asked:,}, but there are {rows:,} training rows: every step takes them all"
         )
-    notices += rehearse(
+    training, several = training_of(experiment, found.schema), experiment.training.ensemble is not None
+    said = rehearse(
         experiment.model,
-        training_of(experiment, found.schema),
-        experiment.seed,
+        member_training(training),
+        member_seed(experiment.seed, 1) if several else experiment.seed,
         labels_alone(found.schema, found.labels, found.n_shards, found.costs, found.row_ids),
-        Deciding(scored, decisions.start),
+        steering(scored, decisions, experiment, found.schema, found.known).monitor,
         shape.within(found.n_shards),
         costs_of(experiment, found.schema),
         reuse,
     )
+    notices += [f"member 1: {text}" for text in said] if several else said
     return notices

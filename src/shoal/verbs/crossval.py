@@ -16,7 +16,7 @@ import pyarrow as pa
 from shoal.cluster.components import load_imported
 from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.resources import Demand, Part, Shape, plan
+from shoal.cluster.resources import FIT_MEMORY, Demand, Part, Shape, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Target
 from shoal.cluster.sharding.names import plural
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 FITS = "fits"
 PART = "crossval"
-_TASK_MEMORY = 512 << 20  # bytes of a fit in a task, beyond which Ray is not told
 
 
 @dataclass(frozen=True)
@@ -268,7 +267,7 @@ def _map(
     if shape.placement == "task":
         from shoal.cluster.tasks import tasks
 
-        part = Part("fits", 1, shape.cpus_per_worker, shape.gpus_per_worker, float(_TASK_MEMORY))
+        part = Part("fits", 1, shape.cpus_per_worker, shape.gpus_per_worker, float(FIT_MEMORY))
         with tasks(experiment.cluster, part, reporter, most=len(fits)) as several:
             reporter.notice(f"{plural(several.count, 'fit')} at a time")
             yield several.map(partial(attempt, reading=reading), fits)  # which goes to the object store once

@@ -1,7 +1,7 @@
 """What costs, calibration and threshold mean for an experiment: the loss, the model and the predictions."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,14 +12,16 @@ from shoal.cluster.config import Config
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Schema, Target
 from shoal.evaluation.deciding.costs import resolve_costs
-from shoal.evaluation.deciding.judging import Judging
+from shoal.evaluation.deciding.judging import Deciding, Judging
 from shoal.evaluation.deciding.plan import Known, Plan, judging_of, plan
 from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
+from shoal.evaluation.metrics import METRICS, Metric
 from shoal.experiment import Experiment
 from shoal.training.config import TrainingConfig
 from shoal.training.costs import Costs
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, write_decision
+from shoal.training.ensembles.config import CostingConfig, MetaCostConfig
 from shoal.training.losses.config import (
     BY_COSTS,
     LOSSES,
@@ -70,7 +72,11 @@ def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Seq
     )
     seen = resampled or known.train
     costs, by_row = costs_of(experiment, schema), False
-    if costs is not None and isinstance(experiment.training.sampling, CostRejectionConfig):
+    ensemble = experiment.training.ensemble
+    by_choice = isinstance(experiment.training.sampling, CostRejectionConfig) or isinstance(
+        ensemble, CostingConfig
+    )
+    if costs is not None and by_choice:
         by_row = bool(costs.columns)
         weights = () if by_row else tuple(costs.class_weights.tolist())
     elif costs is not None and costs.columns and given == BY_COSTS:
@@ -85,7 +91,14 @@ def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Seq
         # Menon et al. 2021, equation 10: softmax(z + tau log share) is p, so softmax(z) is as if weighted by share ** -tau.
         own = (np.array(seen) / sum(seen)) ** -loss.tau
         weights = tuple((own * (weights or 1.0)).tolist())
-    found = plan(experiment.evaluation, schema, known, weights, costs.cells if costs and by_row else ())
+    found = plan(
+        experiment.evaluation,
+        schema,
+        known,
+        weights,
+        costs.cells if costs and by_row else (),
+        decides_itself(experiment),
+    )
     if said := _bends(loss, found):
         found = replace(found, start=replace(found.start, notices=(*found.start.notices, said)))
     unseen = [name for name in schema.costs if name not in {column.name for column in schema.columns}]
@@ -96,6 +109,41 @@ def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Seq
         "probabilities may be wrong; make it a feature (not in data.drop), or set evaluation.calibration: isotonic"
     )
     return replace(found, start=replace(found.start, notices=(*found.start.notices, said)))
+
+
+def decides_itself(experiment: Experiment) -> bool:
+    """Whether what the model learns are decisions, in which costs are counted already."""
+    return isinstance(experiment.training.ensemble, MetaCostConfig)
+
+
+@dataclass(frozen=True)
+class Steering:
+    """What a fit is steered by: a metric of its classes, and for a model that learns decisions one of these."""
+
+    monitor: Deciding
+    of_decisions: Deciding | None = None
+
+
+def steering(
+    metric: Metric, decisions: Plan, experiment: Experiment, schema: Schema, known: Known
+) -> Steering:
+    """Return the metrics that choose epochs.
+
+    The members of MetaCost learn classes, and decide as costs say; the model that learns their decisions is steered by what these
+    cost, since metrics of probabilities would take its probabilities for those of classes.
+    """
+    if not decides_itself(experiment):
+        return Steering(Deciding(metric, decisions.start))
+    config = experiment.evaluation.model_copy(update={"calibration": "none"})
+    return Steering(
+        Deciding(metric, plan(config, schema, known).start),
+        Deciding(METRICS["expected_cost"], decisions.start),
+    )
+
+
+def steering_of(experiment: Experiment, manifest: Manifest, metric: Metric, decisions: Plan) -> Steering:
+    """Return the metrics that choose epochs of a sharded dataset's fit, as `steering`."""
+    return steering(metric, decisions, experiment, manifest.schema_, known_rows(manifest))
 
 
 def _bends(loss: Config, found: Plan) -> str:
@@ -205,4 +253,5 @@ def judging_of_run(experiment: Experiment, manifest: Manifest, trained: Trained)
         known_rows(manifest),
         trained.calibration,
         trained.decision,
+        decides_itself(experiment),
     )

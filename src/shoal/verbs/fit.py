@@ -18,7 +18,7 @@ from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.verbs.dataset import ShardResult, shard
-from shoal.verbs.decisions import plan_of_rows, settle, training_of
+from shoal.verbs.decisions import Steering, plan_of_rows, settle, steering_of, training_of
 from shoal.verbs.judge import DATA, judge, rows_of
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import (
@@ -35,7 +35,7 @@ from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
     from shoal.evaluation.deciding.plan import Plan
-    from shoal.training.outcome import FitOutcome, Monitor
+    from shoal.training.outcome import FitOutcome
     from shoal.training.worker import FitJob
 
 
@@ -126,7 +126,6 @@ def _train(
     reporter: Reporter,
     command: Sequence[str] | None,
 ) -> TrainResult:
-    from shoal.evaluation.deciding.judging import Deciding
     from shoal.evaluation.metrics import resolve_scoring
 
     stages = Stages(reporter)
@@ -140,7 +139,7 @@ def _train(
         reporter.notice(notice)
     settings, task = experiment.evaluation, data.manifest.schema_.target.task
     monitor = resolve_scoring(settings.scoring, task, costs=settings.costs is not None)[0]
-    job = job_of(experiment, data, shape, run, Deciding(monitor, decisions.start))
+    job = job_of(experiment, data, shape, run, steering_of(experiment, data.manifest, monitor, decisions))
     demand += copies(experiment, data, shape)
     try:
         outcome = place(job, shape, demand, experiment, stages, reporter)
@@ -155,7 +154,11 @@ def capped(shards: int) -> str:
 
 
 def job_of(
-    experiment: Experiment, data: ShardResult, shape: Shape, run: RunFolder, monitor: "Monitor | None"
+    experiment: Experiment,
+    data: ShardResult,
+    shape: Shape,
+    run: RunFolder,
+    steered: "Steering | None" = None,
 ) -> "FitJob":
     """Return what the workers of an experiment's fit need to know."""
     from shoal.training.worker import FitJob
@@ -167,13 +170,14 @@ def job_of(
         seed=experiment.seed,
         data_uri=data.uri,
         run_uri=run.uri,
-        monitor=monitor,
+        monitor=None if steered is None else steered.monitor,
         storage=experiment.cluster.storage,
         cache_path=experiment.cluster.cache_path,
         cpus=None if shape.placement == "inline" else shape.cpus_per_worker,
         gpus=shape.gpus_per_worker,
         costs=costs_of(experiment, data.manifest.schema_),
         reuse=starting(experiment).reuse,
+        decision_monitor=None if steered is None else steered.of_decisions,
     )
 
 
@@ -202,6 +206,9 @@ def place(
     if shape.placement == "inline":
         with stages.stage("fit", "training"):
             return fit(job, shape, experiment.cluster, reporter)
+    if job.training.ensemble is not None:  # its members are tasks, whose room is reserved by themselves
+        with stages.stage("fit", "training members as tasks"):
+            return fit(job, shape, experiment.cluster, reporter)
     from shoal.cluster.session import session
 
     with (
@@ -226,6 +233,7 @@ def _finish(
     from shoal.evaluation.report import write_report
     from shoal.training.checkpoints.files import FOLDER
     from shoal.training.checkpoints.keeper import REACHED
+    from shoal.training.ensembles.members import MEMBERS
 
     manifest = data.manifest
     if not run.exists("config.yaml"):
@@ -258,8 +266,8 @@ def _finish(
         write_report(run, manifest, scores, provenance(stages, **seen), judging)
     run.write_json(PROVENANCE, provenance(stages, **seen))
     run.write_json("metrics.json", scores)  # last: it says that the run is complete
-    run.delete(FOLDER)
-    run.delete(REACHED)
+    for name in (FOLDER, REACHED, MEMBERS):
+        run.delete(name)
     reporter.done()
     return _result(run, manifest, scores, run.read_json(PROVENANCE))
 

@@ -18,7 +18,7 @@ from shoal.evaluation.crossval.folds import OneFold
 from shoal.experiment import Experiment
 from shoal.verbs.dataset import ShardResult
 from shoal.verbs.dealing import learns_from_validation
-from shoal.verbs.decisions import plan_of_rows, settle
+from shoal.verbs.decisions import plan_of_rows, settle, steering_of
 from shoal.verbs.judge import metrics_of
 from shoal.verbs.starting import starting
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from shoal.training.worker import FitJob
 
 DATA = "data"
-_KEPT_FOR_RESUMING = ("checkpoints", "logs")
+_KEPT_FOR_RESUMING = ("checkpoints", "logs", "members")
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,9 @@ Place = Callable[["FitJob"], "FitOutcome"]
 
 def in_this_process(job: "FitJob") -> "FitOutcome":
     """Train as a task does."""
-    from shoal.training.device import pick_device
-    from shoal.training.strategies.base import Strategy
-    from shoal.training.worker import keeper_of, run_worker
+    from shoal.training.trainer import fit_here
 
-    return run_worker(job, Strategy(pick_device(job.gpus)), Silent(), keeper_of(job, lambda: ""))
+    return fit_here(job)
 
 
 def attempt(fit: FoldFit, place: Place = in_this_process, reading: Reading | None = None) -> str:
@@ -130,7 +128,6 @@ def fit_fold(
     """
     import shoal.training.worker  # noqa: F401  # seconds of importing it are none of the fit's
     from shoal.cluster.sharding.service import shard
-    from shoal.evaluation.deciding.judging import Deciding
     from shoal.verbs.fit import job_of
 
     experiment, run = fit.experiment, fit.run
@@ -159,7 +156,7 @@ def fit_fold(
         ShardResult(data.uri, manifest, False),
         fit.shape,
         run,
-        Deciding(metrics[0], decisions.start),
+        steering_of(experiment, manifest, metrics[0], decisions),
     )
     outcome = place(replace(job, keeps_model=False))  # its weights or, of scikit-learn's, its parameters stay
     fitted = time.perf_counter()

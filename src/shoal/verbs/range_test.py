@@ -91,7 +91,7 @@ def find_learning_rate(
         with stages.stage("shard", "sharding"):
             data = shard(experiment, name=name, reporter=heard, verify=False)
         shape = shape.within(data.manifest.n_shards)
-        job = job_of(_at_once(experiment), data, shape, run, monitor=None)
+        job = job_of(_at_once(experiment), data, shape, run)
         job = job.of_losses_alone(_training(experiment.training, data.manifest.splits["train"].rows))
         demand += copies(experiment, data, shape)
         place(job, shape, demand, experiment, stages, heard)
@@ -112,6 +112,7 @@ def _at_once(experiment: Experiment) -> Experiment:
 
 def _training(training: "TrainingConfig", rows: int) -> "TrainingConfig":
     """Return the fit of the test: the same steps, but for their rates and what looks at validation rows."""
+    from shoal.training.ensembles.members import member_training
     from shoal.training.plan import resolve_batch_size
     from shoal.training.schedules.range_test import HIGHEST, LEAST_STEPS, RangeTestConfig
 
@@ -122,7 +123,7 @@ def _training(training: "TrainingConfig", rows: int) -> "TrainingConfig":
         g if g.learning_rate is None else g.model_copy(update={"learning_rate": g.learning_rate * times})
         for g in training.parameter_groups
     )
-    return training.model_copy(
+    return member_training(training).model_copy(
         update={
             "epochs": math.ceil(LEAST_STEPS / per_epoch),
             "optimizer": optimizer,
