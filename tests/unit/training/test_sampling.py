@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from shoal.cluster.errors import ConfigError, DataError
@@ -74,6 +74,7 @@ WRITTEN = [
 def test_every_step_has_its_quota_whoever_reads(sizes, n_shards, batch, written, epoch):
     data = dataset(sizes, min(n_shards, sum(sizes)))
     batch = min(batch, sum(sizes))
+    assume(batch > 2)  # quotas of two rows leave no other place in a smaller one, which is refused
     plan = plan_of(data, written, batch)
     alone = steps(data, plan, epoch, 1)
     labels = data.parts["train"].label
