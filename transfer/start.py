@@ -15,6 +15,7 @@ from shoal.cluster.components import Choice
 from shoal.cluster.config import StorageConfig
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage, redact
 from shoal.training.config import MODELS
 from shoal.training.description import digest, read_model
@@ -113,6 +114,11 @@ def read_start(place: str, storage: StorageConfig) -> Start:
         raise ConfigError(
             f"transfer.start: {redact(place)} holds an estimator of scikit-learn's, which has no weights to start from; give the "
             "run of a network"
+        )
+    if description.members:
+        raise ConfigError(
+            f"transfer.start: {redact(place)} holds an ensemble of {plural(description.members, 'model')}; "
+            "give the run of a single one"
         )
     return Start(
         redact(place),

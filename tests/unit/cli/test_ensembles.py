@@ -79,6 +79,10 @@ def test_members_are_plain_fits_by_rejection_and_the_answer_is_their_mean(place,
     assert shoal("predict", out, "--data", place / "rows.parquet", "--to", answers, "--force").code == 0
     assert (pq.read_table(answers)["prediction"].to_numpy() == ensemble.predict(raw)).all()
     assert shoal("evaluate", out, "--json").json["metrics"] == json.loads((out / "metrics.json").read_text())
+    for verb in ("check", "features"):
+        done = shoal(verb, place / "costs.yaml", "--set", f"transfer.start={json.dumps(str(out))}")
+        assert done.code == 2
+        assert f"holds an ensemble of {members} model" in done.err
 
 
 @pytest.fixture(scope="module")
