@@ -30,8 +30,19 @@ class RunFolder(Storage):
 
     @classmethod
     def open(cls, uri: str, storage_config: StorageConfig | None = None) -> "RunFolder":
-        """Open a run folder; nothing is created until something is written."""
-        return cls(*locate(str(uri), storage_config or StorageConfig()))
+        """Open a run folder; nothing is created until something is written.
+
+        Raises
+        ------
+        StorageError
+            If a file is there.
+        """
+        found = cls(*locate(str(uri), storage_config or StorageConfig()))
+        if found.is_file():
+            raise StorageError(
+                f"{found.uri} is a file, and a run is a folder: give one that is not there yet, or a run's own"
+            )
+        return found
 
     @property
     def storage(self) -> Storage:

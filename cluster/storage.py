@@ -78,6 +78,11 @@ class Storage:
         with explained("look at", self._show(name)):
             return bool(self.filesystem.get_file_info(self._at(name)).type != fs.FileType.NotFound)
 
+    def is_file(self, name: str = "") -> bool:
+        """Whether there is a file."""
+        with explained("look at", self._show(name)):
+            return bool(self.filesystem.get_file_info(self._at(name)).type == fs.FileType.File)
+
     def list(self, name: str = "", unfinished: bool = False) -> list[str]:
         """Return the sorted names of the files and folders directly inside; none where there is no folder.
 

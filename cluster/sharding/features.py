@@ -175,8 +175,13 @@ def infer_features(
     if refused:
         raise DataError("\n".join(refused))
     if not result.columns:
+        fix = ""
+        for name, why in result.dropped.items():
+            if "identifier" in why and not fix:
+                kind = "numeric" if "without a gap" in why else "categorical"
+                fix = f"; where it is a feature, say so: data.types: {{{name}: {kind}}}"
         raise DataError(
-            f"no feature column is left: {listed(f'{n} ({r})' for n, r in result.dropped.items())}"
+            f"no feature column is left: {listed(f'{n} ({r})' for n, r in result.dropped.items())}{fix}"
         )
     incomplete = {c.name: facts[c.name].missing for c in result.columns if facts[c.name].missing}
     if incomplete:

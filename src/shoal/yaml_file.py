@@ -120,6 +120,10 @@ def parse(text: str, name: str, *, numbered: bool = True) -> tuple[Any, dict[Key
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None and numbered else ""
         reason = ", ".join(part for part in (error.context, error.problem) if part)
+        begun = error.context_mark
+        if begun is not None and "flow" in str(error.context):
+            at = f" in line {begun.line + 1}" if numbered else ""
+            reason += f"; close the bracket that was opened{at}, and put a comma between entries"
         raise ConfigError(f"{name}{line}: not valid YAML: {reason}") from error
     except YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error

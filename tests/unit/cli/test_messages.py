@@ -36,6 +36,33 @@ def strange(n=60):
     return table.set_column(2, "kind", pa.array(kinds)), sum(str(kind).startswith("new") for kind in kinds)
 
 
+def test_a_file_in_the_place_of_a_run_is_named(shoal, folder):
+    (folder / "a file").write_text("mine")
+    done = shoal("train", folder / "small.yaml", "--out", folder / "a file")
+    assert done.code == 2
+    assert "a file is a file, and a run is a folder: give one that is not there yet" in done.err
+    assert (folder / "a file").read_text() == "mine"
+
+
+def test_numbers_that_look_like_identifiers_can_be_kept(shoal, tmp_path):
+    numbers = np.arange(90)
+    pq.write_table(
+        pa.table({"a": numbers, "b": numbers[::-1].copy(), "y": numbers % 2}), tmp_path / "r.parquet"
+    )
+    (tmp_path / "e.yaml").write_text(f"data: {{path: {tmp_path}/r.parquet, target: y}}\n")
+    done = shoal("check", tmp_path / "e.yaml")
+    assert done.code == 2
+    assert "where it is a feature, say so: data.types: {a: numeric}" in done.err
+    assert shoal("check", tmp_path / "e.yaml", "--set", "data.types={a: numeric}").code == 0
+
+
+def test_a_bracket_that_is_not_closed_is_named(shoal, tmp_path):
+    (tmp_path / "e.yaml").write_text("seed: 0\ndata: {path: x.parquet, target: y\nmodel: linear\n")
+    done = shoal("check", tmp_path / "e.yaml")
+    assert done.code == 2
+    assert "close the bracket that was opened in line 2, and put a comma between entries" in done.err
+
+
 def everything(folder):
     return {p: p.stat().st_mtime_ns for p in [folder, *folder.rglob("*")]}
 
