@@ -217,6 +217,9 @@ def predict(
     to: Annotated[str, typer.Option("--to", metavar="OUT", help="File to write, .parquet or .csv.")],
     force: Force = False,
     allow_import: AllowImport = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Estimate, without labels, how many decisions are right.")
+    ] = False,
 ) -> Output:
     """Predict rows in their order; OUT appears whole or not at all."""
     from shoal.verbs.predictions import predict as answer
@@ -229,6 +232,7 @@ def predict(
         cluster=common.cluster(),
         reporter=common.reporter(),
         allow_import=allow_import,
+        estimate=estimate,
     )
     return Output(result.as_dict(), show_results.predict(result))
 

@@ -269,10 +269,18 @@ def evaluate(result: "EvaluateResult") -> list[Any]:
 
 def predict(result: "PredictResult") -> list[Any]:
     """Return what was written."""
-    return [
+    shown = [
         f"{plural(result.rows, 'row')} written: {result.predictions}",
         f"columns: {', '.join(result.columns)}",
     ]
+    if (found := result.estimate) is not None:
+        first, second = found["by_threshold"], found["by_difference"]
+        shown += [
+            f"estimated accuracy: {_mean(first)} ({_interval(first)}) by thresholded confidence, {_mean(second)} "
+            f"({_interval(second)}) by the difference of confidences",
+            f"of the run's {plural(found['held_out_rows'], 'held-out row')} it was {found['held_out']:.4f}; {found['assumes']}",
+        ]
+    return shown
 
 
 def report(result: "ReportResult") -> list[Any]:

@@ -3,30 +3,39 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from shoal.cluster.config import ClusterConfig, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.listing import InputFile
 from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import plural
 from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.cluster.sharding.targets import encode_labels
 from shoal.cluster.storage import Storage
+from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
+from shoal.evaluation.unlabelled import ASSUMES, confidences, estimate_accuracy
+from shoal.experiment import Experiment
 from shoal.training.artifact import TrainedModel
 from shoal.training.costs import by_name
 from shoal.training.scores import Judged, predictions_table
+from shoal.verbs.decisions import PREDICTIONS, decides_itself
 from shoal.verbs.rows import input_files, raw_batches
 from shoal.verbs.runs import finished_run
 from shoal.verbs.unknown import Unknown
 
 ROW = "row"
+_FAR = 10  # standard deviations of a column over the training rows
+_FEW_FAR = 0.05  # of the rows: heavy tails have some
 FORMATS = {".parquet": "Parquet", ".pq": "Parquet", ".csv": "CSV"}
 
 
@@ -39,6 +48,7 @@ class PredictResult:
     rows: int
     columns: tuple[str, ...]
     unknown: dict[str, int]  # rows of each column whose category the model does not know
+    estimate: dict[str, Any] | None = None  # of their accuracy, where it was asked for
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -48,6 +58,7 @@ class PredictResult:
             "rows": self.rows,
             "columns": list(self.columns),
             "unknown": self.unknown,
+            **({} if self.estimate is None else {"estimate": self.estimate}),
         }
 
 
@@ -60,6 +71,7 @@ def predict(
     cluster: ClusterConfig | None = None,
     reporter: Reporter | None = None,
     allow_import: bool = False,
+    estimate: bool = False,
 ) -> PredictResult:
     """Predict raw rows in their order, in bounded memory.
 
@@ -80,11 +92,13 @@ def predict(
         Hears of progress.
     allow_import
         For a model of your own: import its factory by the name that the run holds.
+    estimate
+        Whether to estimate, without labels, how many of the decisions are right.
 
     Raises
     ------
     ConfigError
-        If `to` is neither Parquet nor CSV.
+        If `to` is neither Parquet nor CSV, or nothing can be estimated.
     DataError
         If the data lack a column, hold infinity, or are empty.
     StorageError
@@ -99,9 +113,12 @@ def predict(
     if target.exists(name) and not force:
         raise StorageError(f"{to} exists; choose another --to, or overwrite it with --force")
     trained = TrainedModel.load(folder.storage, allow_import=allow_import)
+    known = _held_out(folder, experiment, trained) if estimate else None
     reporter.stage("predicting")
     rows = 0
     columns: tuple[str, ...] = ()
+    sure: list[Any] = []
+    far = 0
     unknown = Unknown(trained.schema)
     with _writer(target, name) as write:
         for batch in raw_batches(files, trained.schema, costs=trained.cost_columns):
@@ -109,8 +126,11 @@ def predict(
                 continue
             prepared = prepare(batch, trained.schema)
             unknown.see(batch, prepared.categorical)
-            answers = _answers(trained, batch, prepared, rows)
+            answers, scores, decided = _answers(trained, batch, prepared, rows)
             write(answers)
+            if known is not None:
+                sure.append(confidences(scores, decided))
+                far += int((np.abs(np.nan_to_num(prepared.numeric)) > _FAR).any(axis=1).sum())
             rows, columns = rows + batch.num_rows, _told(answers.column_names, trained.schema)
             reporter.advance(rows, rows, "rows")
         if not rows:
@@ -118,7 +138,51 @@ def predict(
                 f"{data if isinstance(data, str) else ', '.join(data)} holds no rows; nothing to predict"
             )
     unknown.say(reporter)
-    return PredictResult(folder.uri, to, rows, columns, unknown.rows)
+    found = None
+    if known is not None:
+        settings = experiment.evaluation
+        estimated = estimate_accuracy(
+            *known,
+            np.concatenate(sure),
+            confidence=settings.confidence,
+            replicates=settings.replicates,
+            seed=experiment.seed,
+        )
+        found = {**asdict(estimated), "assumes": ASSUMES, "far_rows": far}
+        if far > _FEW_FAR * rows:
+            reporter.notice(
+                f"{far:,} of {plural(rows, 'row')} have a number more than {_FAR} standard deviations from its mean in training: "
+                "there the model is often sure and wrong, and the estimate too good"
+            )
+    return PredictResult(folder.uri, to, rows, columns, unknown.rows, found)
+
+
+def _held_out(
+    run: RunFolder, experiment: Experiment, trained: TrainedModel
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Return whether each held-out decision of a run was right, and how sure the model was: of its test rows, or validation rows.
+
+    Raises
+    ------
+    ConfigError
+        If its decisions are no classes with probabilities, or it has no such rows.
+    """
+    if trained.task not in ("binary", "multiclass"):
+        raise ConfigError(f"--estimate is of decided classes, and the task is {trained.task}; leave it out")
+    if decides_itself(experiment):
+        raise ConfigError(
+            "--estimate goes by the probabilities of classes, and this model's are of decisions (metacost); leave it out"
+        )
+    table = run.read_table(PREDICTIONS) if run.exists(PREDICTIONS) else None
+    parts = [] if table is None else [part_of(table, split) for split in ("test", "validation")]
+    held = next((part for part in parts if part.num_rows), None)
+    if held is None:
+        raise ConfigError(
+            "--estimate compares with held-out rows, and the run has none (data.split); leave it out"
+        )
+    y, scores = labels_and_scores(held, trained.schema.target)
+    decided = trained.decision.classes(scores, amounts_of(held, trained.decision.columns))
+    return decided == y, confidences(scores, decided)
 
 
 def labelled_predictions(
@@ -188,10 +252,15 @@ def _told(names: Sequence[str], schema: Schema) -> tuple[str, ...]:
     )
 
 
-def _answers(trained: TrainedModel, batch: pa.Table, prepared: Prepared, start: int) -> pa.Table:
+def _answers(
+    trained: TrainedModel, batch: pa.Table, prepared: Prepared, start: int
+) -> tuple[pa.Table, NDArray[np.float64], NDArray[Any]]:
+    """Return the answers, with the scores and class codes that they are made of."""
     amounts = trained.amounts(batch, trained.cost_columns)
     scores = trained.prepared_scores(prepared, amounts)
     decided = trained.decide(scores, amounts)
+    by_class = trained.task in ("binary", "multiclass")
+    raw, codes = scores, trained.decision.classes(scores, amounts) if by_class else decided
     name, identity = _identity(trained, batch, start)
     columns: dict[str, Any] = {name: identity}
     if trained.task == "multilabel":
@@ -202,7 +271,7 @@ def _answers(trained: TrainedModel, batch: pa.Table, prepared: Prepared, start: 
         scores = np.stack([1.0 - scores, scores], axis=1)
     if trained.task != "regression":
         columns |= {f"score_{c}": scores[:, k] for k, c in enumerate(trained.classes)}
-    return pa.table(columns)
+    return pa.table(columns), raw, codes
 
 
 def _target(to: str, config: StorageConfig) -> tuple[Storage, str]:

@@ -56,6 +56,30 @@ def test_numbers_that_look_like_identifiers_can_be_kept(shoal, tmp_path):
     assert shoal("check", tmp_path / "e.yaml", "--set", "data.types={a: numeric}").code == 0
 
 
+def test_accuracy_is_estimated_without_labels(shoal, run, folder):
+    held = pq.read_table(run / "predictions.parquet").to_pandas()
+    held = held[held.split == "test"]
+    names = [name for name in held if name.startswith("score_")]
+    known = (held[names].idxmax(axis=1).str.removeprefix("score_") == held.label.astype(str)).mean()
+    raw = rows()
+    own = raw.filter(pa.array(np.isin(raw["key"].to_pylist(), held.row_id)))
+    pq.write_table(own.drop_columns(["y"]), folder / "unlabelled.parquet")
+    to = folder / "estimated.parquet"
+    done = shoal("predict", run, "--data", folder / "unlabelled.parquet", "--to", to, "--estimate", "--json")
+    assert done.code == 0, done.err
+    found = done.json["estimate"]
+    assert found["held_out"] == pytest.approx(known)
+    assert found["by_threshold"]["value"] == pytest.approx(known)
+    assert found["by_difference"]["value"] == pytest.approx(known, abs=1e-6)
+    assert found["rows"] == found["held_out_rows"] == len(held)
+    assert found["far_rows"] == 0
+    far = own.set_column(0, "x", pa.array(np.full(len(own), 1e4)))
+    pq.write_table(far, folder / "far.parquet")
+    done = shoal("predict", run, "--data", folder / "far.parquet", "--to", to, "--estimate", "--force")
+    assert "have a number more than 10 standard deviations from its mean in training" in done.err
+    assert "an estimate, not a measurement: it assumes that" in " ".join(done.out.split())
+
+
 def test_a_bracket_that_is_not_closed_is_named(shoal, tmp_path):
     (tmp_path / "e.yaml").write_text("seed: 0\ndata: {path: x.parquet, target: y\nmodel: linear\n")
     done = shoal("check", tmp_path / "e.yaml")
