@@ -25,6 +25,7 @@ def features(folder: Path, workers: int) -> dict[str, bytes]:
     sets = [
         f"transfer={{start: {folder}/run, features: {{layers: ['body.*', last]}}}}",
         f"cluster.num_workers={workers}",
+        "cluster.cpus_per_worker=0.5",
     ]
     given = [part for value in sets for part in ("--set", value)]
     assert main(["features", str(folder / "e.yaml"), "--out", str(out), "--quiet", *given]) == 0
