@@ -16,7 +16,7 @@ from shoal.cluster.sharding.prepare import Prepared
 
 Points = Any  # float32 [n, F]: an array, or a sparse matrix of scipy, which mypy cannot see
 
-_PIVOTS = 11  # first word of the spawn key: what the draw is for
+_PIVOTS, _TIES = 11, 12  # first words of spawn keys: what the draws are for
 _PROBES = 32  # cells searched for each row: those whose pivots are nearest to its own cell's
 
 
@@ -76,6 +76,9 @@ class Neighbourhood:
         Of the draw of the pivots.
     notices
         Gets a sentence where neighbours are approximate.
+    mixed
+        Whether the rows are of several classes, one after the other: equal distances, as of duplicates, are then settled by a
+        draw and not by that order, which would favour a class.
     """
 
     points: Points
@@ -83,6 +86,7 @@ class Neighbourhood:
     exact_up_to: int
     seed: int
     notices: list[str]
+    mixed: bool = False
 
     def __len__(self) -> int:
         """Return n."""
@@ -98,7 +102,8 @@ class Neighbourhood:
         enough = math.ceil(math.sqrt(len(members) * len(self)))
         with threadpool_limits(1):
             if enough <= self.exact_up_to:
-                found = _exact(self.points, self.points[members], k + 1)
+                order = self._order()
+                found = order[_exact(self.points[order], self.points[members], k + 1)]
             else:
                 found = self._approximate(members, k + 1)
                 self.notices.append(
@@ -108,6 +113,11 @@ class Neighbourhood:
         itself = found == members[:, None]
         itself[~itself.any(axis=1), -1] = True  # among more than k duplicates: as near as any
         return np.asarray(found[~itself].reshape(len(members), k), np.int64)
+
+    def _order(self) -> Index:
+        """Return the order in which rows of equal distance come: all of them as they are, or a permutation ``[n]``."""
+        n = len(self)
+        return generator(self.seed, _TIES).permutation(n) if self.mixed else np.arange(n)
 
     def _approximate(self, members: Index, k: int) -> Index:
         """Search the cells near a row's own: those of the nearest of √n pivots drawn from the rows."""
@@ -119,7 +129,8 @@ class Neighbourhood:
         cell = np.asarray(pairwise_distances_argmin(self.points, pivots), np.int64)
         order = np.argsort(cell, kind="stable")
         starts = np.searchsorted(cell[order], np.arange(pivots.shape[0] + 1))
-        near = _exact(pivots, pivots, pivots.shape[0])
+        near, rank = _exact(pivots, pivots, pivots.shape[0]), np.empty(n, np.int64)
+        rank[self._order()] = np.arange(n)
         found = np.empty((len(members), k), np.int64)
         of_members = cell[members]
         for c in np.unique(of_members):
@@ -130,7 +141,8 @@ class Neighbourhood:
             ):  # as many more as it takes to have k rows at all
                 rows += int(starts[near[c, cells] + 1] - starts[near[c, cells]])
                 cells += 1
-            candidates = np.sort(np.concatenate([order[starts[j] : starts[j + 1]] for j in near[c, :cells]]))
+            candidates = np.concatenate([order[starts[j] : starts[j + 1]] for j in near[c, :cells]])
+            candidates = candidates[np.argsort(rank[candidates])]
             found[asking] = candidates[_exact(self.points[candidates], self.points[members[asking]], k)]
         return found
 

@@ -192,7 +192,7 @@ def _clean(
     """Return which of some rows stay, bool ``[n]``."""
     assert isinstance(config, _CLEAN)
     lie = points(rows, nominal_parts(schema))
-    among = Neighbourhood(lie, "all classes", config.exact_up_to, seed, notices)
+    among = Neighbourhood(lie, "all classes", config.exact_up_to, seed, notices, mixed=True)
     if isinstance(config, TomekLinksConfig):
         return under.without_tomek_links(among, labels, classes)
     return under.without_disagreeing(among, labels, classes, config.n_neighbors, config.kind_sel)

@@ -305,7 +305,7 @@ def _within_class(
 
 def _everywhere(rows: TrainingRows, exact_up_to: int, seed: int, notices: list[str]) -> Neighbourhood:
     lie = points(rows.rows, nominal_parts(rows.schema))
-    return Neighbourhood(lie, "all classes", exact_up_to, seed, notices)
+    return Neighbourhood(lie, "all classes", exact_up_to, seed, notices, mixed=True)
 
 
 def _others_around(

@@ -153,6 +153,22 @@ def test_duplicates_may_be_neighbours_but_never_the_row_itself():
     assert (points[found[5:], 0] == 3).all()
 
 
+@pytest.mark.parametrize("limit", [1000, 10])  # exact, and approximate
+def test_duplicates_of_two_classes_favour_neither(limit):
+    """Groups of identical rows, as many of each class: which class is removed must not hang on which is named first."""
+    generator = np.random.default_rng(0)
+    places = np.repeat(generator.normal(size=(60, 3)), 8, axis=0).astype(np.float32)
+    labels = np.tile([0, 0, 0, 0, 1, 1, 1, 1], 60)
+    order = np.argsort(labels, kind="stable")
+    settings = {"sampling_strategy": "all", "kind_sel": "mode", "exact_up_to": limit}
+    kept = np.zeros(2)
+    for seed in range(10):
+        rows = training_rows(places[order], labels[order])
+        found = resample(config({"edited_nearest_neighbours": settings}), rows, seed)
+        kept += np.bincount(rows.labels[found.kept], minlength=2)
+    assert 0.8 < kept[0] / kept[1] < 1.25  # in the order of classes it would be 2.4
+
+
 def test_all_rows_alike():
     rows = training_rows(np.concatenate([np.zeros((50, 3)), np.ones((10, 3))]), np.repeat([0, 1], [50, 10]))
     found = resample(config({"smote": {}}), rows, 0)
