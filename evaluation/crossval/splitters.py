@@ -54,14 +54,14 @@ class _Blocks(BaseCrossValidator):  # type: ignore[misc]
             may[start:stop] = False
             if of is not None:
                 may &= ~np.isin(of[order], np.unique(of[test]))
-            train = self._latest(order[may], times)
+            train = self._latest(order[may])
             if not len(train):
                 raise ValueError(
                     f"no training rows are left for fold {number}, which judges {len(test):,} rows"
                 )
             yield train, test
 
-    def _latest(self, train: Ints, times: NDArray[Any]) -> Ints:  # noqa: ARG002
+    def _latest(self, train: Ints) -> Ints:
         return train
 
     def _edges(self, ordered: NDArray[Any]) -> list[int]:
@@ -92,7 +92,7 @@ class TimeSeriesSplit(_Blocks):
     max_train_size
         Most training rows, the latest ones; None for all.
     window
-        In units of the times: training rows no older than the latest of them less this; None for all.
+        In units of the times: training rows are no older than the last row before the gap less this; None for all.
     drop_groups
         Whether rows of the block's groups do not train.
 
@@ -115,11 +115,12 @@ class TimeSeriesSplit(_Blocks):
         self.gap, self.max_train_size, self.window = gap, max_train_size, window
 
     def _fold(self, times: NDArray[Any], start: Any, stop: Any) -> NDArray[np.bool_]:  # noqa: ARG002
-        return np.asarray(times < start - self.gap if self.gap else times < start)
+        may = np.asarray(times < start - self.gap if self.gap else times < start)
+        if self.window is not None and may.any():
+            may &= times > times[may][-1] - self.window
+        return may
 
-    def _latest(self, train: Ints, times: NDArray[Any]) -> Ints:
-        if self.window is not None and len(train):
-            train = train[times[train] > times[train[-1]] - self.window]
+    def _latest(self, train: Ints) -> Ints:
         return train if self.max_train_size is None else train[-self.max_train_size :]
 
 

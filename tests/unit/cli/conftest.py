@@ -58,3 +58,12 @@ def run(folder):
     out = folder / "finished"
     assert main(["train", str(folder / "small.yaml"), "--out", str(out), "--quiet"]) == 0
     return out
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Rows, and an experiment of three folds."""
+    pq.write_table(rows(), tmp_path / "rows.parquet")
+    text = EXPERIMENT.format(folder=tmp_path).replace("replicates: 100", "cv: 3")
+    (tmp_path / "small.yaml").write_text(text)
+    return tmp_path

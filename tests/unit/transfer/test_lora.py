@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from support.prepared import make_dataset
@@ -15,8 +16,6 @@ from support.tuned_by_hand import plain_model, train_by_hand
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
-
-peft = pytest.importorskip("peft")
 
 
 def test_equals_pefts_model_in_a_plain_loop(tmp_path: Path) -> None:
