@@ -44,6 +44,7 @@ from shoal.training.soundness import slower
 from shoal.training.stages import FineTuning
 from shoal.training.stepping import Stepper
 from shoal.training.strategies.base import Fragment, Strategy
+from shoal.training.two_domains import Adaptation, TargetStream
 
 LOSS_POINTS = 50  # values of the training loss kept an epoch
 ADVANCE_SECONDS = 0.25  # between two moves of the progress line
@@ -80,6 +81,8 @@ class Loop:
         What decisions cost, for what follows from it in the fit; its columns are those of the dataset.
     tuning
         What of the model is trained when, where not all of it is throughout.
+    adaptation
+        What rows of a target domain add to the objective.
     """
 
     model: Model
@@ -95,6 +98,7 @@ class Loop:
     loss_points: int = LOSS_POINTS
     costs: Costs | None = None
     tuning: FineTuning | None = None
+    adaptation: Adaptation | None = None
 
     def __post_init__(self) -> None:
         tuning = self.tuning or FineTuning.whole(self.model, self.config)
@@ -135,9 +139,14 @@ class Loop:
         self.target = answered(
             seen(target, self.dataset.class_rows("train"), sampled.shares), self.config.loss
         )
+        if self.adaptation is not None:
+            loss = self.adaptation.weighted(loss)
         self.stepper = Stepper(
             self.model, self.config, self.strategy, self.plan, self.reader, loss, draws, tuning
         )
+        if self.adaptation is not None and self.adaptation.unlabelled is not None:
+            rows = TargetStream(self.adaptation.unlabelled, self.plan.batch_size, self.seed, self.strategy)
+            self.stepper.adapt(self.adaptation, rows)
         self.judge = Judge(self.dataset, self.strategy, self.target)
         stopping, last = self.config.early_stopping, tuning.stages[-1].first_epoch
         if stopping is not None and stopping.warmup < last:  # no stage is left out for want of patience
@@ -177,6 +186,8 @@ class Loop:
         self._losses = np.empty(0)  # of the epoch's steps so far, over all workers
         self._clock: list[float] = []  # seconds of training at the end of each of them
         self._own_losses: list[Tensor] = []  # of the steps after those, this worker's share
+        self._added = np.empty(0)  # to the objective by the target's rows, in the epoch's steps so far
+        self._own_added: list[Tensor] = []
 
     def _row_weights(self) -> RowWeights | None:
         """Return what rows weigh by their own costs, with mean 1 over the training rows; None where costs are not by row."""
@@ -250,6 +261,8 @@ class Loop:
         """Train an epoch, or the rest of one, and judge it."""
         started = time.perf_counter()
         self._turn(epoch)
+        if self.adaptation is not None and self.position == epoch * self.plan.steps_per_epoch:
+            self.adaptation.begin(epoch, self.model, self.strategy)
         train_loss = self._train_epoch(epoch)
         prove_one_model(self.strategy, self.position)
         with self.average.in_place() if self.average else nullcontext():
@@ -378,6 +391,7 @@ class Loop:
         self.stopping.state = facts["stopping"]
         self.stepper.skipped, self.stepper.at = facts["skipped"], facts.get("stage", 0)
         self._losses = np.array(facts["losses"], dtype=np.float64)
+        self._added = np.array(facts.get("added", []), dtype=np.float64)
         self._clock = facts["clock"]
         self._factors, self._scores = facts["factors"], facts["scores"]
         self.schedule.hear(self._scores)
@@ -408,6 +422,9 @@ class Loop:
                 n: checkpoint.read(f"average/{n}", *weights[n].bounds).to(weights[n].tensor.device, copy=True)
                 for n in checkpoint.names("average/")
             }
+        if self.adaptation is not None:
+            names = checkpoint.names("adaptation/")
+            self.adaptation.load({n: checkpoint.read(f"adaptation/{n}", 0, None) for n in names})
         own = checkpoint.facts(self.strategy.rank)
         if own is not None:
             self.account.add(own["time"])
@@ -457,11 +474,14 @@ class Loop:
                 "skipped": self.stepper.skipped,
                 "stage": self.stepper.at,
                 "losses": self._losses.tolist(),
+                "added": self._added.tolist(),
                 "clock": self._clock,
                 "factors": self._factors,
                 "scores": self._scores,
             }
         tensors |= {f"optimizer/{n}": f for n, f in state.items()}
+        if self.adaptation is not None:
+            tensors |= {f"adaptation/{n}": Fragment(t) for n, t in self.adaptation.state().items()}
         part = Part(self.position, self.strategy.rank, self.strategy.world_size, tensors, facts)
         self.keeper.save(part, self.strategy.broadcast(self.keeper.name(self.position)), last)
 
@@ -479,6 +499,10 @@ class Loop:
             with self.account.measure("step"):
                 self._own_losses.append(self.stepper.step(batch, self.position))
             self.position += 1
+            if self.stepper.adaptation is not None:
+                self._own_added.append(self.stepper.added)
+            if self.adaptation is not None:
+                self.adaptation.stepped(self.position)
             if self.average is not None:
                 self.average.update(self.position)
             now = time.perf_counter()
@@ -494,9 +518,13 @@ class Loop:
         self.epoch_seconds = time.perf_counter() - started
         self.train_seconds = before + self.epoch_seconds
         by_step, self._losses = self._losses, np.empty(0)
+        added, self._added = self._added, np.empty(0)
         factors, self._factors = self._factors or [1.0] * steps, []
         clock, self._clock = self._clock, []
         self._record_losses(epoch, by_step, factors, clock)
+        if len(added) and np.isfinite(added).any():
+            mean = float(added[np.isfinite(added)].mean())
+            self.history.add(self.position, epoch + 1, "train", "adaptation_loss", mean, self.train_seconds)
         sizes = np.diff([self.plan.bounds(s)[0] for s in range(steps)] + [self.plan.rows])
         taken = np.isfinite(by_step)
         return float((by_step * sizes)[taken].sum() / sizes[taken].sum()) if taken.any() else math.nan
@@ -513,6 +541,9 @@ class Loop:
             return
         shares = self.strategy.sum(torch.stack(self._own_losses).double()).cpu().numpy()
         self._losses, self._own_losses = np.concatenate([self._losses, shares]), []
+        if self._own_added:
+            added = self.strategy.sum(torch.stack(self._own_added).double()).cpu().numpy()
+            self._added, self._own_added = np.concatenate([self._added, added]), []
         first = self.position - len(self._losses)
         left_out = np.isin(np.arange(first, self.position), self.stepper.skipped)
         wrong = np.flatnonzero(~np.isfinite(self._losses) & ~left_out)

@@ -114,6 +114,12 @@ class Model(nn.Module):
 
     The body gets ``[B, E]``, or, where its ``forward`` names ``numeric`` and ``categorical``, the filled numbers
     ``[B, D]`` and the codes ``[B, C]``; it returns logits ``[B, K]``.
+
+    Attributes
+    ----------
+    beside
+        A module that is trained along and is no part of what is kept: it is told something of the step, and answers beside the
+        logits.
     """
 
     is_estimator = False  # of scikit-learn's
@@ -122,6 +128,7 @@ class Model(nn.Module):
         super().__init__()
         self.encoder, self.body, self.n_outputs = encoder, body, n_outputs
         self.by_type = takes_types(body)
+        self.beside: nn.Module | None = None
 
     def forward(
         self,
@@ -129,10 +136,12 @@ class Model(nn.Module):
         categorical: Tensor,
         share: float = 1.0,
         others: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+        told: Any = None,
+    ) -> Any:
         """Return logits ``[B, K]`` for prepared inputs ``[B, D]`` and ``[B, C]``.
 
-        With ``others``, as many prepared inputs, the body sees ``share`` of each encoded row and the rest of another.
+        With ``others``, as many prepared inputs, the body sees ``share`` of each encoded row and the rest of another. With
+        ``told``, return a tuple: the logits, and what the module beside gives.
         """
         with users("the model's forward"):
             logits = (
@@ -145,6 +154,8 @@ class Model(nn.Module):
                 f"the model returned shape {tuple(logits.shape)}; it must return {(len(numeric), self.n_outputs)}: one "
                 "row an input row, one logit an output"
             )
+        if told is not None and self.beside is not None:
+            return (logits, *self.beside(logits, told))
         return logits
 
     def _logits(self, numeric: Tensor, categorical: Tensor) -> Tensor:

@@ -3,8 +3,8 @@
 The room `transfer` makes them; the loop only follows them.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -86,6 +86,11 @@ class FineTuning:
         """Return one stage in which everything is trained that the module has for that."""
         trained = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
         return cls((Stage(0, trained, config.parameter_groups),))
+
+    def also(self, names: Set[str]) -> "FineTuning":
+        """Return the same, with parameters that are trained in all stages."""
+        stages = tuple(replace(stage, trained=stage.trained | names) for stage in self.stages)
+        return replace(self, stages=stages)
 
     def at(self, epoch: int) -> int:
         """Return the number of the stage that an epoch lies in."""

@@ -24,6 +24,7 @@ from shoal.training.proof import prove_gradient, prove_slots
 from shoal.training.soundness import slower
 from shoal.training.stages import FineTuning, Stage
 from shoal.training.strategies.base import Strategy
+from shoal.training.two_domains import TARGET_ROWS, Adaptation, Sides, TargetStream, everyones, owners
 
 _SHOWN_ROWS = 10  # row ids in a message
 _MIXUP = 1  # stream of its draws
@@ -69,6 +70,14 @@ class Stepper:
         self.skipped: list[int] = []
         self.searched: Searched | None = None  # of the last step, where the optimiser searches along lines
         self.wrapped = model
+        self.adaptation: Adaptation | None = None
+        self.added = torch.zeros(
+            ()
+        )  # this worker's share of what target rows added to the objective of the last step
+
+    def adapt(self, adaptation: Adaptation, rows: TargetStream) -> None:
+        """Let rows of a target domain take part in every step from here on."""
+        self.adaptation, self.target_rows = adaptation, rows
 
     def prepare(self, position: int) -> None:
         """Wrap the model, after a step of the bare one whose gradient is kept to prove that of the wrapped one.
@@ -257,6 +266,8 @@ class Stepper:
 
     def _backward(self, module: nn.Module, batch: Batch, position: int, reduce: bool) -> Tensor:
         """Add the gradient of the global batch's mean loss, or without ``reduce`` this worker's share of it."""
+        if self.adaptation is not None:
+            return self._backward_both(module, batch, position, reduce)
         totals: list[Tensor] = []
         parts, of_step = list(self._parts(batch)), self._weight(batch, position)
         for i, (part, weight) in enumerate(parts):
@@ -275,6 +286,55 @@ class Stepper:
             # In fp64 the rounding of a sum over rows is not what a line search, or the order of workers, is decided by.
             totals.append(losses.detach().sum(dtype=torch.float64) * share)
         return totals[0] if len(totals) == 1 else torch.stack(totals).sum()
+
+    def _backward_both(self, module: nn.Module, batch: Batch, position: int, reduce: bool) -> Tensor:
+        """Do as `_backward` with the rows of both domains, which take one pass together."""
+        assert self.adaptation is not None
+        strategy, target = self.strategy, self.target_rows.at(position)
+        epoch = position // self.plan.steps_per_epoch
+        progress = position / (self.config.epochs * self.plan.steps_per_epoch)
+        of_step, n = self._weight(batch, position), len(batch)
+        own, other = batch.to(strategy.device, self.dtype), target.to(strategy.device, self.dtype)
+        self.draws.step, self.draws.rows = position, torch.cat([own.position, other.position + TARGET_ROWS])
+        lower = AUTOCAST.get(self.config.precision)
+        with torch.autocast(strategy.device.type, lower) if lower is not None else nullcontext():
+            outputs = module(
+                torch.cat([own.numeric, other.numeric]),
+                torch.cat([own.categorical, other.categorical]),
+                told=self.adaptation.told(progress),
+            )
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        outputs = (outputs[0].to(self.dtype), *outputs[1:])
+        losses = self.loss.rows(outputs[0][:n], own.label, epoch, own.cost)
+        weights = torch.ones(n, dtype=self.dtype, device=strategy.device)
+        if self.loss.weights is not None and self.loss.is_weighted(epoch) and own.label.dim() == 1:
+            weights = self.loss.weights(own.label, own.cost).to(self.dtype)
+        of_source = owners(self.plan, position, strategy.world_size)
+        of_target = owners(self.target_rows.plan, position, strategy.world_size)
+        added = self.adaptation.share(
+            outputs,
+            Sides(
+                own.label,
+                weights,
+                own.cost,
+                self.target_rows.rows_of(position, target),
+                len(of_source),
+                len(of_target),
+                progress,
+                epoch,
+                strategy.world_size,
+                lambda x: everyones(x, of_source, strategy),
+                lambda x: everyones(x, of_target, strategy),
+                strategy.sum,
+            ),
+        )
+        total = losses.sum() / of_step + added
+        if reduce:
+            strategy.backward(total)
+        else:
+            total.backward()  # type: ignore[no-untyped-call]
+        self.added = added.detach()
+        return losses.detach().sum(dtype=torch.float64) / of_step
 
     def _row_losses(self, module: nn.Module, part: Batch, position: int) -> Tensor:
         self.draws.step, self.draws.rows = position, part.position

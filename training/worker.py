@@ -33,6 +33,7 @@ from shoal.training.scores import Judge, Judged, predictions_table
 from shoal.training.soundness import require_finite
 from shoal.training.stages import Reuse
 from shoal.training.strategies.base import Strategy
+from shoal.training.two_domains import Adapt
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class FitJob:
         Whether an estimator of scikit-learn's is stored; otherwise its parameters are, as text.
     reuse
         Makes the fit start from another one.
+    adapt
+        Makes the fit adapt to the rows of a target domain.
     scores
         Whether held-out rows are scored when the fit is done.
     decision_monitor
@@ -77,6 +80,7 @@ class FitJob:
     losses_alone: bool = False
     keeps_model: bool = True
     reuse: Reuse | None = None
+    adapt: Adapt | None = None
     scores: bool = True
     decision_monitor: Monitor | None = None
 
@@ -193,7 +197,20 @@ def _fit(
     if job.reuse is not None:
         tuning = job.reuse(model, dataset.schema, job.training, job.seed)
         provenance["start"] = job.reuse.identity
-    rows = dataset if relabel is None else relabel(dataset)
+    rows: Dataset = dataset if relabel is None else relabel(dataset)
+    adaptation = None
+    if job.adapt is not None:
+        from shoal.training.ensembles.members import member_seed  # which imports this module
+
+        before, first = {name for name, _ in model.named_parameters()}, model
+
+        def member(number: int) -> Model:
+            return build_model(job.model, dataset.schema, member_seed(job.seed, number)) if number else first
+
+        model, adaptation, rows = job.adapt(member, rows, job.seed)
+        if tuning is not None:
+            tuning = tuning.also({name for name, _ in model.named_parameters()} - before)
+        provenance["adaptation"] = job.adapt.identity
     loop = Loop(
         model,
         rows,
@@ -206,6 +223,7 @@ def _fit(
         of,
         costs=job.costs,
         tuning=tuning,
+        adaptation=adaptation,
     )
     if job.losses_alone:
         loop.loss_points = sys.maxsize
@@ -216,6 +234,8 @@ def _fit(
     outcome = loop.run()
     if tuning is not None:
         tuning.finish()
+    if adaptation is not None:
+        outcome = replace(outcome, notices=(*outcome.notices, *adaptation.finish()))
     parts = judged_parts(loop.judge, model, dataset) if job.scores else {}
     if strategy.rank == 0:
         scores = {split: j.score for split, j in parts.items()}
@@ -279,6 +299,6 @@ def _settings(job: FitJob) -> str:
     """Return a hash of what determines a fit, its rows aside."""
     model = Choice(MODELS).plain(job.model)
     training = job.training.model_dump(mode="json", exclude={"checkpoint"})
-    start = [] if job.reuse is None else [job.reuse.identity]
+    start = [one.identity for one in (job.reuse, job.adapt) if one is not None]
     text = json.dumps([model, training, job.seed, *start], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

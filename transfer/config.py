@@ -7,9 +7,18 @@ from pydantic import Field, StrictBool, model_validator
 from shoal.cluster.components import Choice
 from shoal.cluster.config import Config
 from shoal.training.config import Positive, Probability, Strength
+from shoal.transfer.adaptation.config import ADAPTATIONS, AdaptationChoice, TargetDataConfig
 
 Name = Annotated[str, Field(min_length=1)]
 ALL_BUT_HEAD = "all_but_head"
+NO_START = {
+    "features",
+    "adaptation",
+    "candidates",
+    "target_data",
+    "seeds",
+    "in_domain",
+}  # keys that are not about one
 
 
 class GradualConfig(Config):
@@ -106,14 +115,44 @@ class TransferConfig(Config):
     l2_sp: L2SPConfig | None = None
     lora: LoRAConfig | None = None
     features: FeaturesConfig = FeaturesConfig()
+    adaptation: AdaptationChoice | None = Field(None, description="how shoal adapt fits the target domain")
+    candidates: tuple[AdaptationChoice, ...] = Field(
+        (),
+        description="further methods, or settings of one, among which shoal adapt chooses without target labels",
+    )
+    target_data: TargetDataConfig | None = Field(
+        None, description="rows of the target domain, for shoal adapt"
+    )
+    seeds: Annotated[int, Field(ge=1, le=100)] = Field(
+        3, description="fits of each kind in shoal adapt, with other first weights and batches"
+    )
+    in_domain: StrictBool = Field(
+        True,
+        description="where there are labelled target rows for the final test: fit a part of them too, as an upper bound that "
+        "nothing else learns from",
+    )
 
     @model_validator(mode="after")
     def _has_a_start(self) -> "TransferConfig":
-        given = sorted(self.model_dump(exclude={"start", "features", "head"}, exclude_defaults=True))
+        given = sorted(self.model_dump(exclude={"start", "head", *NO_START}, exclude_defaults=True))
         if self.start is None and given:
             raise ValueError(
                 f"{given[0]} is about a model to start from, and there is none: give start a run folder or a file of weights"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_both_domains(self) -> "TransferConfig":
+        if (self.adaptation is None) != (self.target_data is None):
+            missing, there = (
+                ("target_data", "adaptation") if self.target_data is None else ("adaptation", "target_data")
+            )
+            fix = (
+                "{path: …}, the rows of the target domain"
+                if missing == "target_data"
+                else f"one of {', '.join(ADAPTATIONS)}"
+            )
+            raise ValueError(f"{there} needs {missing}: give {fix}")
         return self
 
     @model_validator(mode="after")

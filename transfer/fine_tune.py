@@ -15,7 +15,7 @@ from shoal.training.config import OPTIMIZERS, DeepSpeedConfig, SearchConfig, Tra
 from shoal.training.models import Model
 from shoal.training.optimizers.parameters import refuse_idle, unpenalised
 from shoal.training.stages import FineTuning, Stage
-from shoal.transfer.config import TransferConfig
+from shoal.transfer.config import NO_START, TransferConfig
 from shoal.transfer.layers import Layer, from_head_down, frozen_batch_norms, head_of
 from shoal.transfer.lora import add_updates, require_peft
 from shoal.transfer.plans import frozen, groups, plans
@@ -47,7 +47,7 @@ class FineTune:
     @property
     def identity(self) -> dict[str, Any]:
         """Plain values that determine what it does, with the model, the data and the `training` section."""
-        return {"sha256": self.sha256, **self.config.model_dump(mode="json", exclude={"features"})}
+        return {"sha256": self.sha256, **self.config.model_dump(mode="json", exclude=NO_START)}
 
     def __call__(self, model: Model, schema: Schema, training: TrainingConfig, seed: int) -> FineTuning:
         """Give a new model the weights to start from, and say how it is trained; the same on every worker.

@@ -98,6 +98,11 @@ class DataConfig(Config):
     drop: Names = Field((), description="columns to leave out")
     private: Names = Field((), description="never in logs, errors or reports")
     types: dict[str, ColumnType] = Field({}, description="column to type, where the inferred one is wrong")
+    scaling: dict[str, Literal["each", "whole", "none"]] = Field(
+        {},
+        description="column of numbers to how they are standardised: each number of a list by itself (the default), the whole "
+        "list by one mean and deviation (pixels, word counts), or not",
+    )
     max_categories: int = Field(10_000, ge=2, description="categories kept a column, the most frequent ones")
     split: SplitConfig = SplitConfig()
     imbalance: ImbalanceChoice | None = Field(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from shoal.cluster.errors import DataError
-from shoal.cluster.sharding.assign import Resplit, Rows, assign
+from shoal.cluster.sharding.assign import Assignment, Resplit, Rows, assign
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.costs import costs_of
 from shoal.cluster.sharding.features import Features, infer_features, known_features
@@ -18,7 +18,7 @@ from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.cluster.sharding.names import plural
 from shoal.cluster.sharding.plan import Plan, count_shards, make_plan, row_ids
 from shoal.cluster.sharding.scan import Scan
-from shoal.cluster.sharding.targets import code_labels, infer_target
+from shoal.cluster.sharding.targets import code_labels, infer_target, no_labels
 
 
 @dataclass
@@ -79,7 +79,8 @@ def decide(
     resplit
         Gives rows the parts of a fold.
     known
-        The schema of an earlier fit, whose columns and statistics are those of this one.
+        The schema of an earlier fit, whose columns and statistics are those of this one; without a target in the section, that of
+        the rows too, which have no labels then and all train.
 
     Raises
     ------
@@ -87,14 +88,21 @@ def decide(
         If the data cannot be used as asked.
     """
     private = bool(set(data.target) & set(data.private))
-    target, notices = infer_target(scan.roles, data)
+    notices: list[str] = []
+    if known is not None and not data.target:
+        target = known.target
+    else:
+        target, notices = infer_target(scan.roles, data)
     features = (
         infer_features(schema, chosen, scan.facts, data)
         if known is None
-        else known_features(known, chosen, schema.names)
+        else known_features(known, chosen, schema.names, unlabelled=not data.target)
     )
     amounts = costs_of(scan.roles, costs)
-    labels, missing = code_labels(scan.roles, target, private=private)
+    if data.target:
+        labels, missing = code_labels(scan.roles, target, private=private)
+    else:
+        labels, missing = no_labels(target, len(scan.keys)), np.zeros(len(scan.keys), bool)
     left_out = {}
     if missing.any():
         left_out["without a label"] = int(missing.sum())
@@ -108,7 +116,11 @@ def decide(
     )
     rows_read = len(scan.keys)
     del scan  # long arrays; the caller keeps none of them
-    result = assign(rows, data, target, seed, resplit)
+    result = (
+        assign(rows, data, target, seed, resplit)
+        if data.target
+        else Assignment(np.zeros(len(rows), np.int8), "all rows, without labels")
+    )
     n_train = int((result.parts == 0).sum())
     n_shards = count_shards(n_train, data.shards)
     if isinstance(data.shards, int) and n_shards < data.shards:

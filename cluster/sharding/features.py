@@ -64,7 +64,7 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
                 )
     if data.split.column is not None:
         require(data.split.column, names, "data.split.column")
-    for key in ("target", "features", "drop", "private", "types"):
+    for key in ("target", "features", "drop", "private", "types", "scaling"):
         for name in getattr(data, key) or ():
             require(name, names, f"data.{key}")
     reasons = dict.fromkeys(data.drop, "data.drop")
@@ -87,13 +87,18 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
     chosen = [name for name in names if name not in reasons]
     if not chosen:
         raise DataError("no feature column is left; check data.features and data.drop")
-    for name in data.types:
-        if name in reasons:
-            raise DataError(f"data.types: column {name!r} is no feature ({reasons[name]}); remove it there")
+    for key in ("types", "scaling"):
+        for name in getattr(data, key):
+            if name in reasons:
+                raise DataError(
+                    f"data.{key}: column {name!r} is no feature ({reasons[name]}); remove it there"
+                )
     return chosen, reasons, notices
 
 
-def known_features(known: Schema, chosen: list[str], names: list[str]) -> Features:
+def known_features(
+    known: Schema, chosen: list[str], names: list[str], *, unlabelled: bool = False
+) -> Features:
     """Return the columns of an earlier fit, as that left them; the others that might be features are left out.
 
     Parameters
@@ -102,6 +107,8 @@ def known_features(known: Schema, chosen: list[str], names: list[str]) -> Featur
         The schema of that fit.
     chosen, names
         Columns that may be features, and all that there are.
+    unlabelled
+        Whether these are rows of a target domain, and the fit is that of the source's rows.
 
     Raises
     ------
@@ -112,16 +119,26 @@ def known_features(known: Schema, chosen: list[str], names: list[str]) -> Featur
     for name in own:
         if name not in chosen:
             why = "is no feature here (see the data section)" if name in names else "is not in the data"
+            if unlabelled:
+                raise DataError(
+                    f"transfer.target_data: column {name!r} {why}, and it is a feature of the source's rows: give it under that "
+                    "name, or leave it out there too (data.drop)"
+                )
             raise DataError(
                 f"column {name!r} {why}, and the model to start from reads it: give it under that name, or "
                 "start from another model (transfer.start)"
             )
     result = Features(list(known.columns))
     more = [name for name in chosen if name not in own]
-    result.dropped = dict.fromkeys(more, "no column of the model to start from")
+    whose = (
+        "that the source's rows do not have" if unlabelled else "that the model to start from does not read"
+    )
+    result.dropped = dict.fromkeys(
+        more, "no column of the source's rows" if unlabelled else "no column of the model to start from"
+    )
     if more:
         result.notices.append(
-            f"{plural(len(more), 'column')} that the model to start from does not read "
+            f"{plural(len(more), 'column')} {whose} "
             f"{'is' if len(more) == 1 else 'are'} left out: {listed(map(repr, more), 3)}"
         )
     return result

@@ -32,7 +32,7 @@ def complete(
     columns = [] if known is None else list(known.columns)
     notices: list[str] = []
     for column in drop_constant(features.columns, statistics.constant, features) if known is None else ():
-        complete, said = statistics.finish(column, data.max_categories)
+        complete, said = statistics.finish(column, data.max_categories, data.scaling.get(column.name, "each"))
         columns.append(complete)
         notices += said
     target = decided.target

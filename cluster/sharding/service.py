@@ -149,7 +149,8 @@ def shard(
     reading
         The input, read before; heeded if it is still as it was, and with a spread of one.
     known
-        The schema of an earlier fit, whose columns and statistics are those of this dataset.
+        The schema of an earlier fit, whose columns and statistics are those of this dataset. Where the section names no target,
+        labels are not read: all rows are training rows, and what stands for their labels means nothing.
 
     Raises
     ------
@@ -178,6 +179,9 @@ def shard(
     clear_work(destination, but=work_folder(key))
     if reading is not None and reading.identity != identity_of(inputs, roles_of(data, costs, resplit)):
         reading = None
+    source = open_source(inputs)
+    if known is not None and not data.target:
+        source = source.without(known.target.columns)
     made = _make(
         _Job(
             data,
@@ -193,7 +197,7 @@ def shard(
             reading,
             known,
         ),
-        open_source(inputs),
+        source,
         partition_notice(inputs),
         earlier,
         resample=data.imbalance is not None and (manifest is None or _training_lost(manifest, lost)),

@@ -1,8 +1,8 @@
 """The input as one table: files of equal or reconcilable schema, read in pieces."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -41,6 +41,10 @@ class Source:
     def n_rows(self) -> int:
         """Rows of all files."""
         return sum(map(sum, self.groups))
+
+    def without(self, names: Collection[str]) -> "Source":
+        """Return the same files, of which some columns are never read."""
+        return replace(self, schema=pa.schema([field for field in self.schema if field.name not in names]))
 
     def row_bytes(self, names: Sequence[str]) -> int:
         """Estimate the memory of one row of these columns, in bytes."""

@@ -78,6 +78,15 @@ class Moments:
         deviation = np.sqrt(self.squares / np.maximum(self.count, 1))
         return np.where((deviation > 0) & (self.low < self.high), deviation, 1.0)
 
+    def whole(self) -> tuple[F64, F64]:
+        """Return mean and standard deviation of all numbers together, once for each of them."""
+        n = max(1.0, float(self.count.sum()))
+        mean = float((self.count * self.mean).sum()) / n
+        with np.errstate(over="ignore"):
+            squares = self.squares + self.count * (self.mean - mean) ** 2
+        deviation = float(np.sqrt(squares.sum() / n))
+        return np.full_like(self.mean, mean), np.full_like(self.mean, deviation if deviation > 0 else 1.0)
+
 
 class Counts:
     """How often each category comes; exact, so the order of the rows does not matter."""
@@ -199,28 +208,34 @@ class Statistics:
         counts = self._counts[column.name]
         return len(counts.sorted()) + (counts.missing > 0) < 2
 
-    def finish(self, column: Column, max_categories: int) -> tuple[Column, list[str]]:
+    def finish(self, column: Column, max_categories: int, scaling: str = "each") -> tuple[Column, list[str]]:
         """Return the column with its statistics, and what to say aloud.
+
+        ``scaling`` is how its numbers are standardised: each, whole or none.
 
         Raises
         ------
         DataError
-            If the numbers are too large for a standard deviation.
+            If the numbers are too large for a standard deviation, or there are none to scale.
         """
+        if column.type in ("categorical", "boolean") and scaling != "each":
+            raise DataError(
+                f"data.scaling: column {column.name!r} is {column.type} and has no numbers to scale; remove it there"
+            )
         if column.type == "categorical":
             return self._vocabulary(column, max_categories)
         moments = self._of(column)
         update: dict[str, object] = {"has_missing": bool(moments.missing.any())}
-        if column.type != "boolean":
-            scale = moments.scale()
-            if not (np.isfinite(scale).all() and np.isfinite(moments.mean).all()):
+        if column.type != "boolean" and scaling != "none":
+            mean, scale = moments.whole() if scaling == "whole" else (moments.mean, moments.scale())
+            if not (np.isfinite(scale).all() and np.isfinite(mean).all()):
                 raise DataError(
                     f"column {column.name!r} has numbers too large to standardise (their squares overflow a "
                     "float64); correct them, or leave the column out with data.drop"
                 )
             # Sines and cosines are of unit size as they are.
             keep = np.array([part.endswith(("_sin", "_cos")) for part in column.parts])
-            update["center"] = tuple(np.where(keep, 0.0, moments.mean).tolist())
+            update["center"] = tuple(np.where(keep, 0.0, mean).tolist())
             update["scale"] = tuple(np.where(keep, 1.0, scale).tolist())
         return column.model_copy(update=update), []
 

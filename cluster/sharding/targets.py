@@ -136,6 +136,13 @@ def encode_labels(table: pa.Table, target: Target, *, private: bool = False) -> 
     return codes
 
 
+def no_labels(target: Target, rows: int) -> npt.NDArray[Any]:
+    """Return what stands for the labels of rows that have none: zeros, of the type and shape of this target's."""
+    if target.task == "multilabel":
+        return np.zeros((rows, len(target.classes)), np.float32)
+    return np.zeros(rows, np.float64 if target.task == "regression" else np.int64)
+
+
 def code_labels(
     table: pa.Table, target: Target, *, private: bool = False
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:

@@ -15,22 +15,22 @@ GRID = np.linspace(0, 1, 201)
 _ROW = 0.5  # inches
 
 
-def dots(rows: Mapping[str, Mapping[str, Any]], metric: Metric) -> str:
-    """Draw each fold's value as a dot, the mean as a diamond on its interval, a row each."""
+def dots(rows: Mapping[str, Mapping[str, Any]], metric: Metric, each: str = "fold") -> str:
+    """Draw each fold's value (or each seed's) as a dot, the mean as a diamond on its interval, a row each."""
     with canvas(height=1.15 + _ROW * len(rows)) as figure:
         axes = figure.subplots()
         texts = []
         for at, (name, entry) in enumerate(rows.items()):
-            known = [value for value in entry["by_fold"] if value is not None]
+            known = [value for value in entry[f"by_{each}"] if value is not None]
             above = [at - 0.17] * len(known)
-            axes.plot(known, above, "o", ms=6, color=MAIN, alpha=0.6, mew=0, label=_once("a fold", at))
+            axes.plot(known, above, "o", ms=6, color=MAIN, alpha=0.6, mew=0, label=_once(f"a {each}", at))
             _estimate(axes, at + 0.13, entry, _once("mean and interval", at))
             shown = "undefined" if entry["value"] is None else f"mean {entry['value']:.4g}"
-            texts.append(f"{name}: {shown} of {len(known)} folds")
+            texts.append(f"{name}: {shown} of {len(known)} {each}s")
         _rows(axes, list(rows))
         label_axes(axes, metric.label, "")
         figure.legend(loc="outside upper right", ncols=2)
-        return svg(figure, "dots", f"{metric.label} by fold. {'; '.join(texts)}.")
+        return svg(figure, "dots", f"{metric.label} by {each}. {'; '.join(texts)}.")
 
 
 def forest(rows: Mapping[str, Mapping[str, Any]], metric: Metric, first: str) -> str:
@@ -45,6 +45,23 @@ def forest(rows: Mapping[str, Mapping[str, Any]], metric: Metric, first: str) ->
         _rows(axes, list(rows))
         label_axes(axes, f"difference in {metric.label}", "")
         return svg(figure, "forest", f"{metric.label} less that of {first}. {'; '.join(texts)}.")
+
+
+def shares(classes: list[str], found: Mapping[str, Any]) -> str:
+    """Draw the shares of the classes in the source, and in the target with their intervals."""
+    with canvas(height=1.15 + _ROW * len(classes)) as figure:
+        axes = figure.subplots()
+        at = np.arange(len(classes))
+        axes.plot(found["source"], at - 0.14, "o", ms=7, color=MAIN, mew=0, label="source")
+        target = np.array(found["target"])
+        bars = np.stack([target - found["low"], np.array(found["high"]) - target]).clip(0)
+        axes.errorbar(target, at + 0.14, xerr=bars, fmt="D", ms=7, color=SECOND, mec=PAGE, lw=1.8, capsize=4,
+                      label="target, estimated")  # fmt: skip
+        _rows(axes, classes)
+        label_axes(axes, "share of rows", "")
+        figure.legend(loc="outside upper right", ncols=2)
+        told = (f"{c}: {s:.3f} and {t:.3f}" for c, s, t in zip(classes, found["source"], target, strict=True))
+        return svg(figure, "shares", f"Class shares in source and target. {'; '.join(told)}.")
 
 
 def rocs(parts: list[Part]) -> str:

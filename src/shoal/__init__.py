@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from shoal.experiment import Experiment, load_experiment
     from shoal.training.artifact import TrainedModel
     from shoal.training.estimators import TorchClassifier, TorchRegressor
+    from shoal.verbs.adapt import adapt
     from shoal.verbs.check import check
     from shoal.verbs.crossval import crossval
     from shoal.verbs.fit import train
@@ -20,6 +21,7 @@ __all__ = [
     "TorchClassifier",
     "TorchRegressor",
     "TrainedModel",
+    "adapt",
     "check",
     "crossval",
     "evaluate",
@@ -34,6 +36,7 @@ _HOMES = {
     "TorchClassifier": "training.estimators",
     "TorchRegressor": "training.estimators",
     "TrainedModel": "training.artifact",
+    "adapt": "verbs.adapt",
     "check": "verbs.check",
     "crossval": "verbs.crossval",
     "evaluate": "verbs.judge",

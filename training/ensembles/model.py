@@ -5,6 +5,7 @@ Shape legend: M members, B rows, D numeric features, C categorical columns, K ou
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ class EnsembleModel(Model):
         self.members = nn.ModuleList(members)
         self.n_outputs = members[0].n_outputs
         self.by_type = members[0].by_type
+        self.beside = None
 
     def forward(
         self,
@@ -36,10 +38,16 @@ class EnsembleModel(Model):
         categorical: Tensor,
         share: float = 1.0,
         others: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Return float64 ``[B, K]``: the log odds of the event, or log probabilities, of ``[B, D]`` and ``[B, C]``."""
-        del share, others  # it is not trained, so it sees no blends
+        told: Any = None,
+    ) -> Any:
+        """Return float64 ``[B, K]``: the log odds of the event, or log probabilities, of ``[B, D]`` and ``[B, C]``.
+
+        With ``told``, return a tuple: these, and what the module beside makes of them and of each member's logits ``[M, B, K]``.
+        """
+        del share, others  # it sees no blends
         logits = torch.stack([member(numeric, categorical).double() for member in self.members])  # [M, B, K]
         if self.n_outputs == 1:
-            return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
-        return log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(self.members))
+            mean = logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
+        else:
+            mean = log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(self.members))
+        return mean if told is None or self.beside is None else (mean, *self.beside(mean, told, logits))

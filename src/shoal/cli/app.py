@@ -163,6 +163,18 @@ def crossval(
 
 @app.command()
 @verb()
+def adapt(common: Common, config: Config) -> Output:
+    """Fit labelled rows of one domain for another whose rows have no labels, beside the plain fit."""
+    experiment = common.load(config)
+    from shoal.verbs.adapt import adapt as run
+
+    state.run = common.out or experiment.cluster.storage_path
+    result = run(experiment, common.out, name=Path(config).stem, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.adapt(result))
+
+
+@app.command()
+@verb()
 def features(
     common: Common,
     config: Config,

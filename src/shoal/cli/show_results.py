@@ -6,6 +6,7 @@ from shoal.cluster.sharding.names import plural
 
 if TYPE_CHECKING:
     from shoal.cluster.sharding.manifest import Manifest
+    from shoal.verbs.adapt import AdaptResult
     from shoal.verbs.check import CheckResult
     from shoal.verbs.crossval import CrossvalResult
     from shoal.verbs.dataset import ShardResult
@@ -133,6 +134,41 @@ def crossval(result: "CrossvalResult") -> list[Any]:
                 "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
             )
     return [*shown, f"run:    {_short(result.run)}", f"report: {_short(result.report)}"]
+
+
+def adapt(result: "AdaptResult") -> list[Any]:
+    """Return the plain and the adapted model beside each other, and how the latter was chosen."""
+    from rich import box
+    from rich.table import Table
+
+    found = result.found
+    kinds = found["methods"]
+    names = list(kinds["source_only"])[:3]
+    seeds, on = plural(found["seeds"], "seed"), plural(found["rows"], f"{found['judged_on']} row")
+    table = Table(box=box.SIMPLE_HEAD, title=f"{on}, {seeds}", title_justify="left", title_style="bold")
+    table.add_column("model")
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mean rank", justify="right")
+    for kind, entries in kinds.items():
+        label = (
+            f"{kind} (chosen)"
+            if kind == found["selection"]["chosen"]
+            else kind.replace("_", " ", kind == "source_only")
+        )
+        cells = (_mean(entries[name]) + _give_or_take(entries[name]) for name in names)
+        table.add_row(label, *cells, f"{found['selection']['ranks'][kind]:.2f}")
+    if found["in_domain"]:
+        table.add_row("in domain", *(_mean(found["in_domain"][name]) for name in names), "")
+    oracle = ["oracle: the method was chosen by the target's labels"] if found.get("oracle") else []
+    return [
+        table,
+        *oracle,
+        found["sentence"],
+        found["selection"]["sentence"] + f" ({found['selection']['by']}, which need no labels)",
+        f"run:    {_short(result.run)}",
+        f"report: {_short(result.report)}",
+    ]
 
 
 def _missing_folds(scores: dict[str, Any]) -> list[str]:

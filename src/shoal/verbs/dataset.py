@@ -10,9 +10,11 @@ from shoal.cluster.config import ClusterConfig
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import SHARDING, Part, address_of, asked_tasks
 from shoal.cluster.run_folder import RunFolder
-from shoal.cluster.sharding.manifest import MANIFEST, Manifest, read_manifest
-from shoal.cluster.storage import Storage
+from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.manifest import MANIFEST, Manifest, Schema, read_manifest
+from shoal.cluster.storage import Storage, redact
 from shoal.experiment import Experiment, given, to_dict
+from shoal.verbs.rows import given_as
 from shoal.verbs.runs import claimed
 from shoal.verbs.starting import starting
 
@@ -77,36 +79,93 @@ def shard(
     StorageError
         If the folder cannot be written, or is held by another process for longer than `cluster.wait`.
     """
+    reporter = reporter or Silent()
+    experiment, name = given(experiment, name)
+    known = starting(experiment).known
+    costs = experiment.cost_columns
+    return _shard(experiment, experiment.data, costs, known, f"{name}-shard", out, reporter, verify)
+
+
+def shard_target(experiment: Experiment, source: Manifest, name: str, reporter: Reporter) -> ShardResult:
+    """Write the rows of the target domain as the source's are, or find them; their labels are not read.
+
+    Parameters
+    ----------
+    experiment
+        Has `transfer.target_data`.
+    source
+        Of the source's rows, whose columns and statistics these have.
+    name
+        What the folder's name begins with.
+    reporter
+        Hears of progress.
+
+    Raises
+    ------
+    DataError
+        If there are no such rows, or they lack a column of the source's.
+    """
+    from shoal.cluster.sharding.listing import find
+    from shoal.cluster.sharding.source import open_source
+
+    assert experiment.transfer is not None
+    assert experiment.transfer.target_data is not None
+    path = experiment.transfer.target_data.path
+    with given_as("transfer.target_data.path"):
+        there = set(open_source(find(path, experiment.cluster.storage)).schema.names)
+    given_columns = experiment.data
+    data = DataConfig(
+        path=path,
+        target="-",
+        id=given_columns.id if given_columns.id in there else None,
+        private=tuple(n for n in given_columns.private if n in there and n not in given_columns.target),
+        shards=given_columns.shards if given_columns.shards == "auto" else source.n_shards,
+    ).model_copy(update={"target": ()})
+    with given_as("transfer.target_data.path"):
+        return _shard(experiment, data, (), source.schema_, f"{name}-target", None, reporter, False)
+
+
+def _shard(
+    experiment: Experiment,
+    data: DataConfig,
+    costs: tuple[str, ...],
+    known: Schema | None,
+    name: str,
+    out: str | None,
+    reporter: Reporter,
+    verify: bool,
+) -> ShardResult:
     from shoal.cluster.sharding.service import shard as write
     from shoal.cluster.sharding.service import sharding_key
 
-    reporter = reporter or Silent()
-    experiment, name = given(experiment, name)
     storage = experiment.cluster.storage
-    known = starting(experiment).known
-    key = sharding_key(experiment.data, experiment.seed, storage, experiment.cost_columns, known)
+    key = sharding_key(data, experiment.seed, storage, costs, known)
     if out is None:
-        for found in _existing(Storage.open(experiment.cluster.storage_path, storage), key):
+        kind = name.rpartition("-")[2]
+        for found in _existing(Storage.open(experiment.cluster.storage_path, storage), f"{kind}-{key}"):
             if (reused := _reused(found, key, verify, reporter)) is not None:
                 return reused
-    target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-shard-{key}"
+    target = out or f"{experiment.cluster.storage_path.rstrip('/')}/{name}-{key}"
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
-    with claimed(folder, _identity(experiment, key), reporter, MANIFEST, wait) as heard, ExitStack() as stack:
+    with (
+        claimed(folder, _identity(experiment, key, data), reporter, MANIFEST, wait) as heard,
+        ExitStack() as stack,
+    ):
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
             if (reused := _reused(folder.storage, key, verify, reporter)) is not None:
                 return reused
             if _manifest(folder.storage).key != key:
                 reporter.notice(f"the input files changed since {folder.uri} was written: it is made anew")
         manifest = write(
-            experiment.data,
+            data,
             experiment.seed,
             folder.storage,
             storage_config=storage,
             reporter=heard,
             verify=verify,
             spread=stack.enter_context(_spread(experiment.cluster, heard)),
-            costs=experiment.cost_columns,
+            costs=costs,
             known=known,
         )
     return ShardResult(folder.uri, manifest, False)
@@ -136,8 +195,10 @@ def sharding_part(cluster: ClusterConfig) -> Part | None:
     return Part(SHARDING, asked_tasks(cluster) or 1, 1.0, memory=float(BUDGET))
 
 
-def _identity(experiment: Experiment, key: str) -> dict[str, Any]:
+def _identity(experiment: Experiment, key: str, data: DataConfig) -> dict[str, Any]:
     chosen = {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
+    if not data.target:  # the target domain's rows, with the statistics of the source's
+        return {**chosen, "target_data": [redact(path) for path in data.path], "key": key}
     if experiment.cost_columns:
         chosen["costs"] = list(experiment.cost_columns)
     if experiment.transfer is not None and experiment.transfer.start is not None:
@@ -145,8 +206,8 @@ def _identity(experiment: Experiment, key: str) -> dict[str, Any]:
     return chosen
 
 
-def _existing(root: Storage, key: str) -> list[Storage]:
-    names = [name for name in root.list() if name.endswith(f"-shard-{key}")] if root.exists() else []
+def _existing(root: Storage, ending: str) -> list[Storage]:
+    names = [name for name in root.list() if name.endswith(f"-{ending}")] if root.exists() else []
     return [root.child(name) for name in names if root.exists(f"{name}/{MANIFEST}")]
 
 

@@ -1,7 +1,7 @@
 """train: from an experiment to a finished run folder."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,20 +126,47 @@ def _train(
     reporter: Reporter,
     command: Sequence[str] | None,
 ) -> TrainResult:
-    from shoal.evaluation.metrics import resolve_scoring
-
     stages = Stages(reporter)
+    if experiment.transfer is not None and experiment.transfer.adaptation is not None:
+        reporter.notice(
+            "transfer.adaptation is for shoal adapt: this fit learns from the source's rows alone"
+        )
     with stages.stage("shard", "sharding"):
         data = shard(experiment, name=name, reporter=reporter, verify=False)
     wanted, shape = shape, shape.within(data.manifest.n_shards)
     if shape != wanted:
         reporter.notice(capped(data.manifest.n_shards))
+    return fit_into(run, experiment, data, shape, demand, stages, reporter, command)
+
+
+def fit_into(
+    run: RunFolder,
+    experiment: Experiment,
+    data: ShardResult,
+    shape: Shape,
+    demand: Demand,
+    stages: Stages,
+    reporter: Reporter,
+    command: Sequence[str] | None,
+    change: "Callable[[FitJob], FitJob]" = lambda job: job,
+) -> TrainResult:
+    """Fit to rows that are sharded, judge and report; ``change`` may alter the fit.
+
+    Raises
+    ------
+    ShoalError
+        As `train`.
+    """
+    from shoal.evaluation.metrics import resolve_scoring
+
     decisions = plan_of_rows(experiment, data.manifest)
     for notice in decisions.start.notices:
         reporter.notice(notice)
     settings, task = experiment.evaluation, data.manifest.schema_.target.task
     monitor = resolve_scoring(settings.scoring, task, costs=settings.costs is not None)[0]
-    job = job_of(experiment, data, shape, run, steering_of(experiment, data.manifest, monitor, decisions))
+    job = change(
+        job_of(experiment, data, shape, run, steering_of(experiment, data.manifest, monitor, decisions))
+    )
     demand += copies(experiment, data, shape)
     try:
         outcome = place(job, shape, demand, experiment, stages, reporter)

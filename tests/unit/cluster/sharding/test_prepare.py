@@ -231,3 +231,25 @@ def test_wrong_types(one: Column, values: pa.Array, message: str) -> None:
 def test_a_missing_column_is_named_with_the_nearest() -> None:
     with pytest.raises(DataError, match="no column 'amount', which the model needs; did you mean 'Amounts'"):
         prepare(pa.table({"Amounts": [1], "other": [2]}), schema(column("amount", "numeric", "double")))
+
+
+def test_numbers_are_scaled_each_by_itself_together_or_not() -> None:
+    values = np.random.default_rng(0).gamma(2.0, [1.0, 10.0, 5.0], (200, 3))
+    values[values < 0.5] = np.nan
+    one = column("x", "tensor", "fixed_size_list<item: double>[3]", parts=("0", "1", "2"))
+    one = one.model_copy(update={"center": (0.0,) * 3, "scale": (1.0,) * 3})
+    statistics = Statistics([one])
+    table = pa.table({"x": pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 3)})
+    statistics.add(table, [0, 70, 200])
+    each, _ = statistics.finish(one, 10)
+    np.testing.assert_allclose(each.scale, np.nanstd(values, axis=0))
+    whole, _ = statistics.finish(one, 10, "whole")
+    np.testing.assert_allclose(whole.center, [np.nanmean(values)] * 3)
+    np.testing.assert_allclose(whole.scale, [np.nanstd(values)] * 3)
+    untouched, _ = statistics.finish(one, 10, "none")
+    assert (untouched.center, untouched.scale) == ((0.0,) * 3, (1.0,) * 3)
+    words = column("w", "categorical", "string")
+    with pytest.raises(
+        DataError, match=r"data.scaling: column 'w' is categorical and has no numbers to scale"
+    ):
+        Statistics([words]).finish(words, 10, "none")

@@ -1,0 +1,402 @@
+"""adapt: from labelled rows of one domain and rows of another without labels to a model for the other, beside the plain one."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shoal.cluster.components import Choice, load_imported
+from shoal.cluster.config import Config
+from shoal.cluster.errors import ConfigError, DataError, ShoalError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import Demand, Shape, plan
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.config import SplitConfig
+from shoal.cluster.sharding.dataset import ShardedDataset
+from shoal.cluster.storage import Storage
+from shoal.experiment import Experiment, given, to_dict
+from shoal.transfer.adaptation.config import (
+    ADAPTATIONS,
+    AlignmentConfig,
+    BBSEConfig,
+    ImportanceWeightingConfig,
+)
+from shoal.verbs.dataset import ShardResult, shard, shard_target
+from shoal.verbs.fit import capped, fit_into
+from shoal.verbs.provenance import Stages, provenance
+from shoal.verbs.runs import PROVENANCE, claimed, run_uri
+from shoal.verbs.starting import starting
+from shoal.verbs.writable import require_cache
+
+if TYPE_CHECKING:
+    from shoal.training.worker import FitJob
+    from shoal.transfer.adaptation.label_shift import LabelShift
+
+SOURCE_ONLY, ADAPTED, IN_DOMAIN = "source_only", "adapted", "in_domain"
+FITS = "fits"
+_SEEDS = 12  # first word of spawn keys: what a draw is for
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """The scores of the plain and the adapted model, over seeds, and how the latter was chosen."""
+
+    run: str
+    report: str
+    found: dict[str, Any] = field(repr=False)
+    seconds: dict[str, float]
+    was_complete: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all fits of a run share."""
+
+    experiment: Experiment
+    run: RunFolder
+    source: ShardResult
+    target: ShardResult
+    shape: Shape
+    demand: Demand
+    stages: Stages
+    reporter: Reporter
+    command: Sequence[str] | None
+
+    @property
+    def transfer(self) -> Any:
+        return self.experiment.transfer
+
+    def open(self, data: ShardResult) -> ShardedDataset:
+        """Open rows in this process."""
+        cluster = self.experiment.cluster
+        cache = Path(cluster.cache_path) if cluster.cache_path else None
+        return ShardedDataset.open(Storage.open(data.uri, cluster.storage), cache=cache)
+
+
+def adapt(
+    experiment: Experiment | str | Path,
+    out: str | None = None,
+    *,
+    name: str | None = None,
+    reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
+) -> AdaptResult:
+    """Fit the source's labelled rows, plainly and with the target's unlabelled ones, over seeds; judge both beside each other.
+
+    Every fit is a whole run of its own under ``RUN/fits/``, and the same command goes on with what is missing. No target label is
+    read before all is fitted and chosen.
+
+    Parameters
+    ----------
+    experiment
+        With `transfer.adaptation` and `transfer.target_data`; or the path of its file.
+    out
+        The run folder.
+    name
+        What the folder's name begins with; by default the experiment file's stem.
+    reporter
+        Hears of progress.
+    command
+        What to write down as the command.
+
+    Raises
+    ------
+    ShoalError
+        With the cause and the fix: `RequestError` before anything is fitted, `RunError` afterwards.
+    """
+    from shoal.training.allowed import needs_group, refuse
+    from shoal.training.scikit.unused import names_estimator
+
+    reporter = reporter or Silent()
+    experiment, name = given(experiment, name)
+    if experiment.transfer is None or experiment.transfer.adaptation is None:
+        raise ConfigError(
+            "shoal adapt needs a target domain: give transfer: {adaptation: dann, target_data: {path: …}}, with one of "
+            f"{', '.join(ADAPTATIONS)}"
+        )
+    if names_estimator(experiment.model):
+        raise ConfigError(
+            "transfer.adaptation is for networks, and model.import names an estimator of scikit-learn's; use mlp, linear or a "
+            "torch.nn.Module"
+        )
+    load_imported(experiment, experiment.training)
+    shape, demand = plan(experiment.cluster, needs_group(experiment.training))
+    refuse(experiment.training, shape)
+    require_cache(experiment.cluster, shape)
+    run = RunFolder.open(run_uri(experiment, "adapt", name, out), experiment.cluster.storage)
+    with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
+        if run.is_complete:
+            heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
+            return replace(_result(run), was_complete=True)
+        return _adapt(experiment, run, name, shape, demand, heard, command)
+
+
+def _adapt(
+    experiment: Experiment,
+    run: RunFolder,
+    name: str,
+    shape: Shape,
+    demand: Demand,
+    reporter: Reporter,
+    command: Sequence[str] | None,
+) -> AdaptResult:
+    from shoal.evaluation.report.adaptation import write_adaptation_report
+    from shoal.transfer.adaptation.service import refuse
+    from shoal.verbs.adapt_judging import chosen, final_test, shifted
+
+    assert experiment.transfer is not None
+    stages, config = Stages(reporter), experiment.transfer
+    starting(experiment)  # what cannot be started from is refused before the sharding
+    with stages.stage("shard", "sharding the source"):
+        source = shard(experiment, name=name, reporter=reporter, verify=False)
+    with stages.stage("shard_target", "sharding the target, without labels"):
+        target = shard_target(experiment, source.manifest, name, reporter)
+    methods = named_methods(experiment)
+    wanted, shape = shape, shape.within(min(source.manifest.n_shards, target.manifest.n_shards))
+    if shape != wanted:
+        reporter.notice(capped(min(source.manifest.n_shards, target.manifest.n_shards)))
+    for method in methods.values():
+        rows = target.manifest.splits["train"].rows
+        refuse(method, experiment.training, source.manifest.schema_, rows, shape.num_workers)
+    work = _Work(experiment, run, source, target, shape, demand, stages, reporter, command)
+    _rehearse(work, methods.values())
+    fits: dict[str, list[str]] = {kind: [] for kind in (SOURCE_ONLY, *methods)}
+    shift: dict[str, Any] = {}
+    for seed in range(config.seeds):
+        plain = _fit(work, SOURCE_ONLY, seed, lambda job: job)
+        fits[SOURCE_ONLY].append(plain)
+        if not seed:
+            with stages.stage("shift", "looking at the shift"):
+                shift = shifted(work.experiment, work.open(source), work.open(target), plain)
+                for said in shift["sentences"]:
+                    reporter.notice(said)
+        for kind, method in methods.items():
+            fits[kind].append(_adapted(work, kind, method, seed, plain))
+    with stages.stage("select", "choosing without target labels"):
+        selection = chosen(work.experiment, work.open(source), work.open(target), fits, SOURCE_ONLY)
+    labelled = config.target_data is not None and config.target_data.test is not None
+    in_domain = _in_domain(work, name) if config.in_domain and labelled else None
+    with stages.stage("judge", "final test" if labelled else "judging on source rows"):
+        found = final_test(work.experiment, fits, selection["chosen"], in_domain, reporter)
+    selection["chosen"] = found.pop("chosen")
+    found |= {"selection": selection, "shift": shift, "seeds": config.seeds, "fits": fits}
+    facts = provenance(
+        stages,
+        seed=experiment.seed,
+        data_key=source.manifest.key,
+        data_path=source.uri,
+        cluster=asdict(shape),
+        fit={"target": target.manifest.key},
+        command=command,
+    )
+    run.write_json(PROVENANCE, facts)
+    with stages.stage("report", "writing the report"):
+        write_adaptation_report(run, found, facts, source.manifest, target.manifest)
+    run.write_json("metrics.json", found)  # last: it says that the run is complete
+    reporter.done()
+    return _result(run)
+
+
+def _rehearse(work: _Work, methods: Iterable[Config]) -> None:
+    """Put every method beside a new model, so that one that does not fit is refused before anything is fitted.
+
+    Raises
+    ------
+    ConfigError
+        If a model has no such layer.
+    """
+    from shoal.training.models import build_model
+    from shoal.transfer.adaptation.service import at_work
+
+    experiment, schema = work.experiment, work.source.manifest.schema_
+    source, target = work.open(work.source), work.open(work.target)
+    for method in methods:
+        at_work(
+            method,
+            lambda number: build_model(experiment.model, schema, experiment.seed + number),
+            source,
+            target,
+            None,
+            experiment.seed,
+            experiment.training.epochs,
+        )
+
+
+def _result(run: Storage) -> AdaptResult:
+    facts = run.read_json(PROVENANCE)
+    return AdaptResult(
+        run.uri, f"{run.uri.rstrip('/')}/report.html", run.read_json("metrics.json"), facts["seconds"]
+    )
+
+
+def named_methods(experiment: Experiment) -> dict[str, Config]:
+    """Return the methods to fit by a name each: that of the method, with a number where it comes again."""
+    assert experiment.transfer is not None
+    assert experiment.transfer.adaptation is not None
+    found: dict[str, Config] = {}
+    for method in (experiment.transfer.adaptation, *experiment.transfer.candidates):
+        name = str(Choice(ADAPTATIONS).name_of(method))
+        same = sum(known.rpartition("-")[0] == name or known == name for known in found)
+        found[f"{name}-{same + 1}" if same else name] = method
+    return found
+
+
+def fit_seed(seed: int, number: int) -> int:
+    """Return the seed of a fit, which counts from 0: the first one's is the experiment's own."""
+    return (
+        seed
+        if not number
+        else int(np.random.SeedSequence(seed, spawn_key=(_SEEDS, number)).generate_state(1)[0])
+    )
+
+
+def _fit(
+    work: _Work, kind: str, number: int, change: "Callable[[FitJob], FitJob]", adapts: bool = False
+) -> str:
+    """Fit one seed of one kind as a run of its own, unless it is there; return its folder."""
+    experiment, config = work.experiment, work.transfer
+    if not adapts:
+        plain = config.model_copy(update={"adaptation": None, "candidates": (), "target_data": None})
+        experiment = experiment.model_copy(update={"transfer": plain})
+    uri = f"{work.run.uri.rstrip('/')}/{FITS}/{kind}/{number}"
+    folder = RunFolder.open(uri, experiment.cluster.storage)
+    text = f"{kind.replace('_', ' ')}, seed {number + 1} of {config.seeds}"
+    with claimed(
+        folder, to_dict(experiment) | {"fit": [kind, number]}, work.reporter, "metrics.json"
+    ) as heard:
+        if folder.is_complete:
+            return uri
+        heard.stage(text)
+        own = Stages(heard)
+
+        def seeded(job: "FitJob") -> "FitJob":
+            return change(replace(job, seed=fit_seed(experiment.seed, number)))
+
+        fit_into(folder, experiment, work.source, work.shape, work.demand, own, heard, work.command, seeded)
+        work.stages.seconds[kind] = round(work.stages.seconds.get(kind, 0.0) + sum(own.seconds.values()), 3)
+    return uri
+
+
+def _adapted(work: _Work, kind: str, method: Config, number: int, plain: str) -> str:
+    """Fit one seed of an adapted model; ``plain`` is the run of the source's rows alone with that seed."""
+    from shoal.transfer.adaptation.service import AdaptTo
+
+    by_class: tuple[float, ...] = ()
+    if isinstance(method, BBSEConfig) or (isinstance(method, AlignmentConfig) and method.label_shift):
+        soft = method.soft if isinstance(method, BBSEConfig) else True
+        by_class = estimated_shift(
+            work.experiment, work.open(work.source), work.open(work.target), plain, soft
+        ).weights
+    by_row = ""
+    if isinstance(method, ImportanceWeightingConfig):
+        by_row = _write_importance(work, method)
+
+    def change(job: "FitJob") -> "FitJob":
+        to = AdaptTo(
+            method,
+            work.target.uri,
+            work.target.manifest.key,
+            job.training.epochs,
+            job.storage,
+            job.cache_path,
+            by_class,
+            by_row,
+        )
+        training = job.training
+        if (not by_class and not by_row) or isinstance(method, AlignmentConfig):
+            # The source's validation rows say nothing of the target: an early epoch may be one before the alignment.
+            training = training.model_copy(update={"early_stopping": None})
+        return replace(job, adapt=to, training=training)
+
+    return _fit(work, kind, number, change, adapts=True)
+
+
+def estimated_shift(
+    experiment: Experiment, source: ShardedDataset, target: ShardedDataset, plain: str, soft: bool
+) -> "LabelShift":
+    """Estimate how common the classes are in the target, by a model of the source's rows.
+
+    Raises
+    ------
+    DataError
+        If they cannot be estimated.
+    """
+    from shoal.training.artifact import TrainedModel
+    from shoal.transfer.adaptation.label_shift import label_shift
+    from shoal.transfer.adaptation.reading import answers
+    from shoal.verbs.adapt_judging import MOST_ROWS, held_out
+
+    trained = TrainedModel.load(plain, allow_import=True, storage=experiment.cluster.storage)
+    known = answers(trained, source, held_out(source), MOST_ROWS)
+    new = answers(trained, target, "train", MOST_ROWS)
+    counts = np.array(source.class_rows("train"), np.float64)
+    settings = experiment.evaluation
+    return label_shift(
+        known.labels,
+        known.probabilities,
+        new.probabilities,
+        counts / counts.sum(),
+        soft=soft,
+        confidence=settings.confidence,
+        seed=experiment.seed,
+    )
+
+
+def _write_importance(work: _Work, method: ImportanceWeightingConfig) -> str:
+    """Write what each of the source's training rows weighs, once a run; return where."""
+    from functools import partial
+
+    from shoal.transfer.adaptation.density import density_ratio, trees
+    from shoal.transfer.adaptation.service import IMPORTANCE, importance_table
+
+    folder = work.run.storage.child(f"{FITS}/importance-{method.clip:g}")
+    if not folder.exists(IMPORTANCE):
+        rows = []
+        for dataset in (work.open(work.source), work.open(work.target)):
+            shards = [dataset.shard("train", v) for v in range(dataset.n_shards)]
+            rows.append([np.column_stack([s.numeric, s.categorical]) for s in shards])
+        numbers, width = rows[0][0].shape[1], work.source.manifest.schema_.numeric_width
+        ratio = density_ratio(
+            np.concatenate(rows[0]),
+            np.concatenate(rows[1]),
+            classifier=partial(trees, list(range(width, numbers))),
+            clip=method.clip,
+            seed=work.experiment.seed,
+        )
+        ends = np.cumsum([len(part) for part in rows[0]])[:-1]
+        folder.write_table(IMPORTANCE, importance_table(np.split(ratio, ends)))
+    return folder.uri
+
+
+def _in_domain(work: _Work, name: str) -> str | None:
+    """Fit labelled target rows, as an upper bound: a run of its own on its own split; None where that cannot be."""
+    experiment, config = work.experiment, work.transfer
+    path = config.target_data.path if config.target_data.test == "same" else config.target_data.test
+    data = experiment.data.model_copy(update={"path": path, "split": SplitConfig()})
+    plain = config.model_copy(update={"adaptation": None, "candidates": (), "target_data": None})
+    experiment = experiment.model_copy(update={"data": data, "transfer": plain})
+    uri = f"{work.run.uri.rstrip('/')}/{FITS}/{IN_DOMAIN}"
+    folder = RunFolder.open(uri, experiment.cluster.storage)
+    try:
+        with claimed(folder, to_dict(experiment), work.reporter, "metrics.json") as heard:
+            if folder.is_complete:
+                return uri
+            heard.stage("in domain: labelled target rows, as an upper bound")
+            rows = shard(experiment, name=f"{name}-in-domain", reporter=Silent(), verify=False)
+            shape = work.shape.within(rows.manifest.n_shards)
+            own = Stages(heard)
+            fit_into(folder, experiment, rows, shape, work.demand, own, heard, work.command)
+            work.stages.seconds[IN_DOMAIN] = round(sum(own.seconds.values()), 3)
+    except (DataError, ConfigError) as error:
+        work.reporter.notice(f"no upper bound: labelled target rows cannot be fitted: {error}")
+        return None
+    return uri
+
+
+__all__ = ["AdaptResult", "ShoalError", "adapt"]

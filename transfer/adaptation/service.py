@@ -1,0 +1,186 @@
+"""What makes a fit adapt: a `training.two_domains.Adapt`, sent to its workers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from shoal.cluster.components import Choice
+from shoal.cluster.config import Config, StorageConfig
+from shoal.cluster.errors import ConfigError
+from shoal.cluster.sharding.dataset import ShardedDataset
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.storage import Storage
+from shoal.training.batches import Dataset
+from shoal.training.config import DeepSpeedConfig, SearchConfig, TrainingConfig
+from shoal.training.models import Model
+from shoal.transfer.adaptation.config import (
+    ADAPTATIONS,
+    AlignmentConfig,
+    CDANConfig,
+    CoTrainingConfig,
+    MCCConfig,
+    RoundsConfig,
+    SelfTrainingConfig,
+)
+from shoal.transfer.adaptation.methods import Alignment, ClassConfusion, Method
+from shoal.transfer.adaptation.self_training import SelfTraining
+from shoal.transfer.adaptation.several import several
+from shoal.transfer.adaptation.weights import Weighted, Weights
+
+IMPORTANCE = "importance.parquet"  # of a run: shard, weight
+
+
+@dataclass(frozen=True)
+class AdaptTo:
+    """Makes a fit adapt to a target domain.
+
+    Parameters
+    ----------
+    config
+        The method.
+    target_uri, target_key
+        The target's rows, sharded without labels.
+    storage, cache_path
+        How to reach them.
+    epochs
+        Of the fit.
+    by_class
+        What source rows of each class weigh; empty for 1.
+    run_uri
+        Where `IMPORTANCE` is, for the weight of each row; empty for none.
+    """
+
+    config: Config
+    target_uri: str
+    target_key: str
+    epochs: int
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    cache_path: str | None = None
+    by_class: tuple[float, ...] = ()
+    run_uri: str = ""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Plain values that determine what it does, with the model, the data and the `training` section."""
+        method = Choice(ADAPTATIONS).plain(self.config)
+        return {
+            "method": method,
+            "target": self.target_key,
+            "by_class": list(self.by_class),
+            "by_row": bool(self.run_uri),
+        }
+
+    def __call__(
+        self, members: Callable[[int], Model], dataset: Dataset, seed: int
+    ) -> tuple[Model, Method, Dataset]:
+        """Return the model to train, with what is trained beside it, the method and the source's rows."""
+        cache = Path(self.cache_path) if self.cache_path else None
+        target = ShardedDataset.open(Storage.open(self.target_uri, self.storage), cache=cache)
+        weights = Weights(self.by_class, bool(self.run_uri)) if self.by_class or self.run_uri else None
+        if self.run_uri:
+            table = Storage.open(self.run_uri, self.storage).read_table(IMPORTANCE)
+            shard, weight = table.column("shard"), table.column("weight").to_numpy()
+            of_shard = [
+                weight[pc.equal(shard, v).to_numpy(zero_copy_only=False)] for v in range(dataset.n_shards)
+            ]
+            dataset = Weighted(dataset, of_shard)
+        return at_work(self.config, members, dataset, target, weights, seed, self.epochs)
+
+
+def at_work(
+    config: Config,
+    members: Callable[[int], Model],
+    source: Dataset,
+    target: Dataset,
+    weights: Weights | None,
+    seed: int,
+    epochs: int,
+) -> tuple[Model, Method, Dataset]:
+    """Return the model to train, a method at work on it, and the source's rows.
+
+    Parameters
+    ----------
+    members
+        Builds new models, by number; most methods take the first one alone.
+    source, target
+        The rows of both domains.
+    weights
+        Of the source's.
+    seed, epochs
+        Of the fit.
+
+    Raises
+    ------
+    ConfigError
+        If the model has no such layer, or the rows no such columns.
+    """
+    if isinstance(config, RoundsConfig):
+        n = 2 if isinstance(config, CoTrainingConfig) else 3
+        return several(config, [members(i) for i in range(n)], source, target, epochs, seed)
+    model = members(0)
+    method: Method
+    match config:
+        case AlignmentConfig():
+            method = Alignment(model, target, weights, config, seed)
+        case MCCConfig():
+            method = ClassConfusion(model, target, config)
+        case SelfTrainingConfig():
+            method = SelfTraining(model, target, config, epochs)
+        case _:
+            method = Method(model, None, weights)
+    return model, method, source
+
+
+def refuse(config: Config, training: TrainingConfig, schema: Schema, target_rows: int, workers: int) -> None:
+    """Refuse what cannot be adapted so, before anything is trained.
+
+    Raises
+    ------
+    ConfigError
+        With the reason and what to change.
+    """
+    name, task = Choice(ADAPTATIONS).name_of(config), schema.target.task
+    of_features = (
+        isinstance(config, AlignmentConfig) and not isinstance(config, CDANConfig) and not config.label_shift
+    )
+    if task not in ("binary", "multiclass") and not of_features and name != "importance_weighting":
+        raise ConfigError(
+            f"transfer.adaptation: {name} is about classes, and the task is {task}; use dann, deep_coral, mmd or "
+            "importance_weighting"
+        )
+    if isinstance(training.strategy, DeepSpeedConfig):
+        raise ConfigError(
+            "transfer.adaptation with training.strategy: deepspeed is not built; use training.strategy: ddp"
+        )
+    in_steps = isinstance(config, AlignmentConfig | MCCConfig | SelfTrainingConfig | RoundsConfig)
+    for given, key in (
+        (isinstance(training.optimizer, SearchConfig), "optimizer: one that searches along lines"),
+        (training.gradient_accumulation > 1, "gradient_accumulation"),
+        (training.mixup is not None, "mixup"),
+        (training.activation_checkpointing, "activation_checkpointing"),
+    ):
+        if in_steps and given:
+            raise ConfigError(
+                f"transfer.adaptation: {name} looks at all of a step's rows together, and training.{key} does not go with that; "
+                "leave it out"
+            )
+    if training.ensemble is not None:
+        raise ConfigError(
+            "transfer.adaptation and training.ensemble are not built together; leave one of them out"
+        )
+    if target_rows < workers:
+        raise ConfigError(
+            f"transfer.target_data: {target_rows} rows are too few for {workers} workers: give more rows, or fewer workers"
+        )
+
+
+def importance_table(weights: list[np.ndarray]) -> Any:
+    """Return the table of `IMPORTANCE` for the weights of each shard's rows."""
+    import pyarrow as pa
+
+    shard = np.concatenate([np.full(len(w), v, np.int32) for v, w in enumerate(weights)])
+    return pa.table({"shard": shard, "weight": np.concatenate(weights)})
