@@ -79,6 +79,7 @@ def shard(
     """
     from shoal.cluster.sharding.service import shard as write
     from shoal.cluster.sharding.service import sharding_key
+    from shoal.verbs.decisions import judge_of
 
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
@@ -108,6 +109,7 @@ def shard(
             spread=stack.enter_context(_spread(experiment.cluster, heard)),
             costs=experiment.cost_columns,
             known=known,
+            judge=judge_of(experiment),
         )
     return ShardResult(folder.uri, manifest, False)
 
