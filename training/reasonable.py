@@ -41,7 +41,7 @@ def unreasonable(costs: Costs, amounts: Amounts, schema: Schema) -> tuple[int, i
     first = int(wrong.argmax())
     actual, decided = (str(schema.target.classes[k]) for k in mistake)
     hidden = set(schema.target.columns) & set(schema.private)
-    which = "between two classes" if hidden else f"deciding {decided!r} where {actual!r} is actual"
+    which = "deciding another class" if hidden else f"deciding {decided!r} where {actual!r} is actual"
     own = {name: values[first : first + 1] for name, values in amounts.items()}
     (i, j), excess = mistake, costs.excess
     cost, right, over, opposite = (

@@ -123,13 +123,13 @@ def test_rows_without_their_costs_are_refused(costly, place, shoal):
 @pytest.mark.parametrize(
     ("amount", "overrides", "said"),
     [
-        (-3.5, [], "id k0005 in row 6 of {file} (deciding 'no' where 'yes' is actual costs -3.5, and deciding right 0), a mistake "
-         "costs no more than deciding right"),
+        (-3.5, [], "id k0005 in row 6 of {file} (deciding 'no' where 'yes' is actual costs -3.5, and deciding right 0), a "
+         "mistake costs no more than deciding right"),
         (0.0, [], "is actual costs 0, and deciding right 0)"),
-        (1e300, [], "(deciding 'yes' where 'no' is actual costs 2, the opposite 1e+300 more than deciding right), a mistake costs "
-         "next to nothing beside the opposite one"),
+        (1e300, [], "(deciding 'yes' where 'no' is actual costs 2, the opposite 1e+300 more than deciding right), a mistake "
+         "costs next to nothing beside the opposite one"),
         (-3.5, ["data.private=[amount]"], "(deciding 'no' where 'yes' is actual), a mistake"),
-        (-3.5, ["data.private=[y]"], "(between two classes costs -3.5, and"),
+        (-3.5, ["data.private=[y]"], "(deciding another class costs -3.5, and"),
         (float("inf"), ["data.drop=[]"], "1 row without a finite cost in column 'amount', such as id k0005 in row 6 of {file}; "
          "correct or leave out these rows"),
     ],
@@ -149,7 +149,7 @@ def test_costs_that_nothing_can_be_decided_by_are_refused_before_anything_is_wri
         done = shoal(verb, place / "costs.yaml", *given)
         assert done.code == 2, done.out
         assert said.format(file=tmp_path / "odd.parquet") in done.err, done.err
-        assert f"costs.yaml:6: evaluation.costs: " in done.err
+        assert "costs.yaml:6: evaluation.costs: " in done.err
         assert "writing shards" not in done.err
     assert not list(tmp_path.rglob("shards"))
 
