@@ -194,7 +194,7 @@ def test_errors_name_the_argument_that_was_given(shoal, run, folder):
     done = shoal("init", folder / "nowhere.parquet", "--target", "y", "--out", folder / "nowhere.yaml")
     assert "error: DATA: there is no file or folder" in done.err
     done = shoal("check", folder / "small.yaml", "--set", "data.path=nowhere.parquet")
-    assert "error: data.path: there is no file or folder" in done.err
+    assert "error: --set data.path=nowhere.parquet: data.path: there is no file or folder" in done.err
 
 
 @pytest.fixture(scope="module")
