@@ -6,6 +6,7 @@ Nothing here is unpickled: weights are safetensors, everything else is JSON. Nei
 import os
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from shoal.training.description import DESCRIPTION, ModelDescription, digest, re
 from shoal.training.draws import DrawContext, install_draws
 from shoal.training.ensembles.model import EnsembleModel
 from shoal.training.models import Factory, Model, build_model
-from shoal.training.reasonable import refuse_unreasonable
+from shoal.training.reasonable import refuse_unreasonable, shown
 from shoal.training.scores import forward_rows, scores_from_logits
 
 if TYPE_CHECKING:
@@ -178,18 +179,16 @@ class TrainedModel:
         costs = costs_of(table, names)
         ids = table.column(self.schema.id) if self.schema.id in table.column_names else None
         if (found := missing(costs, names)) is not None:
-            raise DataError(f"{found[0]}, such as {self._shown(ids, found[1])}; {FIX}")
+            raise DataError(f"{found[0]}, such as {shown(found[1], ids, self.schema)}; {FIX}")
         amounts = by_name(costs, names)
         if self.decision.columns and set(names) >= set(self.decision.columns):
-            refuse_unreasonable(Costs.of_cells(self.decision.costs), amounts, ids, self.schema)
+            refuse_unreasonable(
+                Costs.of_cells(self.decision.costs),
+                amounts,
+                self.schema,
+                partial(shown, ids=ids, schema=self.schema),
+            )
         return amounts
-
-    def _shown(self, ids: Any, row: int) -> str:
-        if ids is None:
-            return f"row {row}, from 0"
-        return (
-            "one whose id is private" if self.schema.id in self.schema.private else f"id {ids[row].as_py()}"
-        )
 
     def predict_proba(self, data: Any) -> NDArray[np.float64]:
         """Return class probabilities ``[n, K]``; for binary, columns are in the order of `classes`.

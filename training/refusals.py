@@ -20,7 +20,7 @@ from shoal.training.draws import CounterDropout
 from shoal.training.losses.config import PoissonConfig
 from shoal.training.models import Model, can_recompute
 from shoal.training.plan import EpochPlan
-from shoal.training.reasonable import unreasonable
+from shoal.training.reasonable import refusal, shown, unreasonable
 from shoal.training.sampling.config import BootstrapConfig, CostRejectionConfig, ShuffleConfig
 from shoal.training.schedules.config import PlateauConfig
 from shoal.training.schedules.schedule import Schedule
@@ -84,18 +84,18 @@ def refuse_costs(dataset: Dataset, costs: Costs, strategy: Strategy) -> None:
         for v in range(strategy.rank, len(dataset.shard_rows(split)), strategy.world_size):
             shard = dataset.shard(split, v)
             real = np.flatnonzero(np.isfinite(shard.cost).all(axis=1))  # without those that resampling made
-            rows, mistake = costs.unreasonable(by_name(shard.cost[real], schema.costs))
-            wrong += int(rows.sum())
-            if mistake is not None:
-                examples.append((shard.row_id[int(real[rows.argmax()])].as_py(), mistake))
+            own = unreasonable(costs, by_name(shard.cost[real], schema.costs), schema)
+            if own is not None:
+                rows, first, why = own
+                wrong += rows
+                examples.append((shown(int(real[first]), shard.row_id, schema), why))
     total = int(strategy.sum(torch.tensor(float(wrong), dtype=torch.float64, device=strategy.device)))
     if not total:
         return
     found = strategy.gather_objects(examples)
     text = None
     if found is not None:
-        example, mistake = next(one for of_worker in found for one in of_worker)
-        text = unreasonable(costs, schema, total, f"id {example}", mistake)
+        text = refusal(costs, total, *next(one for of_worker in found for one in of_worker))
     raise DataError(strategy.broadcast(text))
 
 

@@ -3,7 +3,8 @@
 Shapes: n rows, C cost columns, in the order of their names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,7 @@ import pyarrow as pa
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import described, is_number, normalise, numbers
 from shoal.cluster.sharding.config import DataConfig
+from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.cluster.sharding.names import nearest, plural, require
 from shoal.cluster.sharding.plan import Plan
 from shoal.cluster.sharding.source import Source, read
@@ -95,31 +97,49 @@ def missing(costs: Floats, names: Sequence[str]) -> tuple[str, int] | None:
     )
 
 
-def refuse_missing(costs: Floats, names: Sequence[str], plan: Plan, source: Source, data: DataConfig) -> None:
-    """Refuse costs that are missing or infinite, in the order of a plan.
+Judge = Callable[[Schema, Floats, Callable[[int], str]], None]
+"""Refuses rows by their costs ``[n, C]``, in the order of a plan, of which the function gives names."""
+
+
+def refuse_costs(
+    costs: Floats,
+    names: Sequence[str],
+    plan: Plan,
+    source: Source,
+    target: Target,
+    data: DataConfig,
+    judge: Judge | None,
+) -> None:
+    """Refuse costs that are missing or infinite, or that a judge refuses, in the order of a plan.
 
     Raises
     ------
     DataError
         With how many rows have such costs, and one of them.
     """
-    if (found := missing(costs, names)) is None:
-        return
-    said, place = found
-    raise DataError(f"{said}, such as {_shown(source, data, plan, place)}; {FIX}")
+    named = partial(_named, source, data, plan)
+    if (found := missing(costs, names)) is not None:
+        said, place = found
+        raise DataError(f"{said}, such as {named(place)}; {FIX}")
+    if names and judge is not None:
+        judge(
+            Schema(columns=(), target=target, id=data.id, private=data.private, costs=tuple(names)),
+            costs,
+            named,
+        )
 
 
-def _shown(source: Source, data: DataConfig, plan: Plan, place: int) -> str:
-    """Name a row by its id, or by where it was read."""
+def _named(source: Source, data: DataConfig, plan: Plan, place: int) -> str:
+    """Name a row by its id, and by where it was read."""
     row = int(np.flatnonzero(plan.position == place)[0])
     if data.id is not None and data.id in data.private:
         return "one whose id is private"
     names, before = [data.id or source.schema.names[0]], 0
-    for file, _ in enumerate(source.files):
-        for piece in read(source, file, names, None):
+    for index, file in enumerate(source.files):
+        start = before
+        for piece in read(source, index, names, None):
             if row < before + len(piece):
-                if data.id is not None:
-                    return f"id {piece.column(0)[row - before].as_py()}"
-                return f"row {row + 1:,} of the input"
+                where = f"row {row - start + 1:,} of {file.uri}"
+                return where if data.id is None else f"id {piece.column(0)[row - before].as_py()} in {where}"
             before += len(piece)
     raise AssertionError("the plan has more rows than the input")

@@ -34,7 +34,7 @@ class Decided:
     labels
         In final order: int64 ``[n]``, float32 ``[n, K]`` or float64 ``[n]``.
     costs
-        The cost columns in final order, float64 ``[n, C]``; finite once `costs.refuse_missing` has looked.
+        The cost columns in final order, float64 ``[n, C]``; finite once `costs.refuse_costs` has looked.
     split_kind, left_out, notices
         For the manifest.
     known
@@ -94,7 +94,7 @@ def decide(
     else:
         target, notices = infer_target(scan.roles, data)
     features = (
-        infer_features(schema, chosen, scan.facts, data)
+        infer_features(schema, chosen, scan.facts, data, costs)
         if known is None
         else known_features(known, chosen, schema.names, unlabelled=not data.target)
     )

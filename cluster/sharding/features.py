@@ -1,6 +1,6 @@
 """Which columns are features, and of which type."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -145,9 +145,15 @@ def known_features(
 
 
 def infer_features(
-    schema: pa.Schema, names: list[str], facts: dict[str, Facts], data: DataConfig
+    schema: pa.Schema,
+    names: list[str],
+    facts: dict[str, Facts],
+    data: DataConfig,
+    costs: Sequence[str] = (),
 ) -> Features:
     """Decide the type of every feature column from its Arrow type and what it holds.
+
+    Infinity in ``costs`` is left to `costs.refuse_costs`, which names the row.
 
     Raises
     ------
@@ -182,7 +188,7 @@ def infer_features(
                 f"column {name!r} holds ISO dates: taken as time stamps (UTC where no zone is given); data.types: "
                 f"{{{name}: categorical}} changes that"
             )
-        if of.infinite:
+        if of.infinite and name not in costs:
             refused.append(
                 f"column {name!r} has {plural(of.infinite, 'infinite value')}: make them null (missing) or large "
                 "numbers, or leave the column out with data.drop"

@@ -33,7 +33,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.blocks import blocks_of, in_memory, spill
 from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.costs import refuse_missing, require_costs
+from shoal.cluster.sharding.costs import Judge, refuse_costs, require_costs
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.earlier import (
     Earlier,
@@ -118,6 +118,7 @@ def shard(
     resplit: Resplit | None = None,
     reading: Reading | None = None,
     known: Schema | None = None,
+    judge: Judge | None = None,
 ) -> Manifest:
     """Shard the data, or return the manifest of an earlier run with the same key.
 
@@ -151,6 +152,8 @@ def shard(
     known
         The schema of an earlier fit, whose columns and statistics are those of this dataset. Where the section names no target,
         labels are not read: all rows are training rows, and what stands for their labels means nothing.
+    judge
+        Refuses rows by their costs, before any is written.
 
     Raises
     ------
@@ -196,6 +199,7 @@ def shard(
             resplit,
             reading,
             known,
+            judge,
         ),
         source,
         partition_notice(inputs),
@@ -236,6 +240,7 @@ class _Job:
     resplit: Resplit | None
     reading: Reading | None
     known: Schema | None
+    judge: Judge | None
 
     @property
     def work(self) -> str:
@@ -255,7 +260,7 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     scans = [scan]
     del scan
     decided = decide(scans.pop(), source.schema, data, job.seed, chosen, job.costs, job.resplit, job.known)
-    refuse_missing(decided.costs, job.costs, decided.plan, source, data)
+    refuse_costs(decided.costs, job.costs, decided.plan, source, decided.target, data, job.judge)
     foresee(data, decided)
     plan, v = decided.plan, decided.plan.n_shards
     notices = [*source.notices, *said, *decided.notices, *notices, *decided.features.notices]

@@ -44,21 +44,20 @@ class CostsConfig(Config):
         None,
         description="by class: {actual class: {decided class: cost}}; deciding right costs 0 unless given",
     )
-    otherwise: Amount | None = Field(None, description="cost of every mistake that actual does not name")
+    otherwise: Amount | None = Field(
+        None, description="cost of every mistake that actual does not name; of all of them without actual"
+    )
     unit: Annotated[str, Field(max_length=20)] = Field("", description="such as EUR or minutes")
 
     @model_validator(mode="after")
     def _one_way(self) -> "CostsConfig":
         given = self.model_fields_set & {"false_positive", "false_negative", "true_positive", "true_negative"}
         wrong = (self.false_positive, self.false_negative)
-        if self.actual is not None:
+        if self.actual is not None or self.otherwise is not None:
             if any(cost is not None for cost in wrong) or self.true_positive != 0 or self.true_negative != 0:
-                raise ValueError(f"give either actual or {' and '.join(sorted(given))}, not both")
+                by_class = "actual" if self.actual is not None else "otherwise"
+                raise ValueError(f"give either {by_class} or {' and '.join(sorted(given))}, not both")
             return self
-        if self.otherwise is not None:
-            raise ValueError(
-                "otherwise is the cost of the mistakes that actual does not name; give actual too"
-            )
         if self.false_positive is None or self.false_negative is None:
             raise ValueError(
                 "give false_positive and false_negative, or the costs by class, such as {actual: {ill: {well: 25}}, "

@@ -54,7 +54,7 @@ def resolve_costs(config: CostsConfig, schema: Schema) -> Costs:
         )
     hidden = bool(set(target.columns) & set(schema.private))
     names = [_text(name) for name in target.classes]
-    if config.actual is not None:
+    if config.actual is not None or config.otherwise is not None:
         cells = _by_name(config, names, hidden)
     elif target.task == "binary":
         by_place = (
@@ -78,12 +78,11 @@ def _cell(amount: float | CostColumn | None) -> Cell:
 
 
 def _by_name(config: CostsConfig, names: list[str], hidden: bool) -> list[list[Cell]]:
-    assert config.actual is not None
     k = len(names)
     given: dict[tuple[int, int], Cell] = {(i, i): 0.0 for i in range(k)}
     if config.otherwise is not None:
         given = {(i, j): _cell(config.otherwise) for i in range(k) for j in range(k)} | given
-    for actual, by_decided in config.actual.items():
+    for actual, by_decided in (config.actual or {}).items():
         i = _index(actual, names, hidden)
         for decided, cost in by_decided.items():
             given[i, _index(decided, names, hidden)] = _cell(cost)

@@ -161,6 +161,17 @@ def load_experiment(
     ConfigError
         With a line for everything that is wrong: where it is, the key, the value, what is allowed.
     """
+    return from_document(read_document(path, cluster_file), overrides)
+
+
+def read_document(path: str | Path, cluster_file: str | Path | None = None) -> Document:
+    """Read an experiment file as it is written, as `load_experiment` does.
+
+    Raises
+    ------
+    ConfigError
+        Where it is no section of keys.
+    """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(
             f"an experiment file is given by its path, not by a value of type {type(path).__name__}; values go to "
@@ -171,7 +182,7 @@ def load_experiment(
     document = load(Path(path))
     if cluster_file is not None:
         _replace_cluster(document, load(Path(cluster_file), _CLUSTER_FILE))
-    return from_document(document, overrides)
+    return document
 
 
 def given(experiment: "Experiment | str | Path", name: str | None = None) -> tuple[Experiment, str]:

@@ -80,6 +80,18 @@ class Document:
             path = path[:-1]
         return self.places.get(path, "")
 
+    def located(self, message: str) -> str:
+        """Put before each line that begins with a key of the file the place where it was written."""
+
+        def placed(line: str) -> str:
+            named = re.match(r"[a-z_]+(?:\.\w+)+(?=[: ])", line)
+            path = tuple(named[0].split(".")) if named else ()
+            while len(path) > 1 and path not in self.places:
+                path = path[:-1]
+            return f"{self.places[path]}: {line}" if len(path) > 1 else line
+
+        return "\n".join(map(placed, message.splitlines()))
+
 
 def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)

@@ -80,10 +80,14 @@ def _quota_shares(
             f"training.sampling.rows: the quotas add up to {total:,} and a step has {batch_size:,} rows, which leaves "
             f"{plural(max(left, 0), 'row')} for the classes without a quota; change the quotas or training.batch_size"
         )
-    shares = np.zeros(len(rows)) if left == 0 else others / others.sum() * left
+    # Steps are even, so each has a little less than a whole batch where the rows do not divide; a quota is of that.
+    step = float(rows.sum() / np.ceil(rows.sum() / batch_size))
+    if left == 0 or step <= total:
+        step = float(batch_size)
+    shares = np.zeros(len(rows)) if left == 0 else others / others.sum() * (step - total)
     for code, count in named.items():
         shares[code] = count
-    return np.asarray(shares / batch_size)
+    return np.asarray(shares / step)
 
 
 def _by_code(values: Mapping[str, float], target: Target, key: str) -> dict[int, float]:

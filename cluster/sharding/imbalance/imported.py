@@ -58,7 +58,7 @@ def imported(config: Imported, rows: TrainingRows, seed: int) -> Resampled:
     Raises
     ------
     DataError
-        If it refuses the rows, or gives back what are no rows of these columns and classes.
+        If it refuses the rows, has too little memory for them, or gives back what are no rows of these columns and classes.
     """
     sampler = load(config, rows.schema.target)
     if "random_state" in getattr(sampler, "get_params", dict)() and "random_state" not in config.kwargs:
@@ -69,6 +69,12 @@ def imported(config: Imported, rows: TrainingRows, seed: int) -> Resampled:
         found, labels = sampler.fit_resample(numbers, before)
     except (ValueError, RuntimeError) as error:
         raise DataError(f"data.imbalance: {config.path} refused the training rows: {error}") from error
+    except MemoryError as error:
+        # What a sampler of others needs shows only when it asks for it; NumPy says how much that was.
+        raise DataError(
+            f"data.imbalance: {config.path} needs more memory for the {len(before):,} training rows than there is"
+            f"{f' ({error})' if str(error) else ''}; random_under_sampler and smote do not, or use fewer rows"
+        ) from error
     after, labels = np.asarray(found), np.asarray(labels)
     _require_rows(config, after, labels, rows)
     index = getattr(sampler, "sample_indices_", None)

@@ -65,7 +65,8 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
     Raises
     ------
     ConfigError
-        If the method does not fit the task, the columns or the classes.
+        If the method does not fit the task, the columns or the classes, or all rows are needed at once and do not fit into
+        memory.
     """
     name, target = named(config), schema.target
     if target.task not in ("binary", "multiclass"):
@@ -94,6 +95,8 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
             f"data.imbalance: {name} sees numbers alone, and {some}: use near_miss or random_under_sampler, or name other "
             "columns in data.features"
         )
+    if isinstance(config, _GATHERS_ALL):
+        _require_memory(name, int(counts.sum()), schema)
     if isinstance(config, Imported):
         load(config, target)
         return {}
@@ -139,11 +142,9 @@ def resample(config: Config, rows: TrainingRows, seed: int) -> Resampled:
     ConfigError
         As `wanted`.
     DataError
-        If a class has too few rows, or the rows do not fit into memory where all are needed at once.
+        If a class has too few rows.
     """
     asked = wanted(config, rows.counts, rows.schema)
-    if isinstance(config, _GATHERS_ALL):
-        _require_memory(config, rows)
     found = _resample(config, rows, asked, seed)
     for code, (before, after) in enumerate(zip(rows.counts, found.counts(rows), strict=True)):
         if before and not after:
@@ -232,13 +233,13 @@ def _require_room(name: str, made: int) -> None:
         )
 
 
-def _require_memory(config: Config, rows: TrainingRows) -> None:
-    width = rows.rows.numeric.shape[1] + 2 * rows.rows.categorical.shape[1]
+def _require_memory(name: str, rows: int, schema: Schema) -> None:
+    width = schema.numeric_width + 2 * len(schema.categorical)
     # The matrix, what the search makes of it in float64, and neighbours.
-    need, there = len(rows) * (width * 12 + 64), local_totals().memory
+    need, there = rows * (width * 12 + 64), local_totals().memory
     if there is not None and need > there / 2:
-        raise DataError(
-            f"data.imbalance: {named(config)} needs all {len(rows):,} training rows at once, about "
+        raise ConfigError(
+            f"data.imbalance: {name} needs all {rows:,} training rows at once, about "
             f"{need / 2**30:.1f} GiB, more than half of the {there / 2**30:.1f} GiB of this machine; "
             "random_under_sampler and smote do not, or use fewer rows"
         )

@@ -48,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(str(error), INTERRUPTED)
     except ShoalError as error:
         _trace()
-        return fail(str(error), error.exit_code)
+        text = str(error) if state.document is None else state.document.located(str(error))
+        return fail(text, error.exit_code)
     except MemoryError:
         _trace()
         return fail(

@@ -31,10 +31,11 @@ class Common:
 
     def load(self, config: str) -> "Experiment":
         """Read the experiment file with the overrides and the cluster file."""
-        from shoal.experiment import load_experiment
+        from shoal.experiment import from_document, read_document
 
         debug = ("cluster.debug=true",) if state.debug else ()
-        return load_experiment(config, (*self.overrides, *debug), self.cluster_file)
+        state.document = read_document(config, self.cluster_file)
+        return from_document(state.document, (*self.overrides, *debug))
 
     def cluster(self) -> "ClusterConfig | None":
         """Read the cluster file and overrides of it, for verbs that take a run; None where neither was given."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from shoal.cluster.progress import Reporter
+    from shoal.yaml_file import Document
 
 
 class Interrupted(Exception):  # noqa: N818 - no error: the user asked for it
@@ -27,13 +28,14 @@ class State:
     debug: bool = False
     run: str | None = None
     reporter: "Reporter | None" = None
+    document: "Document | None" = None
 
     def reset(self, arguments: Sequence[str]) -> None:
         """Start anew. The flags are read here already, because a usage error comes before they are parsed."""
         options = arguments[: arguments.index("--")] if "--" in arguments else arguments
         self.verb = next((a for a in arguments if not a.startswith("-")), "")
         self.json, self.debug = "--json" in options, "--debug" in options
-        self.run, self.reporter = None, None
+        self.run, self.reporter, self.document = None, None, None
 
     def remains(self) -> str:
         """Say what a command that ended early leaves behind."""

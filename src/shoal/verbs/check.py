@@ -60,6 +60,7 @@ def check(
     from shoal.cluster.resources import plan
     from shoal.training.allowed import needs_group, refuse
     from shoal.training.scikit.unused import refuse_estimator
+    from shoal.verbs.decisions import judge_of
     from shoal.verbs.writable import require_cache, require_writable
 
     experiment, _ = given(experiment)
@@ -86,6 +87,7 @@ def check(
         ids=experiment.evaluation.costs is not None,  # by which rows are drawn, and named
         resplit=folds,
         known=start.known,
+        judge=judge_of(experiment),
     )
     if folds is not None:
         found = replace(found, notices=(*found.notices, folds.folds.reason))

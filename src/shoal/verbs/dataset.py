@@ -137,6 +137,7 @@ def _shard(
 ) -> ShardResult:
     from shoal.cluster.sharding.service import shard as write
     from shoal.cluster.sharding.service import sharding_key
+    from shoal.verbs.decisions import judge_of
 
     storage = experiment.cluster.storage
     key = sharding_key(data, experiment.seed, storage, costs, known)
@@ -167,6 +168,7 @@ def _shard(
             spread=stack.enter_context(_spread(experiment.cluster, heard)),
             costs=costs,
             known=known,
+            judge=judge_of(experiment) if data.target else None,
         )
     return ShardResult(folder.uri, manifest, False)
 

@@ -53,6 +53,7 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
     from shoal.evaluation.crossval.folds import outer_of
     from shoal.evaluation.crossval.recorder import Recorder
     from shoal.verbs.check import rehearsed
+    from shoal.verbs.decisions import judge_of
     from shoal.verbs.look import look
     from shoal.verbs.starting import starting
 
@@ -84,6 +85,7 @@ def dealt(made: Mapping[str, Experiment], shape: Shape, reporter: Reporter) -> D
                         resplit=recorder,
                         reading=reading,
                         known=begun.known,
+                        judge=judge_of(experiment),
                     ),
                 )
             recorder, found = looks[key]

@@ -1,6 +1,6 @@
 """What costs, calibration and threshold mean for an experiment: the loss, the model and the predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from shoal.cluster.components import Choice
 from shoal.cluster.config import Config
 from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.costs import Judge
 from shoal.cluster.sharding.manifest import Manifest, Schema, Target
 from shoal.evaluation.deciding.costs import resolve_costs
 from shoal.evaluation.deciding.judging import Deciding, Judging
@@ -18,7 +19,7 @@ from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS, Metric
 from shoal.experiment import Experiment
 from shoal.training.config import TrainingConfig
-from shoal.training.costs import Costs
+from shoal.training.costs import Costs, Floats, by_name
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, write_decision
 from shoal.training.ensembles.config import CostingConfig, MetaCostConfig
@@ -32,6 +33,7 @@ from shoal.training.losses.config import (
     LogitAdjustedConfig,
     LossConfig,
 )
+from shoal.training.reasonable import refuse_unreasonable
 from shoal.training.sampling.config import CostRejectionConfig
 
 PREDICTIONS = "predictions.parquet"
@@ -53,6 +55,19 @@ def costs_of(experiment: Experiment, schema: Schema) -> Costs | None:
     """Return what decisions cost, None where nothing says so."""
     config = experiment.evaluation.costs
     return None if config is None else resolve_costs(config, schema)
+
+
+def judge_of(experiment: Experiment) -> Judge | None:
+    """Return what refuses rows whose costs are none to decide by; None where no cost stands in a column."""
+    if not experiment.cost_columns:
+        return None
+
+    def judge(schema: Schema, values: Floats, named: Callable[[int], str]) -> None:
+        costs = costs_of(experiment, schema)
+        assert costs is not None
+        refuse_unreasonable(costs, by_name(values, schema.costs), schema, named)
+
+    return judge
 
 
 def plan_of(experiment: Experiment, schema: Schema, known: Known, resampled: Sequence[int] = ()) -> Plan:

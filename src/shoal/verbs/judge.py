@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,7 +13,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.manifest import Manifest, Schema, read_manifest
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
-from shoal.training.reasonable import refuse_unreasonable
+from shoal.training.reasonable import refuse_unreasonable, shown
 from shoal.verbs.runs import (
     RUN_FILES,
     finished_crossval,
@@ -76,7 +77,8 @@ def judge(
     settings = experiment.evaluation
     if judging.rule.costs is not None and judging.rule.costs.columns:
         amounts = amounts_of(predictions, judging.rule.costs.columns)
-        refuse_unreasonable(judging.rule.costs, amounts, predictions.column("row_id"), schema)
+        by_id = partial(shown, ids=predictions.column("row_id"), schema=schema)
+        refuse_unreasonable(judging.rule.costs, amounts, schema, by_id)
     return score(
         predictions,
         schema.target,

@@ -13,7 +13,7 @@ from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.sharding.arrays import one_chunk
 from shoal.cluster.sharding.assign import Resplit
 from shoal.cluster.sharding.config import DataConfig
-from shoal.cluster.sharding.costs import refuse_missing, require_costs
+from shoal.cluster.sharding.costs import Judge, refuse_costs, require_costs
 from shoal.cluster.sharding.decide import Decided, decide
 from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.files import class_counts, identifiers
@@ -97,12 +97,13 @@ def look(
     resplit: Resplit | None = None,
     reading: Reading | None = None,
     known: Schema | None = None,
+    judge: Judge | None = None,
 ) -> Look:
     """Decide from the data what the sharding service would: types, roles, classes, parts.
 
     Parameters
     ----------
-    data, seed, storage, reporter, costs, resplit, known
+    data, seed, storage, reporter, costs, resplit, known, judge
         As the service takes them.
     ids
         Whether the ids of the rows are needed.
@@ -121,7 +122,7 @@ def look(
     notices += require_costs(source.schema, data, costs, chosen)
     scan = _scan(source, roles_of(data, costs, resplit), reporter) if reading is None else reading.scan
     found = decide(scan, source.schema, data, seed, chosen, costs, resplit, known)
-    refuse_missing(found.costs, costs, found.plan, source, data)
+    refuse_costs(found.costs, costs, found.plan, source, found.target, data, judge)
     resampled = foresee(data, found)
     said = [
         *source.notices,

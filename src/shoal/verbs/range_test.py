@@ -21,6 +21,7 @@ from shoal.verbs.runs import claimed, run_uri
 if TYPE_CHECKING:
     from shoal.training.config import TrainingConfig
     from shoal.training.schedules.range_test import RangeTest
+    from shoal.training.worker import FitJob
 
 RESULT, TABLE, PLOT = "learning_rate.json", "learning_rate.parquet", "learning_rate.png"
 
@@ -92,7 +93,7 @@ def find_learning_rate(
             data = shard(experiment, name=name, reporter=heard, verify=False)
         shape = shape.within(data.manifest.n_shards)
         job = job_of(_at_once(experiment), data, shape, run)
-        job = job.of_losses_alone(_training(experiment.training, data.manifest.splits["train"].rows))
+        job = job.of_losses_alone(_training(experiment.training, _steps_per_epoch(job)))
         demand += copies(experiment, data, shape)
         place(job, shape, demand, experiment, stages, heard)
         found, steps = _read(run)
@@ -110,13 +111,25 @@ def _at_once(experiment: Experiment) -> Experiment:
     return experiment.model_copy(update={"transfer": transfer.model_copy(update={"unfreeze": None})})
 
 
-def _training(training: "TrainingConfig", rows: int) -> "TrainingConfig":
+def _steps_per_epoch(job: "FitJob") -> int:
+    """Count the steps that the fit's own sampling plans: rejection and copies by chance leave rows out."""
+    import torch
+
+    from shoal.training.ensembles.members import dataset_of, member_training
+    from shoal.training.sampling.build import sample
+    from shoal.training.strategies.base import Strategy
+
+    alone = Strategy(torch.device("cpu"))
+    return sample(
+        member_training(job.training), dataset_of(job), job.costs, alone, job.seed
+    ).plan.steps_per_epoch
+
+
+def _training(training: "TrainingConfig", per_epoch: int) -> "TrainingConfig":
     """Return the fit of the test: the same steps, but for their rates and what looks at validation rows."""
     from shoal.training.ensembles.members import member_training
-    from shoal.training.plan import resolve_batch_size
     from shoal.training.schedules.range_test import HIGHEST, LEAST_STEPS, RangeTestConfig
 
-    per_epoch = math.ceil(rows / resolve_batch_size(training.batch_size, rows))
     optimizer = training.optimizer.model_copy(update={"learning_rate": HIGHEST})
     times = HIGHEST / getattr(training.optimizer, "learning_rate", HIGHEST)  # groups keep their ratio to it
     groups = tuple(

@@ -36,6 +36,25 @@ def strange(n=60):
     return table.set_column(2, "kind", pa.array(kinds)), sum(str(kind).startswith("new") for kind in kinds)
 
 
+@pytest.mark.parametrize(
+    ("key", "line"), [("target", 3), ("id", 4), ("drop", 5), ("positive", 6), ("split", 7)]
+)
+def test_what_the_data_do_not_have_is_refused_with_the_line_that_asks_for_it(shoal, folder, key, line):
+    right = {"target": "y", "id": "key", "drop": "[x]", "positive": '"yes"', "split": "{test: 0.2}"}
+    wrong = {"drop": "[nothing]", "split": "{column: nothing}"}
+    written = right | {key: wrong.get(key, "nothing")}
+    lines = [f"  {name}: {value}\n" for name, value in written.items()]
+    file = folder / "lines.yaml"
+    file.write_text(f"data:\n  path: {folder}/rows.parquet\n{''.join(lines)}")
+    done = shoal("check", file)
+    assert done.code == 2
+    assert f"error: {file}:{line}: data.{key}" in done.err
+    assert "nothing" in done.err
+    override = f"data.{key}={wrong.get(key, 'nothing')}"
+    given = shoal("check", folder / "small.yaml", "--set", override)
+    assert f"error: --set {override}: data.{key}" in given.err
+
+
 def test_a_file_in_the_place_of_a_run_is_named(shoal, folder):
     (folder / "a file").write_text("mine")
     done = shoal("train", folder / "small.yaml", "--out", folder / "a file")
@@ -175,7 +194,7 @@ def test_errors_name_the_argument_that_was_given(shoal, run, folder):
     done = shoal("init", folder / "nowhere.parquet", "--target", "y", "--out", folder / "nowhere.yaml")
     assert "error: DATA: there is no file or folder" in done.err
     done = shoal("check", folder / "small.yaml", "--set", "data.path=nowhere.parquet")
-    assert "error: data.path: there is no file or folder" in done.err
+    assert "error: --set data.path=nowhere.parquet: data.path: there is no file or folder" in done.err
 
 
 @pytest.fixture(scope="module")

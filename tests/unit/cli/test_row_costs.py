@@ -120,6 +120,52 @@ def test_rows_without_their_costs_are_refused(costly, place, shoal):
     assert not (place / "never.parquet").exists()
 
 
+@pytest.mark.parametrize(
+    ("amount", "overrides", "said"),
+    [
+        (-3.5, [], "id k0005 in row 6 of {file} (deciding 'no' where 'yes' is actual costs -3.5, and deciding right 0), a "
+         "mistake costs no more than deciding right"),
+        (0.0, [], "is actual costs 0, and deciding right 0)"),
+        (1e300, [], "(deciding 'yes' where 'no' is actual costs 2, the opposite 1e+300 more than deciding right), a mistake "
+         "costs next to nothing beside the opposite one"),
+        (-3.5, ["data.private=[amount]"], "(deciding 'no' where 'yes' is actual), a mistake"),
+        (-3.5, ["data.private=[y]"], "(deciding another class costs -3.5, and"),
+        (float("inf"), ["data.drop=[]"], "1 row without a finite cost in column 'amount', such as id k0005 in row 6 of {file}; "
+         "correct or leave out these rows"),
+    ],
+)  # fmt: skip
+def test_costs_that_nothing_can_be_decided_by_are_refused_before_anything_is_written(
+    place, tmp_path, shoal, amount, overrides, said
+):
+    raw = pq.read_table(place / "rows.parquet")
+    values = raw["amount"].to_pylist()
+    values[5] = amount
+    pq.write_table(
+        raw.set_column(raw.column_names.index("amount"), "amount", pa.array(values)), tmp_path / "odd.parquet"
+    )
+    overrides = [f"data.path={tmp_path}/odd.parquet", f"cluster.storage_path={tmp_path}/runs", *overrides]
+    given = [part for override in overrides for part in ("--set", override)]
+    for verb in ("check", "train", "shard"):
+        done = shoal(verb, place / "costs.yaml", *given)
+        assert done.code == 2, done.out
+        assert said.format(file=tmp_path / "odd.parquet") in done.err, done.err
+        assert "costs.yaml:6: evaluation.costs: " in done.err
+        assert "writing shards" not in done.err
+    assert not list(tmp_path.rglob("shards"))
+
+
+@pytest.mark.parametrize("override", ["training.sampling=cost_rejection", "training.ensemble=costing"])
+def test_a_range_test_has_its_steps_where_rows_are_left_out_by_their_costs(place, shoal, override):
+    out = place / f"rates {override}"
+    done = shoal("train", place / "costs.yaml", "--find-learning-rate", "--out", out, "--set", override,
+                 "--set", "training.loss=cross_entropy", "--set", "data.drop=[]", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    kept = int(done.err.split("cost_rejection keeps ")[1].split(" ")[0])
+    per_epoch = -(-kept // 32)
+    assert kept < 300
+    assert done.json["steps"] == -(-100 // per_epoch) * per_epoch
+
+
 def test_a_finished_run_is_judged_by_numbers_and_by_columns_that_it_has(costly, place, shoal):
     both = joined(costly, place)
     test = both[both.split == "test"]

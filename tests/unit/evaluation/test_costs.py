@@ -73,6 +73,8 @@ def test_costs_by_class_say_actual_first():
     assert (
         two.matrix == costs_of(schema_of("well", "ill"), false_positive=1, false_negative=25).matrix
     ).all()
+    alike = costs_of(schema_of("benign", "malignant", "other"), otherwise=3).matrix
+    assert alike.tolist() == [[0, 3, 3], [3, 0, 3], [3, 3, 0]]
     kinds = costs_of(schema_of(False, True), actual={"true": {"false": 4}}, otherwise=1)
     assert kinds.matrix.tolist() == [[0, 1], [4, 0]]
     assert costs_of(schema_of(0.0, 1.0), actual={"1": {"0": 4}}, otherwise=1).matrix[1, 0] == 4
@@ -96,7 +98,10 @@ def test_the_class_of_lowest_expected_cost_is_decided(seed):
         ({"false_positive": 1}, "give false_positive and false_negative"),
         ({"false_positive": 0, "false_negative": 25}, "each mistake must cost more than deciding right"),
         ({"false_positive": 1, "false_negative": 2, "true_positive": 2}, "true_positive (2)"),
-        ({"false_positive": 1, "false_negative": 2, "otherwise": 1}, "give actual too"),
+        (
+            {"false_positive": 1, "false_negative": 2, "otherwise": 1},
+            "give either otherwise or false_negative and",
+        ),
         ({"false_positive": 1, "actual": {"a": {"b": 1}}}, "either actual or false_positive"),
         ({"false_positive": float("nan"), "false_negative": 1}, "finite"),
     ],

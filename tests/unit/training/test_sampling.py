@@ -128,10 +128,24 @@ def test_a_class_smaller_than_the_shards_is_in_another_order_each_time():
     assert len(set(rounds)) > 1
 
 
+@pytest.mark.parametrize("quota", [1, 8])
+def test_a_quota_is_held_in_every_step_where_rows_do_not_divide_by_the_batch(quota):
+    sizes = (935, 65)
+    data = dataset(sizes, 16)
+    for batch in (16, 37, 257):
+        plan = plan_of(data, {"quotas": {"rows": {"k1": quota}}}, batch)
+        labels = data.parts["train"].label
+        for epoch in (0, 3):
+            assert {int((labels[rows] == 1).sum()) for rows in steps(data, plan, epoch, 1)} == {quota}
+
+
 def test_quotas_and_weights_give_the_shares_that_they_say():
     sizes = (900, 90, 10)
     shares = class_shares(sampling({"quotas": {"rows": {"k2": 8}}}), target(3), sizes, 64)
-    np.testing.assert_allclose(shares, [56 / 64 * 900 / 990, 56 / 64 * 90 / 990, 8 / 64])
+    step = 1000 / 16  # rows of each of 16 steps
+    np.testing.assert_allclose(
+        shares, [(step - 8) / step * 900 / 990, (step - 8) / step * 90 / 990, 8 / step]
+    )
     shares = class_shares(sampling({"weighted": {"weights": {"k2": 9}}}), target(3), sizes, 64)
     np.testing.assert_allclose(shares, np.array([900, 90, 90]) / 1080)
     assert class_shares(sampling("shuffle"), target(3), sizes, 64) is None

@@ -154,8 +154,9 @@ def changed(name, values, where):
     [
         (changed("amount", [None, float("nan")], [5, 9]), {"drop": ["amount"]}, ("amount",), f"2 rows {NONE} id k000"),
         (changed("amount", [float("inf")], [5]), {"drop": ["amount"]}, ("amount",), f"1 row {NONE} id k0005"),
+        (changed("amount", [float("inf")], [5]), {}, ("amount",), f"1 row {NONE} id k0005 in row 6 of "),
         (changed("fee", [None], [5]), {"private": ["key"]}, ("fee",), "such as one whose id is private"),
-        (changed("fee", [None], [5]), {"id": None, "drop": ["key"]}, ("fee",), "such as row 6 of the input"),
+        (changed("fee", [None], [5]), {"id": None, "drop": ["key"]}, ("fee",), "such as row 6 of "),
         (rows(), {}, ("y",), "column 'y' is the target"),
         (rows(), {}, ("key",), "column 'key' is the id"),
         (rows(), {}, ("kind",), "column 'kind' is text; costs stand in a column of numbers"),

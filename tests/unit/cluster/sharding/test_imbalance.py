@@ -12,7 +12,9 @@ from scipy.stats import ks_2samp
 from support.imbalance import config, real, skewed, training_rows
 
 from shoal.cluster.errors import ConfigError, DataError, ShoalError
+from shoal.cluster.resources import Totals
 from shoal.cluster.sharding.imbalance import config as names
+from shoal.cluster.sharding.imbalance import resample as resampling
 from shoal.cluster.sharding.imbalance.neighbours import Neighbourhood
 from shoal.cluster.sharding.imbalance.resample import resample, wanted
 from shoal.cluster.sharding.imbalance.smote import draws, interpolate, over_sample, vote
@@ -292,6 +294,24 @@ def test_more_rows_than_there_is_memory_for_are_refused():
         ConfigError, match=r"would make 2,999,999,999,960 rows, whose plan alone takes [\d,.]+ GiB"
     ):
         wanted(config({"smote": {"sampling_strategy": {"k1": 3_000_000_000_000}}}), rows.counts, rows.schema)
+
+
+@pytest.mark.parametrize(
+    "written", ["near_miss", "tomek_links", "adasyn", {"import": "imblearn.under_sampling:AllKNN"}]
+)
+def test_what_needs_all_rows_at_once_is_refused_with_its_memory_before_they_are_read(monkeypatch, written):
+    machine = Totals(cpus=1, gpus=0, memory=float(6 << 30), where="this machine")
+    monkeypatch.setattr(resampling, "local_totals", lambda: machine)
+    x, y = skewed()
+    schema, few = training_rows(x, y).schema, np.array([30_000_000, 500_000])
+    # 6 columns: as float32 and float64, and eight numbers of 8 bytes a row.
+    need = few.sum() * (6 * (4 + 8) + 8 * 8) / 2**30
+    said = f"needs all 30,500,000 training rows at once, about {need:.1f} GiB, more than half of the 6.0 GiB"
+    counts = np.zeros(len(schema.target.classes), np.int64)
+    counts[:2] = few
+    with pytest.raises(ConfigError, match=said):
+        wanted(config(written), counts, schema)
+    wanted(config("random_under_sampler"), counts, schema)
 
 
 # -- approximate neighbours ---------------------------------------------------------------------------------------

@@ -50,6 +50,8 @@ class Returning:
             case "wrong indices":
                 self.sample_indices_ = np.arange(len(x)) + 1
                 return x, y
+            case "memory":
+                return np.zeros((10**6, 10**9)), y
             case "other labels":
                 return x[::2], 1 - y[::2]
         raise RuntimeError("no")
@@ -61,6 +63,10 @@ class Returning:
         (
             "other columns",
             r"gave rows of shape \[360, 2\] and labels of shape \[360\]; they must be \[n, 6\] and \[n\]",
+        ),
+        (
+            "memory",
+            r"needs more memory for the [\d,]+ training rows than there is \(Unable to allocate 7.\d+ PiB",
         ),
         ("nan", "no finite numbers"),
         ("other classes", "gave 7, 8 as labels; they must be those it was given, 0 to 1"),
