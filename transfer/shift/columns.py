@@ -246,45 +246,47 @@ class Carriers:
     ----------
     each
         The separation without one column, by its name.
-    columns, joint
-        The separation without the first k of `columns` is the k-th of `joint`; None where no column is left.
+    joint
+        Without the 1, 2, 4 … columns that tell most alone, by their names. None where no column is left.
     """
 
     each: dict[str, Separation | None]
-    columns: tuple[str, ...]
-    joint: tuple[Separation | None, ...]
+    joint: dict[tuple[str, ...], Separation | None]
 
 
 def carriers(rows: Pair, schema: Schema, shifts: Sequence[ColumnShift], most: int = 4) -> Carriers:
     """Fit the classifier of the domain again without the columns whose own AUC is largest.
 
-    A column that carries the shift alone takes it along when it goes; where several say the same, only their joint removal does.
+    A column that carries the shift alone takes it along when it goes; where several say the same, only their joint removal does:
+    1, 2, 4 … columns, until the domains are not told apart any more.
 
     Parameters
     ----------
     shifts
-        From `compare_columns`.
+        From `compare_columns`; only columns that differ at 5 % after Holm's adjustment are left out.
     most
-        Columns that are looked at; those whose own AUC is not above .5 never are.
+        Columns that are left out one at a time.
     """
     own: dict[str, float] = {}
     for shift in shifts:
-        if shift.auc is not None and shift.auc.seen:
+        if shift.auc is not None and shift.auc.seen and shift.p_value < 0.05:
             own[shift.column] = max(own.get(shift.column, 0.0), shift.auc.auc)
-    chosen = sorted(own, key=lambda name: (-own[name], name))[:most]
+    ranked = sorted(own, key=lambda name: (-own[name], name))
 
     def left(names: Sequence[str]) -> Separation | None:
         rest = without(rows, schema, names)
         return None if rest is None else separate(rest)
 
-    each = {name: left([name]) for name in chosen}
-    joint: list[Separation | None] = []
-    for k in range(1, len(chosen) + 1):
-        joint.append(each[chosen[0]] if k == 1 else left(chosen[:k]))
-        last = joint[-1]
-        if last is None or not last.seen:
+    each = {name: left([name]) for name in ranked[:most]}
+    joint: dict[tuple[str, ...], Separation | None] = {}
+    size = 1
+    while ranked:
+        names = tuple(ranked[:size])
+        joint[names] = last = each[names[0]] if size == 1 else left(names)
+        if last is None or not last.seen or size >= len(ranked):
             break
-    return Carriers(each, tuple(chosen[: len(joint)]), tuple(joint))
+        size *= 2
+    return Carriers(each, joint)
 
 
 def distribution(rows: Pair, schema: Schema, name: str) -> Distribution | None:

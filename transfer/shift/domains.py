@@ -38,7 +38,7 @@ Bools = NDArray[np.bool_]
 Kind = Literal["trees", "linear"]
 
 FEWEST = 20  # rows of a domain, for an AUC in each fold that means anything
-LIMIT = 10_000  # rows of a domain that are looked at
+LIMIT = 5_000  # rows of a domain that are looked at
 _CODES = (
     254  # histograms of trees have 255 bins; codes are in the order of frequency, so the rarest are pooled
 )

@@ -28,7 +28,7 @@ from shoal.transfer.shift.domains import Floats
 
 MOST_CONDITION = 50.0  # errors of the mean prediction grow up to that much
 _STREAM = 89  # of the draws
-_CHUNK = 2**22  # weights held at once
+_GROUPS = 2048  # of rows, that are drawn one by one
 
 
 @dataclass(frozen=True)
@@ -246,17 +246,18 @@ def _shares(c: Floats, mean: Floats) -> Floats:
 
 
 def _means(rows: Floats, replicates: int, rng: np.random.Generator) -> Floats:
-    """Bootstrap the mean of rows ``[n, K]``: ``[R, K]``."""
-    n, step = len(rows), max(1, _CHUNK // len(rows))
-    found = []
-    for start in range(0, replicates, step):
-        weights = rng.multinomial(n, np.full(n, 1 / n), size=min(step, replicates - start))
-        found.append(weights @ rows / n)
-    return np.concatenate(found)
+    """Bootstrap the mean of rows ``[n, K]``, which are in an order at random: ``[R, K]``.
+
+    Of many rows, groups of consecutive ones are drawn: their mean has the same expected variance.
+    """
+    starts = np.arange(0, len(rows), -(-len(rows) // _GROUPS))
+    sums, sizes = np.add.reduceat(rows, starts), np.diff(starts, append=len(rows))
+    weights = rng.multinomial(len(starts), np.full(len(starts), 1 / len(starts)), size=replicates)
+    return np.asarray(weights @ sums / (weights @ sizes)[:, None])
 
 
 def _differ(source: Floats, target: Floats, soft: bool) -> float:
-    """Test whether predictions are distributed alike: decisions by chi-square, probabilities by class and Kolmogorov-Smirnov."""
+    """Test whether predictions are distributed alike: decisions by chi-square, each class's scores by KS."""
     if not soft:
         return categories_differ(source.argmax(axis=1), target.argmax(axis=1))[1]
     scores = range(1 if source.shape[1] == 2 else source.shape[1])  # of two classes, one says all
@@ -264,7 +265,7 @@ def _differ(source: Floats, target: Floats, soft: bool) -> float:
 
 
 def _misfit(source: Floats, weights: Floats, target: Floats) -> tuple[float, float]:
-    """Compare weighted source scores with target scores, class by class; rows count by the effective number of weighted ones."""
+    """Compare weighted source scores with target scores, class by class; of weighted rows, the effective number counts."""
     m = float(weights.sum() ** 2 / (weights**2).sum())
     effective = np.sqrt(m * len(target) / (m + len(target)))
     scores = range(1 if source.shape[1] == 2 else source.shape[1])

@@ -4,10 +4,10 @@ What no rule here can see, because no unlabelled rows show it: whether rows that
 
 References
 ----------
-Labels and alignment: if features are distributed alike in both domains, so are the decisions made from them. The error rate of a domain
-is at least the total variation distance between its decisions and its labels; by the triangle inequality both error
-rates add up to at least the distance between the labels of the two domains. Zhao et al. (2019), "On learning invariant representations
-for domain adaptation", theorem 4.3, has the like in Jensen-Shannon's distance.
+Labels and alignment: if features are distributed alike in both domains, so are the decisions made from them. The error
+rate of a domain is at least the total variation distance between its decisions and its labels; by the triangle inequality both
+error rates add up to at least the distance between the labels of the two domains. Zhao et al. (2019), "On learning invariant
+representations for domain adaptation", theorem 4.3, has the like in Jensen-Shannon's distance.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,9 @@ class Verdict:
     Attributes
     ----------
     kind
-        ``none`` seen; ``covariate``-like, where predicted classes give no sign of other class shares; ``label``, where other class
-        shares explain what the model predicts; ``label and more``, where they do not; ``unexplained``, where a shift is seen and
-        class shares could not be estimated.
+        ``none`` seen; ``covariate``-like, where predictions give no good sign of other class shares; ``label``, where other
+        shares explain what the model predicts; ``label and more``, where they do not explain all of it; ``unexplained``, where a
+        shift is seen and class shares could not be estimated.
     alignment_may_hurt
         Whether classes differ so much that making the two domains alike costs accuracy.
     apart
@@ -85,9 +85,9 @@ def conclude(
         kind = "covariate"
         if labels is None or labels.reason:
             kind = "unexplained"
-        elif labels.seen:
+        elif labels.seen and (labels.misfit_p >= LEVEL or labels.misfit < labels.distance):
             kind = "label" if labels.misfit_p >= LEVEL else "label and more"
-    hurt = labels is not None and labels.seen and labels.distance >= HARM
+    hurt = labels is not None and kind in ("label", "label and more") and labels.distance >= HARM
     apart = best.auc >= APART
     emptied = [c.column for c in columns if (c.missing_source == 1) != (c.missing_target == 1)]
     one_sided = tuple(dict.fromkeys([*only_source, *only_target, *emptied]))
@@ -107,12 +107,15 @@ def conclude(
 
 def _conclusion(kind: Kind) -> str:
     return {
-        "none": "no shift is seen: neither a classifier of the domain, nor a column, nor the predictions tell the domains apart; smaller "
+        "none": "no shift is seen: neither a classifier of the domain, nor a column, nor predictions tell the "
+        "domains apart; smaller "
         "shifts than this many rows show may be there",
-        "covariate": "a covariate-like shift: rows look different, and predictions give no sign that classes are more or less common",
+        "covariate": "a covariate-like shift: rows look different, and predictions give no good sign that classes "
+        "are more or less common",
         "label": "a label shift: classes are more or less common, and that explains what the model predicts in the target",
-        "label and more": "classes seem to be more or less common, and that alone does not explain what the model predicts in the target, so "
-        "that the estimated shares are doubtful, too",
+        "label and more": "classes seem to be more or less common, and that alone does not explain what the model "
+        "predicts in the "
+        "target, so that the estimated shares are doubtful, too",
         "unexplained": "a shift is seen; whether it is in how common classes are is not known",
     }[kind]
 
@@ -120,7 +123,8 @@ def _conclusion(kind: Kind) -> str:
 def _separation(separations: dict[str, Separation], apart: bool) -> list[str]:
     named = {"trees": "boosted trees", "linear": "a linear classifier"}
     said = [
-        f"{named[kind]} tell{'' if kind == 'trees' else 's'} the domains apart with an AUC of {_range(s)} on rows not fitted to"
+        f"{named[kind]} tell{'' if kind == 'trees' else 's'} the domains apart with an AUC of {_range(s)} on rows "
+        f"not fitted to"
         if s.seen
         else f"{named[kind]} cannot tell the domains apart: AUC {_range(s)}, .5 being chance"
         for kind, s in separations.items()
@@ -132,8 +136,8 @@ def _separation(separations: dict[str, Separation], apart: bool) -> list[str]:
         )
     if apart:
         said.append(
-            "hardly a target row looks like a source row: importance weights rest on few rows then, and aligned features say little of "
-            "which classes were matched; look first for a column that merely names the domain"
+            "hardly a target row looks like a source row: importance weights rest on few rows then, and aligned features "
+            "say little of which classes were matched; look first for a column that merely names the domain"
         )
     return said
 
@@ -148,7 +152,8 @@ def _columns(columns: Sequence[ColumnShift], differ: Sequence[ColumnShift]) -> l
             for c in differ
         )
         said.append(
-            f"{len(differ)} of {plural(len(tested), 'column')} differ at 5 % after Holm's adjustment, most of all {listed(largest, 3)}"
+            f"{len(differ)} of {plural(len(tested), 'column')} differ at 5 % after Holm's adjustment, most of all "
+            f"{listed(largest, 3)}"
         )
     elif tested:
         said.append(f"none of {plural(len(tested), 'column')} differs at 5 % after Holm's adjustment")
@@ -159,15 +164,17 @@ def _columns(columns: Sequence[ColumnShift], differ: Sequence[ColumnShift]) -> l
     if strange := [c for c in columns if not c.skipped and c.unknown_target > 0.05]:
         values = (f"{c.name!r} ({c.unknown_target:.0%})" for c in strange)
         said.append(
-            f"target values that are rare or unknown in the source, so that a model has not learned from them: {listed(values, 3)}"
+            f"target values that are rare or unknown in the source, so that a model has not learned from them: "
+            f"{listed(values, 3)}"
         )
     return said
 
 
 def _carried(carried: Carriers | None) -> list[str]:
-    if carried is None or not carried.columns:
+    if carried is None or not carried.joint:
         return []
-    names, last = listed(map(repr, carried.columns)), carried.joint[-1]
+    columns, last = list(carried.joint.items())[-1]
+    names = listed(map(repr, columns))
     if last is None:
         return [f"without {names} no column is left"]
     if not last.seen:
@@ -194,15 +201,19 @@ def _labels(labels: LabelShift | None, classes: Sequence[str] | None, hurt: bool
         )
     if hurt:
         said.append(
-            "marginal alignment (DANN, CORAL, MMD without class weights) may hurt: were features aligned perfectly, the error rates of both "
-            f"domains would add up to at least {labels.distance:.1%} ({labels.distance_low:.1%} to {labels.distance_high:.1%}), if these "
+            "marginal alignment (DANN, CORAL, MMD without class weights) may hurt: were features aligned "
+            "perfectly, the error rates of both "
+            f"domains would add up to at least {labels.distance:.1%} ({labels.distance_low:.1%} to "
+            f"{labels.distance_high:.1%}), if these "
             "shares are right; weight source rows by class, and compare with source-only"
         )
     if labels.misfit_p < LEVEL:
         said.append(
-            f"scores of the target are {labels.misfit:.2f} (Kolmogorov-Smirnov) from what other class shares alone would make of the "
-            "source's: rows of a class look different, too"
+            f"scores of the target are {labels.misfit:.2f} (Kolmogorov-Smirnov) from what other class shares alone "
+            "would make of the source's: rows of a class look different, too"
         )
+        if labels.misfit >= labels.distance:
+            said.append("class shares leave more unexplained than they explain: do not weight by them")
     return said
 
 
