@@ -11,6 +11,7 @@ McNemar (1947), Psychometrika 12; the exact sign test. Intervals for finite popu
 sample survey design and analysis", chapter on attributes (inversion of the hypergeometric distribution).
 """
 
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -184,7 +185,8 @@ def _message(
         )
         return f"{apart}; {what}, and the {count:,} of the budget have a power of {power:.0%} for {difference:.2%}{least}"
     return (
-        f"{apart}; labels of all of them give the difference on these {plural(n, 'row')} exactly, but for rows like them no plan "
+        f"{apart}; labels of all of them give the difference on these {plural(n, 'row')} exactly, but for rows like "
+        f"them no plan "
         f"can settle {difference:.2%}: the sign test then has a power of {power:.0%}{least}"
     )
 
@@ -264,7 +266,8 @@ def judge_labels(
     ):
         if absent := [i for i in plan.row_ids if given.get(i) is None]:
             raise DataError(
-                f"{plural(len(absent), 'row')} of the plan's {len(plan.row_ids):,} without a {what} ({listed(absent, 3)}): those "
+                f"{plural(len(absent), 'row')} of the plan's {len(plan.row_ids):,} without a {what} "
+                f"({listed(absent, 3)}): those "
                 "that are easy to label are no fair sample; label all, or plan with a budget"
             )
     if same := [i for i in plan.row_ids if source_only[i] == adapted[i]]:
@@ -289,8 +292,10 @@ def judge_labels(
         "": "the labels do not tell which model is right more often",
     }[better]
     message = (
-        f"{said}: alone right on {b:,} (adapted) and {c:,} (source-only) of {plural(k, 'labelled row')}, p = {p:.3g}; over these "
-        f"{plural(n, 'row')} the adapted accuracy is {value:+.2%} ({low / n:+.2%} to {high / n:+.2%}) from the source-only one"
+        f"{said}: alone right on {b:,} (adapted) and {c:,} (source-only) of {plural(k, 'labelled row')}, p = "
+        f"{p:.3g}; over these "
+        f"{plural(n, 'row')} the adapted accuracy is {value:+.2%} ({low / n:+.2%} to {high / n:+.2%}) from the "
+        f"source-only one"
     )
     return Settled(better, b, c, k - b - c, p, value, low / n, high / n, message)
 
@@ -318,8 +323,7 @@ def count_bounds(hits: int, k: int, d: int, alpha: float) -> tuple[int, int]:
 
     A number is in it where as few hits, and as many, each have a chance above ``alpha / 2``.
     """
-    possible = np.arange(hits, d - (k - hits) + 1)
-    few = hypergeom.cdf(hits, d, possible, k)
-    many = hypergeom.sf(hits - 1, d, possible, k)
-    inside = possible[(few > alpha / 2) & (many > alpha / 2)]
-    return int(inside.min()), int(inside.max())
+    possible = range(hits, d - (k - hits) + 1)  # the first chance falls with the number, the second rises
+    low = bisect_left(possible, True, key=lambda hit: bool(hypergeom.sf(hits - 1, d, hit, k) > alpha / 2))
+    past = bisect_left(possible, True, key=lambda hit: bool(hypergeom.cdf(hits, d, hit, k) <= alpha / 2))
+    return possible[low], possible[past - 1]

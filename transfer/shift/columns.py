@@ -254,16 +254,20 @@ class Carriers:
     joint: dict[tuple[str, ...], Separation | None]
 
 
-def carriers(rows: Pair, schema: Schema, shifts: Sequence[ColumnShift], most: int = 4) -> Carriers:
+def carriers(
+    rows: Pair, schema: Schema, shifts: Sequence[ColumnShift], whole: Separation, most: int = 4
+) -> Carriers:
     """Fit the classifier of the domain again without the columns whose own AUC is largest.
 
     A column that carries the shift alone takes it along when it goes; where several say the same, only their joint removal does:
-    1, 2, 4 … columns, until the domains are not told apart any more.
+    1, 2, 4 … columns, until hardly anything of the shift is left, or half of the columns are gone.
 
     Parameters
     ----------
     shifts
         From `compare_columns`; only columns that differ at 5 % after Holm's adjustment are left out.
+    whole
+        The separation with all columns, by trees.
     most
         Columns that are left out one at a time.
     """
@@ -271,7 +275,7 @@ def carriers(rows: Pair, schema: Schema, shifts: Sequence[ColumnShift], most: in
     for shift in shifts:
         if shift.auc is not None and shift.auc.seen and shift.p_value < 0.05:
             own[shift.column] = max(own.get(shift.column, 0.0), shift.auc.auc)
-    ranked = sorted(own, key=lambda name: (-own[name], name))
+    ranked = sorted(own, key=lambda name: (-own[name], name)) if whole.seen else []
 
     def left(names: Sequence[str]) -> Separation | None:
         rest = without(rows, schema, names)
@@ -283,7 +287,7 @@ def carriers(rows: Pair, schema: Schema, shifts: Sequence[ColumnShift], most: in
     while ranked:
         names = tuple(ranked[:size])
         joint[names] = last = each[names[0]] if size == 1 else left(names)
-        if last is None or not last.seen or size >= len(ranked):
+        if last is None or last.hardly(whole) or size >= min(len(ranked), len(schema.columns) // 2):
             break
         size *= 2
     return Carriers(each, joint)

@@ -91,7 +91,7 @@ def compare_domains(
         "linear": separate(rows, "linear", confidence=confidence),
     }
     columns = compare_columns(rows, shared, confidence=confidence)
-    carried = carriers(rows, shared, columns)
+    carried = carriers(rows, shared, columns, separations["trees"])
     classes = _class_names(schema, labels)
     verdict = conclude(
         separations, columns, carried, labels, classes=classes, only_source=lacking, only_target=extra

@@ -72,6 +72,10 @@ class Separation:
         """Whether the interval is above .5."""
         return self.low > 0.5
 
+    def hardly(self, whole: "Separation") -> bool:
+        """Whether of another separation less than a tenth is left, or nothing is seen."""
+        return not self.seen or self.auc - 0.5 < 0.1 * (whole.auc - 0.5)
+
 
 @dataclass(frozen=True)
 class Pair:

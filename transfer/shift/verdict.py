@@ -95,7 +95,7 @@ def conclude(
         _conclusion(kind),
         *_separation(separations, apart),
         *_columns(columns, differ),
-        *_carried(carried),
+        *_carried(carried, separations.get("trees")),
     ]
     said += _labels(labels, classes, hurt)
     said += _one_sided(only_source, only_target, emptied)
@@ -170,7 +170,7 @@ def _columns(columns: Sequence[ColumnShift], differ: Sequence[ColumnShift]) -> l
     return said
 
 
-def _carried(carried: Carriers | None) -> list[str]:
+def _carried(carried: Carriers | None, whole: Separation | None) -> list[str]:
     if carried is None or not carried.joint:
         return []
     columns, last = list(carried.joint.items())[-1]
@@ -179,6 +179,10 @@ def _carried(carried: Carriers | None) -> list[str]:
         return [f"without {names} no column is left"]
     if not last.seen:
         return [f"without {names} the domains are not told apart any more: AUC {_range(last)}"]
+    if whole is not None and last.hardly(whole):
+        return [
+            f"without {names} the AUC falls to {_range(last)}: these columns carry almost all of the shift"
+        ]
     return [f"without {names} the AUC is still {_range(last)}: the shift is not in these columns alone"]
 
 
