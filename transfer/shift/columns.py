@@ -160,12 +160,12 @@ def _unfit(
     if not len(both):
         return "missing in every row of both domains"
     distinct = len(np.unique(both))
-    if distinct == 1 and not blank.any():
-        return "the same value in every row of both domains"
     if numeric and "int" in column.arrow_type and distinct == len(both) >= 100:
         return "whole numbers that never repeat, like an identifier"
     if not numeric and min(np.mean(source == OTHER), np.mean(target == OTHER)) > 0.5:
         return "most values are rare or unknown in both domains, like an identifier"
+    if distinct == 1 and not blank.any():
+        return "the same value in every row of both domains"
     return ""
 
 

@@ -143,6 +143,8 @@ def separate(rows: Pair, kind: Kind = "trees", *, confidence: float = 0.95) -> S
         ``trees`` is scikit-learn's histogram gradient boosting, ``linear`` a logistic regression.
     """
     x = np.concatenate([rows.numeric, np.minimum(rows.categorical, _CODES - 1)], axis=1, dtype=np.float64)
+    # Trees cannot bin a column without values, which a fold might be left with.
+    x[:, np.isfinite(x).sum(axis=0) < FEWEST] = 0
     width = rows.numeric.shape[1]
     scores = cross_fit(x, rows.in_target, rows.fold, lambda: _classifier(kind, width, x.shape[1]))
     return judge(rows.in_target, scores, rows.fold, confidence)

@@ -22,6 +22,7 @@ from shoal.transfer.shift.labels import LabelShift
 LEVEL = 0.05
 APART = 0.99  # AUC from which hardly a row of one domain looks like one of the other
 HARM = 0.05  # total variation of the classes from which marginal alignment is warned of
+EXPLAINED = 5  # times the misfit that the change of class shares is where it is believed beside another shift (docs/domain_shift.md)
 GAIN = 0.05  # AUC by which trees are ahead where a shift is not linear
 
 Kind = Literal["none", "covariate", "label", "label and more", "unexplained"]
@@ -85,8 +86,10 @@ def conclude(
         kind = "covariate"
         if labels is None or labels.reason:
             kind = "unexplained"
-        elif labels.seen and (labels.misfit_p >= LEVEL or labels.misfit < labels.distance):
-            kind = "label" if labels.misfit_p >= LEVEL else "label and more"
+        elif labels.seen and labels.misfit_p >= LEVEL and best.low <= most_auc(labels.distance_high):
+            kind = "label"
+        elif labels.seen and labels.distance >= EXPLAINED * labels.misfit:
+            kind = "label and more"
     hurt = labels is not None and kind in ("label", "label and more") and labels.distance >= HARM
     apart = best.auc >= APART
     emptied = [c.column for c in columns if (c.missing_source == 1) != (c.missing_target == 1)]
@@ -97,7 +100,7 @@ def conclude(
         *_columns(columns, differ),
         *_carried(carried, separations.get("trees")),
     ]
-    said += _labels(labels, classes, hurt)
+    said += _labels(labels, classes, kind, hurt, best)
     said += _one_sided(only_source, only_target, emptied)
     said.append(
         "whether rows that look alike have other labels in the target cannot be seen without target labels"
@@ -112,7 +115,9 @@ def _conclusion(kind: Kind) -> str:
         "shifts than this many rows show may be there",
         "covariate": "a covariate-like shift: rows look different, and predictions give no good sign that classes "
         "are more or less common",
-        "label": "a label shift: classes are more or less common, and that explains what the model predicts in the target",
+        "label": "a label shift: classes are more or less common, and that explains what the model predicts in the "
+        "target; rows "
+        "that moved a little towards another class would look the same",
         "label and more": "classes seem to be more or less common, and that alone does not explain what the model "
         "predicts in the "
         "target, so that the estimated shares are doubtful, too",
@@ -186,7 +191,18 @@ def _carried(carried: Carriers | None, whole: Separation | None) -> list[str]:
     return [f"without {names} the AUC is still {_range(last)}: the shift is not in these columns alone"]
 
 
-def _labels(labels: LabelShift | None, classes: Sequence[str] | None, hurt: bool) -> list[str]:
+def most_auc(distance: float) -> float:
+    """Return the largest AUC of any classifier of the domain where only class shares differ, by that total variation distance.
+
+    Then a row tells of its domain no more than its class does, whose ROC curve is nowhere higher than `distance` above the
+    diagonal.
+    """
+    return 1 - (1 - distance) ** 2 / 2
+
+
+def _labels(
+    labels: LabelShift | None, classes: Sequence[str] | None, kind: Kind, hurt: bool, best: Separation
+) -> list[str]:
     if labels is None:
         return []
     if labels.reason:
@@ -214,10 +230,20 @@ def _labels(labels: LabelShift | None, classes: Sequence[str] | None, hurt: bool
     if labels.misfit_p < LEVEL:
         said.append(
             f"scores of the target are {labels.misfit:.2f} (Kolmogorov-Smirnov) from what other class shares alone "
-            "would make of the source's: rows of a class look different, too"
+            f"would make of the "
+            "source's: rows of a class look different, too"
         )
-        if labels.misfit >= labels.distance:
-            said.append("class shares leave more unexplained than they explain: do not weight by them")
+    if labels.seen and best.low > (ceiling := most_auc(labels.distance_high)):
+        said.append(
+            f"class shares so different let no classifier tell the domains apart with an AUC above {ceiling:.3f}: "
+            f"rows of a class look "
+            "different, too"
+        )
+    if labels.seen and kind == "covariate":
+        said.append(
+            "where rows of a class look different, class shares are estimated wrongly, and this difference may be "
+            "that alone: do not weight by it without some target labels"
+        )
     return said
 
 
