@@ -22,7 +22,8 @@ from shoal.transfer.shift.labels import LabelShift
 LEVEL = 0.05
 APART = 0.99  # AUC from which hardly a row of one domain looks like one of the other
 HARM = 0.05  # total variation of the classes from which marginal alignment is warned of
-EXPLAINED = 5  # times the misfit that the change of class shares is where it is believed beside another shift (docs/domain_shift.md)
+# A change of class shares is believed beside another shift from so many times the misfit on (docs/domain_shift.md).
+EXPLAINED = 5
 GAIN = 0.05  # AUC by which trees are ahead where a shift is not linear
 
 Kind = Literal["none", "covariate", "label", "label and more", "unexplained"]
