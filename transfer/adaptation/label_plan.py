@@ -264,7 +264,8 @@ def judge_labels(
     Raises
     ------
     DataError
-        If a row of the plan has no label or decision, or the decisions are not those of the plan.
+        If a row of the plan has no label or decision, the decisions are not those of the plan, or labels are written in
+        another way than decisions.
     """
     for what, given in (
         ("label", labels),
@@ -281,6 +282,12 @@ def judge_labels(
         raise DataError(
             f"on {plural(len(same), 'row')} of the plan both models decide alike ({listed(same, 3)}): "
             "these are decisions of other models"
+        )
+    decided = {given[i] for given in (source_only, adapted) for i in plan.row_ids}
+    if plan.row_ids and decided.isdisjoint(labels[i] for i in plan.row_ids):
+        raise DataError(
+            f"no label is a class that a model decides: labels such as {labels[plan.row_ids[0]]!r}, decisions such as "
+            f"{adapted[plan.row_ids[0]]!r}; give both as the same values"
         )
     b = sum(labels[i] == adapted[i] for i in plan.row_ids)
     c = sum(labels[i] == source_only[i] for i in plan.row_ids)

@@ -12,6 +12,7 @@ Biometrics 44, equation 3, by midranks (Sun and Xu 2014, IEEE Signal Processing 
 scale of logits.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -159,7 +161,11 @@ def cross_fit(x: NDArray[Any], in_target: Bools, fold: Ints, make: Callable[[], 
         Log odds of the target.
     """
     scores = np.zeros(len(x))
-    with threadpool_limits(1):  # the same sums on any machine
+    with threadpool_limits(1), warnings.catch_warnings():  # the same sums on any machine
+        warnings.simplefilter("ignore", ConvergenceWarning)  # what it has learned by then is judged
+        warnings.filterwarnings(
+            "ignore", message="Found unknown categories"
+        )  # of this fold alone: as rare ones
         for k in np.unique(fold):
             held = fold == k
             model = make().fit(x[~held], in_target[~held])
@@ -174,6 +180,7 @@ def _classifier(kind: Kind, n_numeric: int, width: int) -> Any:
             categorical_features=codes if codes.any() else None,
             early_stopping=False,
             max_iter=50,
+            max_leaf_nodes=15,
             random_state=0,
         )
     fill = SimpleImputer(add_indicator=True, keep_empty_features=True)

@@ -205,4 +205,6 @@ def test_labels_that_are_not_those_of_the_plan_are_refused() -> None:
     with pytest.raises(DataError, match="other models"):
         judge_labels(plan, a, a, a)
     with pytest.raises(DataError, match="neither model decides"):
-        judge_labels(plan, dict.fromkeys(names, 9), a, b, several=False)
+        judge_labels(plan, {**a, plan.row_ids[0]: 9}, a, b, several=False)
+    with pytest.raises(DataError, match="labels such as '.', decisions such as"):
+        judge_labels(plan, {i: str(label) for i, label in a.items()}, a, b)

@@ -92,6 +92,7 @@ def test_a_shift_of_spread_is_for_trees() -> None:
     assert separate(both, "trees").auc > separate(both, "linear").auc + 0.1
 
 
+@pytest.mark.filterwarnings("error")
 def test_many_categories_and_a_column_without_values() -> None:
     source = Prepared(np.full((200, 1), np.nan, np.float32), RNG.integers(0, 900, (200, 1)).astype(np.int32))
     target = Prepared(np.full((200, 1), np.nan, np.float32), RNG.integers(0, 900, (200, 1)).astype(np.int32))
