@@ -95,7 +95,7 @@ def compare_columns(rows: Pair, schema: Schema, *, confidence: float = 0.95) -> 
     """
     found: list[ColumnShift] = []
     tests: list[tuple[float, float]] = []
-    for place, (column, name) in enumerate(_numbers(schema)):
+    for place, (column, _, name) in enumerate(_numbers(schema)):
         found.append(_compare(rows, column, name, rows.numeric[:, place], True, tests, confidence))
     for place, column in enumerate(schema.categorical):
         codes = rows.categorical[:, place]
@@ -113,8 +113,13 @@ def _size(shift: ColumnShift) -> float:
     return max(float(np.nan_to_num(shift.effect)), abs(shift.missing_source - shift.missing_target))
 
 
-def _numbers(schema: Schema) -> list[tuple[Column, str]]:
-    return [(column, part) for column in schema.numeric for part in column.parts]
+def _numbers(schema: Schema) -> list[tuple[Column, int, str]]:
+    """Return column, number of the part and name of each prepared number; only those of several parts are named with it."""
+    return [
+        (column, i, column.name if column.width == 1 else f"{column.name} ({part})")
+        for column in schema.numeric
+        for i, part in enumerate(column.parts)
+    ]
 
 
 def _compare(
@@ -231,7 +236,7 @@ def _alone(values: Values, blank: Bools, numeric: bool, in_target: Bools, fold: 
 
 def without(rows: Pair, schema: Schema, columns: Sequence[str]) -> Pair | None:
     """Return the rows without some raw columns; None where no column is left."""
-    numbers = np.array([column.name not in columns for column, _ in _numbers(schema)], bool)
+    numbers = np.array([column.name not in columns for column, _, _ in _numbers(schema)], bool)
     codes = np.array([column.name not in columns for column in schema.categorical], bool)
     if not numbers.any() and not codes.any():
         return None
@@ -295,22 +300,19 @@ def carriers(
 
 def distribution(rows: Pair, schema: Schema, name: str) -> Distribution | None:
     """Return a feature's values in both domains; None for a private column, whose values are for no drawing."""
-    for place, (column, part) in enumerate(_numbers(schema)):
-        if part == name:
+    for place, (column, part, feature) in enumerate(_numbers(schema)):
+        if feature == name:
             return (
                 None
                 if column.name in schema.private
                 else _histogram(rows, column, part, rows.numeric[:, place])
             )
-    for place, column in enumerate(schema.categorical):
-        if column.name == name:
-            return None if name in schema.private else _bars(rows, column, rows.categorical[:, place])
-    raise KeyError(name)
+    place, column = next((i, c) for i, c in enumerate(schema.categorical) if c.name == name)
+    return None if name in schema.private else _bars(rows, column, rows.categorical[:, place])
 
 
-def _histogram(rows: Pair, column: Column, part: str, prepared: NDArray[np.float32]) -> Distribution | None:
-    i = column.parts.index(part)
-    scale, center = (column.scale[i], column.center[i]) if column.scale else (1.0, 0.0)
+def _histogram(rows: Pair, column: Column, part: int, prepared: NDArray[np.float32]) -> Distribution | None:
+    scale, center = (column.scale[part], column.center[part]) if column.scale else (1.0, 0.0)
     values = prepared.astype(np.float64) * scale + center + column.origin
     there = ~np.isnan(values)
     if not there.any():

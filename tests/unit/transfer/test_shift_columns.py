@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from shoal.cluster.sharding.manifest import Column, Schema, Target
-from shoal.cluster.sharding.prepare import prepare
+from shoal.cluster.sharding.prepare import Prepared, prepare
 from shoal.transfer.shift.columns import (
     carriers,
     categories_differ,
@@ -23,7 +23,7 @@ CITIES = ("Bern", "Oslo", "Rome")
 
 def number(name: str, **more) -> Column:
     return Column(
-        name=name, type="numeric", arrow_type="double", parts=(name,), center=(10.0,), scale=(2.0,), **more
+        name=name, type="numeric", arrow_type="double", parts=("value",), center=(10.0,), scale=(2.0,), **more
     )
 
 
@@ -201,3 +201,27 @@ def test_distributions_are_in_units_of_the_data_and_private_ones_are_not_shown()
     private = SCHEMA.model_copy(update={"private": ("a", "city")})
     assert distribution(rows, private, "a") is None
     assert distribution(rows, private, "city") is None
+
+
+def test_parts_of_a_time_stamp_are_features_of_one_column() -> None:
+    rng = np.random.default_rng(0)
+    parts = ("age", "hour_sin")
+    stamp = Column(
+        name="at",
+        type="timestamp",
+        arrow_type="timestamp[us]",
+        parts=parts,
+        center=(5.0, 0.0),
+        scale=(2.0, 1.0),
+    )
+    schema = SCHEMA.model_copy(update={"columns": (stamp,)})
+    numeric = rng.standard_normal((400, 2)).astype(np.float32)
+    moved = numeric + np.array([0.0, 1.0], np.float32)
+    none = np.zeros((400, 0), np.int32)
+    rows = pair(Prepared(numeric, none), Prepared(moved, none))
+    shifts = compare_columns(rows, schema)
+    assert [c.name for c in shifts] == ["at (hour_sin)", "at (age)"]
+    assert {c.column for c in shifts} == {"at"}
+    middle = distribution(rows, schema, "at (age)").edges
+    assert np.mean(middle) == pytest.approx(5, abs=1)
+    assert list(carriers(rows, schema, shifts, separate(rows)).joint.values()) == [None]

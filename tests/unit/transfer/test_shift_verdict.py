@@ -17,7 +17,9 @@ EVIL = "<b>$x$"
 
 
 def number(name: str) -> Column:
-    return Column(name=name, type="numeric", arrow_type="double", parts=(name,), center=(0.0,), scale=(1.0,))
+    return Column(
+        name=name, type="numeric", arrow_type="double", parts=("value",), center=(0.0,), scale=(1.0,)
+    )
 
 
 SCHEMA = Schema(
