@@ -6,7 +6,7 @@ from typing import Any
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target
 from shoal.evaluation.metrics import METRICS
-from shoal.evaluation.report.fold_figures import dots, forest, shares
+from shoal.evaluation.report.fold_figures import dots, forest
 from shoal.evaluation.report.inputs import provenance_of
 from shoal.evaluation.report.markup import (
     Html,
@@ -40,6 +40,7 @@ def write_adaptation_report(
     provenance: dict[str, Any],
     source: Manifest,
     target: Manifest,
+    shift: Html,
 ) -> None:
     """Write `report.html` of an adaptation.
 
@@ -51,6 +52,8 @@ def write_adaptation_report(
         What is in `provenance.json`.
     source, target
         Of the rows of both domains.
+    shift
+        The section on how they differ.
     """
     task = source.schema_.target
     body = "\n".join(
@@ -59,7 +62,8 @@ def write_adaptation_report(
             _headline(found),
             _scores(found),
             _selection(found),
-            _shift(found, source, target),
+            _rows(source, target),
+            shift,
             _method(found),
             _provenance(run, task, provenance, set(source.schema_.private)),
         )
@@ -81,6 +85,8 @@ def _provenance(run: RunFolder, target: Target, provenance: dict[str, Any], priv
 def _headline(found: Mapping[str, Any]) -> Html:
     selection = found["selection"]
     said = [paragraph(found["sentence"], css="lead"), paragraph(selection["sentence"] + ".")]
+    if found.get("label_plan"):
+        said.append(paragraph(f"Labels: {found['label_plan']['message']}", css="soft"))
     if found.get("oracle"):
         said.insert(
             0,
@@ -207,24 +213,12 @@ def _selection(found: Mapping[str, Any]) -> Html:
     )
 
 
-def _shift(found: Mapping[str, Any], source: Manifest, target: Manifest) -> Html:
-    shift, said = found["shift"], [paragraph(text) for text in found["shift"]["sentences"]]
+def _rows(source: Manifest, target: Manifest) -> Html:
     rows = [
         ["source: training rows, with labels", count(source.splits["train"].rows)],
         ["target: rows without labels", count(target.splits["train"].rows)],
     ]
-    blocks: list[Any] = [table("Rows", ["domain", "rows"], rows)]
-    labels = shift.get("labels")
-    if labels is not None and not set(source.schema_.target.columns) & set(source.schema_.private):
-        classes = [str(c) for c in source.schema_.target.classes]
-        blocks.append(
-            figure(
-                shares(classes, labels),
-                "Class shares",
-                "The target's are estimated from the plain model's answers; right where classes look the same in both domains.",
-            )
-        )
-    return section("shift", "How the domains differ", *said, *blocks)
+    return section("rows", "Rows", table("What was learned from", ["domain", "rows"], rows))
 
 
 def _method(found: Mapping[str, Any]) -> Html:

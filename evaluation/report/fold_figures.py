@@ -47,23 +47,6 @@ def forest(rows: Mapping[str, Mapping[str, Any]], metric: Metric, first: str) ->
         return svg(figure, "forest", f"{metric.label} less that of {first}. {'; '.join(texts)}.")
 
 
-def shares(classes: list[str], found: Mapping[str, Any]) -> str:
-    """Draw the shares of the classes in the source, and in the target with their intervals."""
-    with canvas(height=1.15 + _ROW * len(classes)) as figure:
-        axes = figure.subplots()
-        at = np.arange(len(classes))
-        axes.plot(found["source"], at - 0.14, "o", ms=7, color=MAIN, mew=0, label="source")
-        target = np.array(found["target"])
-        bars = np.stack([target - found["low"], np.array(found["high"]) - target]).clip(0)
-        axes.errorbar(target, at + 0.14, xerr=bars, fmt="D", ms=7, color=SECOND, mec=PAGE, lw=1.8, capsize=4,
-                      label="target, estimated")  # fmt: skip
-        _rows(axes, classes)
-        label_axes(axes, "share of rows", "")
-        figure.legend(loc="outside upper right", ncols=2)
-        told = (f"{c}: {s:.3f} and {t:.3f}" for c, s, t in zip(classes, found["source"], target, strict=True))
-        return svg(figure, "shares", f"Class shares in source and target. {'; '.join(told)}.")
-
-
 def rocs(parts: list[Part]) -> str:
     """Draw the ROC curve of each fold thin, over their range, and the mean of their heights."""
     curves = [(*roc_curve(part.y == 1, part.scores), roc_heights(part)) for part in parts]

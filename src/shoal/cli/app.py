@@ -163,9 +163,25 @@ def crossval(
 
 @app.command()
 @verb()
-def adapt(common: Common, config: Config) -> Output:
+def adapt(
+    common: Common,
+    config: Config,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--settle",
+            metavar="FILE",
+            help="Labels of a finished run's label plan: which model they speak for.",
+        ),
+    ] = None,
+) -> Output:
     """Fit labelled rows of one domain for another whose rows have no labels, beside the plain fit."""
     experiment = common.load(config)
+    if labels is not None:
+        from shoal.verbs.label_plan import settle
+
+        found = settle(experiment, labels, common.out, name=Path(config).stem)
+        return Output(found.as_dict(), [found.settled["message"]])
     from shoal.verbs.adapt import adapt as run
 
     state.run = common.out or experiment.cluster.storage_path

@@ -166,6 +166,7 @@ def adapt(result: "AdaptResult") -> list[Any]:
         *oracle,
         found["sentence"],
         found["selection"]["sentence"] + f" ({found['selection']['by']}, which need no labels)",
+        *([f"labels: {found['label_plan']['message']}"] if found["label_plan"] else []),
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",
     ]

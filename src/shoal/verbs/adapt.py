@@ -9,7 +9,7 @@ import numpy as np
 
 from shoal.cluster.components import Choice, load_imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError, DataError, ShoalError
+from shoal.cluster.errors import ConfigError, DataError, RunError, ShoalError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Shape, plan
 from shoal.cluster.run_folder import RunFolder
@@ -32,7 +32,8 @@ from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
     from shoal.training.worker import FitJob
-    from shoal.transfer.adaptation.label_shift import LabelShift
+    from shoal.transfer.shift.compare import Shift
+    from shoal.transfer.shift.labels import LabelShift
 
 SOURCE_ONLY, ADAPTED, IN_DOMAIN = "source_only", "adapted", "in_domain"
 FITS = "fits"
@@ -147,8 +148,10 @@ def _adapt(
     command: Sequence[str] | None,
 ) -> AdaptResult:
     from shoal.evaluation.report.adaptation import write_adaptation_report
+    from shoal.evaluation.report.shift import shift_section
     from shoal.transfer.adaptation.service import refuse
-    from shoal.verbs.adapt_judging import chosen, final_test, shifted
+    from shoal.verbs.adapt_judging import chosen, final_test, shifted, summary
+    from shoal.verbs.label_plan import planned
 
     assert experiment.transfer is not None
     stages, config = Stages(reporter), experiment.transfer
@@ -167,25 +170,35 @@ def _adapt(
     work = _Work(experiment, run, source, target, shape, demand, stages, reporter, command)
     _rehearse(work, methods.values())
     fits: dict[str, list[str]] = {kind: [] for kind in (SOURCE_ONLY, *methods)}
-    shift: dict[str, Any] = {}
+    shift: Shift | None = None
     for seed in range(config.seeds):
         plain = _fit(work, SOURCE_ONLY, seed, lambda job: job)
         fits[SOURCE_ONLY].append(plain)
         if not seed:
             with stages.stage("shift", "looking at the shift"):
                 shift = shifted(work.experiment, work.open(source), work.open(target), plain)
-                for said in shift["sentences"]:
+                for said in shift.verdict.sentences:
                     reporter.notice(said)
         for kind, method in methods.items():
             fits[kind].append(_adapted(work, kind, method, seed, plain))
     with stages.stage("select", "choosing without target labels"):
         selection = chosen(work.experiment, work.open(source), work.open(target), fits, SOURCE_ONLY)
+    with stages.stage("plan_labels", "planning labels"):
+        best = selection["chosen"]
+        plan_of_labels = planned(experiment, run, work.open(target), fits[SOURCE_ONLY][0], fits[best][0])
     labelled = config.target_data is not None and config.target_data.test is not None
     in_domain = _in_domain(work, name) if config.in_domain and labelled else None
     with stages.stage("judge", "final test" if labelled else "judging on source rows"):
         found = final_test(work.experiment, fits, selection["chosen"], in_domain, reporter)
     selection["chosen"] = found.pop("chosen")
-    found |= {"selection": selection, "shift": shift, "seeds": config.seeds, "fits": fits}
+    assert shift is not None
+    found |= {
+        "selection": selection,
+        "shift": summary(shift),
+        "seeds": config.seeds,
+        "fits": fits,
+        "label_plan": plan_of_labels,
+    }
     facts = provenance(
         stages,
         seed=experiment.seed,
@@ -197,7 +210,16 @@ def _adapt(
     )
     run.write_json(PROVENANCE, facts)
     with stages.stage("report", "writing the report"):
-        write_adaptation_report(run, found, facts, source.manifest, target.manifest)
+        section = shift_section(
+            shift.verdict.sentences,
+            shift.separations,
+            shift.columns,
+            shift.drawn,
+            shift.labels,
+            shift.classes,
+            warn=shift.verdict.alignment_may_hurt,
+        )
+        write_adaptation_report(run, found, facts, source.manifest, target.manifest, section)
     run.write_json("metrics.json", found)  # last: it says that the run is complete
     reporter.done()
     return _result(run)
@@ -290,9 +312,12 @@ def _adapted(work: _Work, kind: str, method: Config, number: int, plain: str) ->
     by_class: tuple[float, ...] = ()
     if isinstance(method, BBSEConfig) or (isinstance(method, AlignmentConfig) and method.label_shift):
         soft = method.soft if isinstance(method, BBSEConfig) else True
-        by_class = estimated_shift(
-            work.experiment, work.open(work.source), work.open(work.target), plain, soft
-        ).weights
+        shift = estimated_shift(work.experiment, work.open(work.source), work.open(work.target), plain, soft)
+        if shift.reason:
+            raise RunError(
+                f"transfer.adaptation: {kind}: class shares of the target cannot be estimated: {shift.reason}"
+            )
+        by_class = tuple(shift.weights.tolist())
     by_row = ""
     if isinstance(method, ImportanceWeightingConfig):
         by_row = _write_importance(work, method)
@@ -322,28 +347,25 @@ def estimated_shift(
 ) -> "LabelShift":
     """Estimate how common the classes are in the target, by a model of the source's rows.
 
-    Raises
-    ------
-    DataError
-        If they cannot be estimated.
+    Where that cannot be, there is a reason in the place of numbers.
     """
     from shoal.training.artifact import TrainedModel
-    from shoal.transfer.adaptation.label_shift import label_shift
     from shoal.transfer.adaptation.reading import answers
+    from shoal.transfer.shift.labels import estimate_label_shift
     from shoal.verbs.adapt_judging import MOST_ROWS, held_out
 
     trained = TrainedModel.load(plain, allow_import=True, storage=experiment.cluster.storage)
     known = answers(trained, source, held_out(source), MOST_ROWS)
     new = answers(trained, target, "train", MOST_ROWS)
-    counts = np.array(source.class_rows("train"), np.float64)
-    settings = experiment.evaluation
-    return label_shift(
-        known.labels,
+    return estimate_label_shift(
         known.probabilities,
+        known.labels,
         new.probabilities,
-        counts / counts.sum(),
         soft=soft,
-        confidence=settings.confidence,
+        classes=trained.classes
+        if not set(source.schema.target.columns) & set(source.schema.private)
+        else None,
+        confidence=experiment.evaluation.confidence,
         seed=experiment.seed,
     )
 
@@ -352,23 +374,25 @@ def _write_importance(work: _Work, method: ImportanceWeightingConfig) -> str:
     """Write what each of the source's training rows weighs, once a run; return where."""
     from functools import partial
 
-    from shoal.transfer.adaptation.density import density_ratio, trees
+    from shoal.transfer.adaptation.selection import density_ratio
     from shoal.transfer.adaptation.service import IMPORTANCE, importance_table
+    from shoal.transfer.shift.domains import CODES, classifier
 
     folder = work.run.storage.child(f"{FITS}/importance-{method.clip:g}")
     if not folder.exists(IMPORTANCE):
         rows = []
         for dataset in (work.open(work.source), work.open(work.target)):
             shards = [dataset.shard("train", v) for v in range(dataset.n_shards)]
-            rows.append([np.column_stack([s.numeric, s.categorical]) for s in shards])
+            rows.append([np.column_stack([s.numeric, np.minimum(s.categorical, CODES - 1)]) for s in shards])
         numbers, width = rows[0][0].shape[1], work.source.manifest.schema_.numeric_width
         ratio = density_ratio(
             np.concatenate(rows[0]),
             np.concatenate(rows[1]),
-            classifier=partial(trees, list(range(width, numbers))),
-            clip=method.clip,
+            make=partial(classifier, "trees", width, numbers),
             seed=work.experiment.seed,
         )
+        ratio = np.minimum(ratio, method.clip * ratio.mean())
+        ratio /= ratio.mean()
         ends = np.cumsum([len(part) for part in rows[0]])[:-1]
         folder.write_table(IMPORTANCE, importance_table(np.split(ratio, ends)))
     return folder.uri

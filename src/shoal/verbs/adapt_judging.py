@@ -11,6 +11,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.progress import Reporter
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.prepare import Prepared
 from shoal.cluster.storage import Storage
 from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS
@@ -21,6 +22,8 @@ from shoal.training.artifact import TrainedModel
 from shoal.training.costs import Amounts
 from shoal.transfer.adaptation.reading import Answers, answers
 from shoal.transfer.adaptation.selection import mean_ranks, selection_scores
+from shoal.transfer.shift.compare import Shift, compare_prepared
+from shoal.transfer.shift.domains import LIMIT
 from shoal.verbs.decisions import PREDICTIONS, judging_of_run
 from shoal.verbs.judge import metrics_of, rows_of
 
@@ -157,9 +160,9 @@ def chosen(
             by_seed.append(
                 selection_scores(
                     new.probabilities if classes else None,
-                    new.features,
+                    new.features.astype(np.float64),
                     _losses(known, trained.task),
-                    known.features,
+                    known.features.astype(np.float64),
                     seed=experiment.seed,
                 )
             )
@@ -180,19 +183,54 @@ def chosen(
     }
 
 
-def shifted(
-    experiment: Experiment, source: ShardedDataset, target: ShardedDataset, plain: str
-) -> dict[str, Any]:
-    """Look at how the domains differ, before anything is adapted."""
+def shifted(experiment: Experiment, source: ShardedDataset, target: ShardedDataset, plain: str) -> Shift:
+    """Look at how the domains differ, before anything is adapted; ``plain`` is a run of the source's rows."""
     from shoal.verbs.adapt import estimated_shift
 
-    found: dict[str, Any] = {"labels": None, "sentences": []}
+    labels = None
     if source.schema.target.task in ("binary", "multiclass"):
-        try:
-            found["labels"] = asdict(estimated_shift(experiment, source, target, plain, True))
-        except DataError as error:
-            found["sentences"].append(str(error))
-    return found
+        labels = estimated_shift(experiment, source, target, plain, True)
+    return compare_prepared(
+        _some_rows(source),
+        _some_rows(target),
+        source.schema,
+        labels,
+        confidence=experiment.evaluation.confidence,
+        seed=experiment.seed,
+    )
+
+
+def _some_rows(dataset: ShardedDataset) -> Prepared:
+    """Return training rows, the first ones of every shard: as good as drawn at random, since shards are."""
+    sizes = dataset.shard_rows("train")
+    share = min(1.0, LIMIT / max(1, sum(sizes)))
+    shards = [(dataset.shard("train", v), math.ceil(share * size)) for v, size in enumerate(sizes)]
+    return Prepared(
+        np.concatenate([s.numeric[:n] for s, n in shards]),
+        np.concatenate([s.categorical[:n] for s, n in shards]),
+    )
+
+
+def summary(shift: Shift) -> dict[str, Any]:
+    """Return what `metrics.json` says of a shift."""
+    labels = shift.labels
+    return {
+        "sentences": list(shift.verdict.sentences),
+        "kind": shift.verdict.kind,
+        "alignment_may_hurt": shift.verdict.alignment_may_hurt,
+        "domain_auc": {
+            kind: {"value": _finite(one.auc), "low": _finite(one.low), "high": _finite(one.high)}
+            for kind, one in shift.separations.items()
+        },
+        "columns": {
+            c.name: {"effect": _finite(c.effect), "p_value": _finite(c.p_value)} for c in shift.columns
+        },
+        "labels": None
+        if labels is None or labels.reason
+        else {
+            name: getattr(labels, name).tolist() for name in ("source", "target", "low", "high", "weights")
+        },
+    }
 
 
 def estimates(

@@ -181,3 +181,35 @@ def test_train_says_that_it_adapts_nothing(place, capsys):
     out = str(place / "trained")
     assert main(["train", str(place / "target.yaml"), "--out", out, "--set", "training.epochs=1"]) == 0
     assert "this fit learns from the source's rows alone" in capsys.readouterr().err
+
+
+def test_labels_of_the_plan_settle_which_model_is_better(place, capsys, tmp_path):
+    plan = pq.read_table(place / "run" / "label_plan.parquet")
+    facts = found(place)["label_plan"]
+    table = pq.read_table(place / "target.parquet")
+    kinds = ("source_only", found(place)["selection"]["chosen"])
+    plain, adapted = (TrainedModel.load(str(place / "run" / "fits" / k / "0")).predict(table) for k in kinds)
+    differ = {key for key, a, b in zip(table["key"].to_pylist(), plain, adapted, strict=True) if a != b}
+    assert set(plan["key"].to_pylist()) <= differ
+    assert (facts["rows"], facts["differing"]) == (200, len(differ))
+    labels = tmp_path / "labels.parquet"
+    pq.write_table(table.select(["key", "y"]), labels)
+    command = [
+        "adapt",
+        str(place / "target.yaml"),
+        "--out",
+        str(place / "run"),
+        "--settle",
+        str(labels),
+        "--json",
+    ]
+    assert main(command) == 0
+    settled = json.loads(capsys.readouterr().out)
+    truth = dict(zip(table["key"].to_pylist(), table["y"].to_pylist(), strict=True))
+    right = [
+        truth[key] == a for key, a in zip(plan["key"].to_pylist(), plan["adapted"].to_pylist(), strict=True)
+    ]
+    assert settled["adapted_alone"] == sum(right)
+    pq.write_table(table.select(["key"]), labels)
+    assert main(command) == 2
+    assert "has no column 'y'" in capsys.readouterr().err
