@@ -19,6 +19,8 @@ from shoal.cluster.components import Imported
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.costs import FIX, costs_of, missing
+from shoal.cluster.sharding.images import rooted
+from shoal.cluster.sharding.listing import InputFile
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import Prepared, prepare, require_columns
 from shoal.cluster.storage import Storage
@@ -134,6 +136,10 @@ class TrainedModel:
             description.calibration,
             description.provenance,
         )
+
+    def reading(self, files: Sequence[InputFile], storage: StorageConfig) -> "TrainedModel":
+        """Return the same model for rows of such files: paths of images begin in their folder."""
+        return replace(self, schema=rooted(self.schema, [file.uri for file in files], storage))
 
     def with_threshold(self, threshold: float) -> "TrainedModel":
         """Return the same model with another decision threshold, for all rows."""

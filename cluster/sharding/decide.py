@@ -110,7 +110,7 @@ def decide(
     del scan  # long arrays; the caller keeps none of them
     result = assign(rows, data, target, seed, resplit)
     n_train = int((result.parts == 0).sum())
-    n_shards = count_shards(n_train, data.shards)
+    n_shards = count_shards(n_train, data.shards, 4 * sum(c.block for c in features.columns))
     if isinstance(data.shards, int) and n_shards < data.shards:
         raise DataError(
             f"data.shards is {data.shards}, more than the {plural(n_train, 'training row')}; use fewer"

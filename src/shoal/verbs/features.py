@@ -134,7 +134,7 @@ def layers(experiment: Experiment | str | Path, *, reporter: Reporter | None = N
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     rows = (
         torch.zeros(2, schema.numeric_width, dtype=dtype),
-        torch.zeros(2, len(schema.categorical), dtype=torch.int32),
+        torch.zeros(2, schema.codes_width, dtype=torch.int32),
     )
     return LayersResult(layers_of(model, head, source.transfer.features.pool, rows))
 

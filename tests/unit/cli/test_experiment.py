@@ -91,11 +91,11 @@ def test_path_and_target_are_enough(tmp_path):
         ("training: 5\n", "experiment.yaml:4: training: 5 is not allowed; it must be a section of keys"),
         (
             "model: mpl\n",
-            "experiment.yaml:4: model: there is no 'mpl'; did you mean mlp? allowed: mlp, linear, import",
+            "experiment.yaml:4: model: there is no 'mpl'; did you mean mlp? allowed: mlp, linear, cnn, embedding_bag, import",
         ),
         (
             "model: 3\n",
-            "experiment.yaml:4: model is 3; it takes a component's name; allowed: mlp, linear, import",
+            "experiment.yaml:4: model is 3; it takes a component's name; allowed: mlp, linear, cnn, embedding_bag, import",
         ),
         (
             "model: {mlp: {}, linear: {}}\n",
@@ -365,7 +365,7 @@ def test_json_schema_describes_the_file():
     assert definitions["DataConfig"]["required"] == ["path", "target"]
     assert {"type": "string"} in definitions["DataConfig"]["properties"]["path"]["anyOf"]
     assert definitions["ClusterConfig"]["properties"]["wait"]["default"] == "5m"
-    assert schema["properties"]["model"]["oneOf"][0] == {"enum": ["mlp", "linear"]}
+    assert schema["properties"]["model"]["oneOf"][0] == {"enum": ["mlp", "linear", "cnn", "embedding_bag"]}
     assert schema["properties"]["model"]["default"]["mlp"]["hidden"] == [128, 128]
     assert schema["additionalProperties"] is False
     assert "relative to the directory" in schema["description"]
