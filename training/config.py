@@ -1,7 +1,7 @@
 """The `model` and `training` sections, and the registries that their components come from."""
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
@@ -56,11 +56,27 @@ class EmbeddingBagConfig(Config):
     dropout: Probability = 0.0
 
 
+class PretrainedConfig(Config):
+    """A network of Hugging Face's for texts or images, from a local folder, and a linear layer that answers."""
+
+    path: Annotated[str, Field(min_length=1)] = Field(
+        description="a folder on this disk with config.json and weights as safetensors"
+    )
+    pool: Literal["mean", "first"] = Field(
+        "mean", description="of what the network gives a token or a place: their mean, or the first"
+    )
+    dropout: Probability = Field(0.0, description="before the last layer")
+    architecture: dict[str, Any] | None = Field(
+        None, description="what config.json holds; written into a trained model, which needs no folder"
+    )
+
+
 MODELS: dict[str, type[Config]] = {
     "mlp": MLPConfig,
     "linear": LinearConfig,
     "cnn": CNNConfig,
     "embedding_bag": EmbeddingBagConfig,
+    "pretrained": PretrainedConfig,
 }
 READS = {"cnn": "image", "embedding_bag": "text"}  # models that need a column of a type
 
@@ -474,6 +490,7 @@ __all__ = [
     "NonlinearCGConfig",
     "OptimizerChoice",
     "ParameterGroupConfig",
+    "PretrainedConfig",
     "RAdamConfig",
     "RMSpropConfig",
     "SGDConfig",

@@ -19,9 +19,18 @@ from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import FIRST_CATEGORY, Schema
-from shoal.training.config import MODELS, READS, CNNConfig, EmbeddingBagConfig, LinearConfig, MLPConfig
+from shoal.training.config import (
+    MODELS,
+    READS,
+    CNNConfig,
+    EmbeddingBagConfig,
+    LinearConfig,
+    MLPConfig,
+    PretrainedConfig,
+)
 from shoal.training.media import NAMES, Media, refuse_unread
 from shoal.training.media_models import media_body
+from shoal.training.pretrained import pretrained_body
 from shoal.training.users_code import users
 
 Factory = Callable[..., nn.Module]
@@ -263,6 +272,9 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
     n_outputs = schema.target.n_outputs
     with torch.random.fork_rng(devices=[]), _memory_named(config):
         torch.manual_seed(seed)
+        if isinstance(config, PretrainedConfig):
+            encoder = InputEncoder(schema)
+            return Model(encoder, pretrained_body(config, schema, encoder.width, n_outputs), n_outputs)
         if not isinstance(config, Imported):
             name = str(Choice(MODELS).name_of(config))
             refuse_unread(schema, frozenset({READS[name]} if name in READS else ()), f"model: {name}")

@@ -92,3 +92,39 @@ def save_tokenizer(folder: Path, words: tuple[str, ...] = WORDS) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     made.save(str(folder / "tokenizer.json"))
     return folder
+
+
+def save_bert(folder: Path, vocabulary: int = len(WORDS) + len(SPECIAL), seed: int = 0) -> Path:
+    """Write a small BERT with a head of its own, as save_pretrained does."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=12,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return folder
+
+
+def save_vit(folder: Path) -> Path:
+    """Write a small vision transformer for images of 8 x 8."""
+    import torch
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=8,
+        patch_size=4,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    ViTModel(config).save_pretrained(folder)
+    return folder
