@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from shoal.cluster.config import Config
 from shoal.cluster.errors import DataError
+from shoal.cluster.resources import format_size
 from shoal.cluster.sharding.arrays import (
     EXACT,
     described,
@@ -206,6 +207,11 @@ def infer_features(
             f"missing values (null or NaN) of {plural(facts[first[0]].rows, 'row')}: {listed(counted, 3)}; numbers get the "
             "training mean and a column that says so, categories a code of their own"
             + (", texts are empty, images of the mean colour" if any(c.block for c in result.columns) else "")
+        )
+    size = sum(4 * c.block * facts[c.name].rows for c in result.columns)
+    if size:
+        result.notices.append(
+            f"texts and images take {format_size(size)} in the shards, as tokens and pixels"
         )
     return result
 

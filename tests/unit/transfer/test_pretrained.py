@@ -269,3 +269,12 @@ def test_code_beside_the_weights_is_never_run(place: Path, tmp_path: Path) -> No
     (tmp_path / "bert" / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     built(tmp_path, text_schema(place))
     assert not (tmp_path / "ran").exists()
+
+
+def test_another_tokenizer_than_the_starts_is_refused(place: Path, tmp_path: Path) -> None:
+    assert run(place, "train", tmp_path / "run", "training.epochs=1") == 0
+    words = save_tokenizer(tmp_path / "tok", ("plot", "film", "good"))
+    kind = f"data.types={{review: {{text: {{tokenizer: {words}, max_length: 8}}}}}}"
+    transfer = f"transfer={{start: {tmp_path / 'run'}, statistics: data}}"
+    assert run(place, "train", tmp_path / "again", "training.epochs=1", kind, transfer) == 2
+    assert run(place, "train", tmp_path / "again", "training.epochs=1", transfer) == 0

@@ -143,6 +143,7 @@ def test_a_missing_image_is_the_mean_colour_and_a_missing_text_has_special_token
     assert set(map(tuple, own.reshape(-1, 3))) == {(51, 102, 153)}
     assert "missing values (null or NaN) of 60 rows: 'photo' in 1" in notices(dataset)
     assert "images of the mean colour" in notices(dataset)
+    assert "texts and images take 11.2 KiB in the shards" in notices(dataset)
     words = text_table(60)
     reviews = words["review"].to_pylist()
     reviews[5] = None
