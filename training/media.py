@@ -100,11 +100,11 @@ class Augment(Drawing):
         b, _, height, width = image.shape
         most = self.config.crop
         draws = self.draws(b, 3)  # [B, 3], in [0, 1)
-        down, right = (((2 * most + 1) * draws[:, i]).long() - most for i in range(2))
+        down, right = (((2 * most + 1) * draws[:, i]).long().to(image.device) - most for i in range(2))
         rows = torch.arange(height, device=image.device) + down[:, None]  # [B, H]
         columns = torch.arange(width, device=image.device).expand(b, width)
         if self.config.flip:
-            columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+            columns = torch.where((draws[:, 2:] < 0.5).to(image.device), columns.flip(1), columns)
         columns = columns + right[:, None]
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
             :, None, :
@@ -151,8 +151,8 @@ def refuse_unread(schema: Schema, read: frozenset[str], model: str) -> None:
         if kind not in read:
             own = next(name for name, read_by in READS.items() if read_by == kind)
             raise ConfigError(
-                f"{model} does not read {kind}s, and column {name!r} is {of_kind}: use model: {own}, a module of your own whose "
-                f"forward names {kind}, or leave the column out with data.drop"
+                f"{model} does not read {kind}s, and column {name!r} is {of_kind}: use model: {own}, pretrained, a module of "
+                f"your own whose forward names {kind}, or leave the column out with data.drop"
             )
     for kind in ("image", "text"):
         if kind in read and kind not in there:

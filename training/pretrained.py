@@ -131,7 +131,13 @@ def pretrained_body(
             shape = backbone.eval()(**given).last_hidden_state.shape
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConfigError(f"{name} does not take a {kind} of this size, or alone: {said}") from error
+        size = getattr(backbone.config, "image_size", None)  # where it fits any, nothing was raised
+        fix = (
+            f"; set data.types.{schema.media[0].name}.image.size: {size}" if kind == "image" and size else ""
+        )
+        raise ConfigError(
+            f"{name} does not take {schema.media[0].of_kind} of this size, or alone: {said.rstrip('.')}{fix}"
+        ) from error
     width = shape[1] if len(shape) == 4 else shape[-1]
     body = PretrainedText if kind == "text" else PretrainedImage
     return body(backbone.train(), config, width, n_encoded, n_outputs)
@@ -181,7 +187,7 @@ def _example(backbone: Any, schema: Schema, name: str) -> dict[str, Tensor]:
     Raises
     ------
     ConfigError
-        If a text has more tokens than the network knows, or an image another size or other channels.
+        If a text has more tokens than the network knows, or an image other channels.
     """
     config, column = backbone.config, schema.media[0]
     if column.tokens is not None:
@@ -199,15 +205,7 @@ def _example(backbone: Any, schema: Schema, name: str) -> dict[str, Tensor]:
         return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
     pixels = column.pixels
     assert pixels is not None
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", None)
-    wanted = (
-        (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, list | tuple) else None
-    )
-    if wanted is not None and wanted != (pixels.height, pixels.width):
-        raise ConfigError(
-            f"{name} reads images of {wanted[0]} x {wanted[1]} pixels, and those of {column.name!r} have {pixels.height} x "
-            f"{pixels.width}: set data.types.{column.name}.image.size: {size}"
-        )
+    channels = getattr(config, "num_channels", None)
     if channels is not None and channels != pixels.channels:
         raise ConfigError(
             f"{name} reads {channels} channels, and column {column.name!r} has {pixels.channels}: set "

@@ -142,3 +142,16 @@ def test_what_is_wrong_with_a_type_is_said(shoal, place, kind, said):
     done = shoal("check", place / "texts.yaml", "--set", f"data.types={{review: {kind}}}")
     assert done.code == 2
     assert said in done.err
+
+
+def test_large_rows_come_in_small_batches(place, monkeypatch):
+    from shoal.cluster.config import StorageConfig
+    from shoal.verbs import rows
+
+    monkeypatch.setattr(rows, "PREPARED_BYTES", 30 * 192)  # of images of 8 x 8 colours
+    schema = TrainedModel.load(place / "images").schema
+    files = rows.input_files(str(place / "images.parquet"), StorageConfig())
+    batches = list(rows.raw_batches(files, schema))
+    assert [len(batch) for batch in batches] == [30] * 5 + [10]
+    whole = pq.read_table(place / "images.parquet")["key"]
+    assert pa.concat_tables(batches)["key"].to_pylist() == whole.to_pylist()

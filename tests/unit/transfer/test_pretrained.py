@@ -229,7 +229,7 @@ def test_what_does_not_fit_is_refused_by_name(place: Path, tmp_path: Path) -> No
     for change, said in (
         (
             {"image_size": 12},
-            "images of 12 x 12 pixels, and those of 'photo' have 8 x 8: set data.types.photo.image.size: 12",
+            "does not take an image of this size.*set data.types.photo.image.size: 12",
         ),
         ({"num_channels": 1}, "1 channels, and column 'photo' has 3"),
         ({"model_type": "nonesuch"}, "describes no network that transformers builds"),
