@@ -20,15 +20,19 @@ from shoal.cluster.components import Imported
 from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.sharding.costs import FIX, costs_of, missing
+from shoal.cluster.sharding.images import rooted
+from shoal.cluster.sharding.listing import InputFile
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import Prepared, prepare, require_columns
 from shoal.cluster.storage import Storage
+from shoal.training.config import PretrainedConfig
 from shoal.training.costs import NO_AMOUNTS, Amounts, Costs, by_name
 from shoal.training.decision import Calibration, Decision
 from shoal.training.description import DESCRIPTION, ModelDescription, digest, read_model
 from shoal.training.draws import DrawContext, install_draws
 from shoal.training.ensembles.model import EnsembleModel
 from shoal.training.models import Factory, Model, build_model
+from shoal.training.pretrained import stored
 from shoal.training.reasonable import refuse_unreasonable, shown
 from shoal.training.scores import forward_rows, scores_from_logits
 
@@ -77,7 +81,7 @@ class TrainedModel:
         weights, is_estimator = _bytes_of(self.module)
         description = ModelDescription(
             schema=self.schema,
-            model=self.config,
+            model=stored(self.config) if isinstance(self.config, PretrainedConfig) else self.config,
             precision="fp64" if dtype == torch.float64 else "fp32",
             calibration=self.calibration,
             threshold=self.decision.threshold,
@@ -135,6 +139,10 @@ class TrainedModel:
             description.calibration,
             description.provenance,
         )
+
+    def reading(self, files: Sequence[InputFile], storage: StorageConfig) -> "TrainedModel":
+        """Return the same model for rows of such files: paths of images begin in their folder."""
+        return replace(self, schema=rooted(self.schema, [file.uri for file in files], storage))
 
     def with_threshold(self, threshold: float) -> "TrainedModel":
         """Return the same model with another decision threshold, for all rows."""

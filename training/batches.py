@@ -18,7 +18,14 @@ from shoal.cluster.sharding.manifest import Schema
 from shoal.training.plan import EpochPlaces, EpochPlan, Group, Index
 
 WINDOW_ROWS = 1 << 15  # rows gathered at once
+WINDOW_BYTES = 256 << 20  # of them, where they are texts and images
 EVALUATION_ROWS = 4096  # rows of a forward pass without gradients
+_EVALUATION_BYTES, _FEWEST = 512 << 10, 16  # of codes, as activations are many times their size
+
+
+def evaluation_rows(codes: int) -> int:
+    """Return the rows of a forward pass without gradients, of so many codes, tokens and packed pixels each."""
+    return min(EVALUATION_ROWS, max(_FEWEST, _EVALUATION_BYTES // (4 * max(1, codes))))
 
 
 class Dataset(Protocol):
@@ -54,7 +61,7 @@ class Batch:
     numeric
         ``[b, D]``, the loop's float type.
     categorical
-        int32 ``[b, C]``.
+        int32 ``[b, C + W]``, with the blocks of texts and images.
     label
         ``[b]`` or ``[b, K]``, as in the shards.
     position
@@ -126,7 +133,8 @@ class BatchReader:
         self.dataset, self.plan, self.worker, self.workers = dataset, plan, worker, workers
         self.partners = partners
         self.shards = {v: dataset.shard("train", v) for v in plan.shards_of(worker, workers)}
-        self.window = max(1, WINDOW_ROWS * workers // plan.batch_size)
+        row_bytes = 4 * max(1, dataset.schema.numeric_width + dataset.schema.codes_width)
+        self.window = max(1, min(WINDOW_ROWS, WINDOW_BYTES // row_bytes) * workers // plan.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0, end: int | None = None) -> Iterator[Batch]:
         """Yield the batches of an epoch's steps from ``first_step`` on, or up to the one before ``end``.

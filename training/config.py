@@ -1,7 +1,7 @@
 """The `model` and `training` sections, and the registries that their components come from."""
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, StrictBool, model_validator
 
@@ -40,7 +40,45 @@ class LinearConfig(Config):
     """Linear or logistic regression: a weight a number, a weight a category."""
 
 
-MODELS: dict[str, type[Config]] = {"mlp": MLPConfig, "linear": LinearConfig}
+class CNNConfig(Config):
+    """Convolutions over an image, each followed by a halving of its size; other columns join before the last layers."""
+
+    channels: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (32, 64)
+    hidden: Annotated[int, Field(ge=1)] = 128
+    dropout: Probability = 0.0
+
+
+class EmbeddingBagConfig(Config):
+    """The mean of a text's token embeddings, with other columns, through one hidden layer (Joulin et al. 2017 have none)."""
+
+    width: Annotated[int, Field(ge=1)] = 64
+    hidden: Annotated[int, Field(ge=1)] = 128
+    dropout: Probability = 0.0
+
+
+class PretrainedConfig(Config):
+    """A network of Hugging Face's for texts or images, from a local folder, and a linear layer that answers."""
+
+    path: Annotated[str, Field(min_length=1)] = Field(
+        description="a folder on this disk with config.json and weights as safetensors"
+    )
+    pool: Literal["mean", "first"] = Field(
+        "mean", description="of what the network gives a token or a place: their mean, or the first"
+    )
+    dropout: Probability = Field(0.0, description="before the last layer")
+    architecture: dict[str, Any] | None = Field(
+        None, description="what config.json holds; written into a trained model, which needs no folder"
+    )
+
+
+MODELS: dict[str, type[Config]] = {
+    "mlp": MLPConfig,
+    "linear": LinearConfig,
+    "cnn": CNNConfig,
+    "embedding_bag": EmbeddingBagConfig,
+    "pretrained": PretrainedConfig,
+}
+READS = {"cnn": "image", "embedding_bag": "text"}  # models that need a column of a type
 
 
 class SGDConfig(Config):
@@ -229,6 +267,22 @@ class MixupConfig(Config):
     alpha: Positive = 0.2
 
 
+class AugmentConfig(Config):
+    """Training images are moved and mirrored at random."""
+
+    flip: StrictBool = Field(False, description="left and right are exchanged, in half of the draws")
+    crop: Annotated[int, Field(ge=0, le=1024)] = Field(
+        0,
+        description="pixels by which an image moves at most, each way; what is beyond its edge is the mean colour",
+    )
+
+    @model_validator(mode="after")
+    def _does_something(self) -> "AugmentConfig":
+        if not self.flip and not self.crop:
+            raise ValueError("it changes nothing: give flip: true, or crop: 4, or leave augment out")
+        return self
+
+
 class EMAConfig(Config):
     """An exponential moving average of the weights, of every step (Polyak and Juditsky 1992)."""
 
@@ -330,6 +384,9 @@ class TrainingConfig(Config):
         (), description="learning rate, weight decay, l1 and l2 of parameters by name"
     )
     mixup: MixupConfig | None = None
+    augment: AugmentConfig | None = Field(
+        None, description="of training images: flip, and crop after padding"
+    )
     averaging: AverageChoice | None = Field(
         None, description="validate and keep an average of the weights in place of the last ones"
     )
@@ -407,17 +464,21 @@ __all__ = [
     "AVERAGES",
     "MODELS",
     "OPTIMIZERS",
+    "READS",
     "SEARCHING",
     "STRATEGIES",
     "AdadeltaConfig",
     "AdagradConfig",
     "AdamConfig",
     "AdamWConfig",
+    "AugmentConfig",
+    "CNNConfig",
     "CheckpointConfig",
     "DDPConfig",
     "DeepSpeedConfig",
     "EMAConfig",
     "EarlyStoppingConfig",
+    "EmbeddingBagConfig",
     "Imported",
     "L1Config",
     "LBFGSConfig",
@@ -429,6 +490,7 @@ __all__ = [
     "NonlinearCGConfig",
     "OptimizerChoice",
     "ParameterGroupConfig",
+    "PretrainedConfig",
     "RAdamConfig",
     "RMSpropConfig",
     "SGDConfig",

@@ -64,7 +64,38 @@ class DrawContext:
     rows: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
 
 
-class CounterDropout(nn.Module):
+class Drawing(nn.Module):
+    """A layer that draws: `install_draws` gives it its number and where the loop is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = 0
+        self.context = DrawContext()
+
+    def hashed(self, n_rows: int, units: int, device: torch.device) -> Tensor:
+        """Return int32 ``[n_rows, units]``, uniform: hashes of (seed, step, layer, row, unit).
+
+        Raises
+        ------
+        RunError
+            If the layer sees other rows than those of the batch.
+        """
+        context = self.context
+        if len(context.rows) != n_rows:
+            raise RunError(
+                f"a dropout layer saw {n_rows} rows where the batch has {len(context.rows)}: dropout needs the rows of "
+                "the batch in its first dimension"
+            )
+        row_keys = _keys32(combine(context.seed, context.step, self.layer), context.rows.to(device))
+        unit_keys = _keys32(combine(context.seed, self.layer), torch.arange(units, device=device))
+        return _mix32_(row_keys[:, None] ^ unit_keys[None, :])
+
+    def draws(self, n_rows: int, units: int) -> Tensor:
+        """Return float64 ``[n_rows, units]`` in [0, 1), where the context's rows are."""
+        return (self.hashed(n_rows, units, self.context.rows.device).double() + 2**31) / 2**32
+
+
+class CounterDropout(Drawing):
     """Dropout whose mask is a hash of (seed, step, layer, row, unit).
 
     Parameters
@@ -80,22 +111,12 @@ class CounterDropout(nn.Module):
         super().__init__()
         self.p = p
         self.feature_dims = feature_dims
-        self.layer = 0
-        self.context = DrawContext()
 
     def mask(self, x: Tensor) -> Tensor:
         """Return the keep mask for ``x`` ``[B, ...]``, bool, ones in every dimension that shares a draw."""
-        context, n_rows = self.context, x.shape[0]
-        if len(context.rows) != n_rows:
-            raise RunError(
-                f"a dropout layer saw {n_rows} rows where the batch has {len(context.rows)}: dropout needs the rows of "
-                "the batch in its first dimension"
-            )
+        n_rows = x.shape[0]
         dims = x.shape[1:] if self.feature_dims is None else x.shape[1 : 1 + self.feature_dims]
-        units = int(np.prod(dims))
-        row_keys = _keys32(combine(context.seed, context.step, self.layer), context.rows.to(x.device))
-        unit_keys = _keys32(combine(context.seed, self.layer), torch.arange(units, device=x.device))
-        hashed = _mix32_(row_keys[:, None] ^ unit_keys[None, :])
+        hashed = self.hashed(n_rows, int(np.prod(dims)), x.device)
         keep = hashed >= int(self.p * 2**32) - 2**31
         return keep.view(n_rows, *dims, *([1] * (x.dim() - 1 - len(dims))))
 
@@ -115,7 +136,7 @@ _OWN_DRAWS = (nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU)
 
 
 def install_draws(module: nn.Module, context: DrawContext) -> list[str]:
-    """Swap every torch dropout of a module for `CounterDropout`, and tie them to one context.
+    """Swap every torch dropout of a module for `CounterDropout`, and tie all that draws to one context.
 
     Returns
     -------
@@ -130,7 +151,7 @@ def install_draws(module: nn.Module, context: DrawContext) -> list[str]:
             setattr(parent, name.rpartition(".")[2], CounterDropout(child.p, feature_dims))
     outside = []
     for layer, (name, child) in enumerate(module.named_modules()):
-        if isinstance(child, CounterDropout):
+        if isinstance(child, Drawing):
             child.layer, child.context = layer, context
         elif isinstance(child, _OWN_DRAWS) or (
             isinstance(child, nn.MultiheadAttention | nn.RNNBase) and child.dropout > 0

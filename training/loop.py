@@ -30,6 +30,7 @@ from shoal.training.history import History
 from shoal.training.losses.build import answered, build_loss
 from shoal.training.losses.config import BY_COSTS
 from shoal.training.losses.weights import RowWeights
+from shoal.training.media import augment
 from shoal.training.models import Model, recompute_activations
 from shoal.training.optimizers.searching import REASONS
 from shoal.training.outcome import FitOutcome, Monitor
@@ -115,6 +116,8 @@ class Loop:
             self.strategy.world_size,
             partners=self.config.mixup is not None,
         )
+        if self.config.augment is not None:
+            augment(self.model, self.config.augment)
         draws = DrawContext(seed=combine(self.seed, _DROPOUT_STREAM))
         outside = install_draws(self.model, draws)
         self.notices += [

@@ -15,14 +15,26 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-from shoal.cluster.components import Imported
+from shoal.cluster.components import Choice, Imported
 from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.manifest import FIRST_CATEGORY, Schema
-from shoal.training.config import LinearConfig, MLPConfig
+from shoal.training.config import (
+    MODELS,
+    READS,
+    CNNConfig,
+    EmbeddingBagConfig,
+    LinearConfig,
+    MLPConfig,
+    PretrainedConfig,
+)
+from shoal.training.media import NAMES, Media, refuse_unread
+from shoal.training.media_models import media_body
+from shoal.training.pretrained import pretrained_body
 from shoal.training.users_code import users
 
 Factory = Callable[..., nn.Module]
+INPUTS = ("numeric", "categorical", "encoded", *NAMES)  # what a body may name
 
 
 def recompute_activations(module: nn.Module) -> int:
@@ -75,6 +87,8 @@ class InputEncoder(nn.Module):
         self.n_numeric = start
         self.register_buffer("indicators", torch.tensor(indicators, dtype=torch.int64), persistent=False)
         self.has_indicators = bool(indicators)
+        self.media = Media(schema) if schema.media else None
+        self.n_codes = len(schema.categorical)
         widths = (
             []
             if embedding is None
@@ -103,9 +117,11 @@ class InputEncoder(nn.Module):
         return torch.cat([filled, missing], dim=1)
 
     def forward(self, numeric: Tensor, categorical: Tensor) -> Tensor:
-        """Encode ``[B, D]`` floats and ``[B, C]`` codes as ``[B, E]``."""
+        """Encode ``[B, D]`` floats and ``[B, C]`` codes as ``[B, E]``; texts and images are not in it."""
         parts = [self.fill(numeric)] if self.numeric_width else []
         parts += [table(codes) for table, codes in zip(self.embeddings, categorical.unbind(1), strict=False)]
+        if not parts:
+            return numeric.new_zeros(len(numeric), 0)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
@@ -113,7 +129,8 @@ class Model(nn.Module):
     """The input encoder and a body behind it.
 
     The body gets ``[B, E]``, or, where its ``forward`` names ``numeric`` and ``categorical``, the filled numbers
-    ``[B, D]`` and the codes ``[B, C]``; it returns logits ``[B, K]``.
+    ``[B, D]`` and the codes ``[B, C]``, and where it names ``image`` or ``text`` what of `INPUTS` it names; it returns logits
+    ``[B, K]``.
 
     Attributes
     ----------
@@ -129,6 +146,7 @@ class Model(nn.Module):
         self.encoder, self.body, self.n_outputs = encoder, body, n_outputs
         self.by_type = takes_types(body)
         self.beside: nn.Module | None = None
+        self.asks = asked_of(body) if self.by_type else frozenset()
 
     def forward(
         self,
@@ -160,10 +178,23 @@ class Model(nn.Module):
 
     def _logits(self, numeric: Tensor, categorical: Tensor) -> Tensor:
         if self.by_type:
-            found: Tensor = self.body(numeric=self.encoder.fill(numeric), categorical=categorical)
+            found: Tensor = self.body(**self._by_type(numeric, categorical))
         else:
             found = self.body(self.encoder(numeric, categorical))
         return found
+
+    def _by_type(self, numeric: Tensor, codes: Tensor) -> dict[str, Tensor]:
+        given: dict[str, Tensor] = {}
+        if "numeric" in self.asks:
+            given["numeric"] = self.encoder.fill(numeric)
+        if "categorical" in self.asks:
+            given["categorical"] = codes[:, : self.encoder.n_codes]
+        if "encoded" in self.asks:
+            given["encoded"] = self.encoder(numeric, codes)
+        if self.encoder.media is not None:
+            media = self.encoder.media(codes, numeric.dtype)
+            given |= {name: tensor for name, tensor in media.items() if name in self.asks}
+        return given
 
     def _blended(
         self, numeric: Tensor, categorical: Tensor, share: float, others: tuple[Tensor, Tensor]
@@ -174,9 +205,15 @@ class Model(nn.Module):
         return found
 
 
+def asked_of(body: nn.Module) -> frozenset[str]:
+    """Return which of `INPUTS` a body's ``forward`` names."""
+    return frozenset(INPUTS) & set(inspect.signature(body.forward).parameters)
+
+
 def takes_types(body: nn.Module) -> bool:
-    """Whether a body asks for ``numeric`` and ``categorical`` by name."""
-    return {"numeric", "categorical"} <= set(inspect.signature(body.forward).parameters)
+    """Whether a body asks for tensors by name: ``numeric`` and ``categorical``, an ``image`` or a ``text``."""
+    asked = asked_of(body)
+    return {"numeric", "categorical"} <= asked or bool(asked & {"image", "text"})
 
 
 class OneHotWeights(nn.Embedding):
@@ -246,6 +283,15 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
     n_outputs = schema.target.n_outputs
     with torch.random.fork_rng(devices=[]), _memory_named(config):
         torch.manual_seed(seed)
+        if isinstance(config, PretrainedConfig):
+            encoder = InputEncoder(schema)
+            return Model(encoder, pretrained_body(config, schema, encoder.width, n_outputs), n_outputs)
+        if not isinstance(config, Imported):
+            name = str(Choice(MODELS).name_of(config))
+            refuse_unread(schema, frozenset({READS[name]} if name in READS else ()), f"model: {name}")
+        if isinstance(config, CNNConfig | EmbeddingBagConfig):
+            encoder = InputEncoder(schema)
+            return Model(encoder, media_body(config, schema, encoder.width, n_outputs), n_outputs)
         if isinstance(config, LinearConfig):
             encoder = InputEncoder(schema, embedding=None)
             cardinalities = [c.cardinality for c in schema.categorical]
@@ -259,9 +305,11 @@ def build_model(config: Config, schema: Schema, seed: int, factory: Factory | No
 
             estimator = estimator_of(config)
             if estimator is not None:
+                refuse_unread(schema, frozenset(), f"model.import: {config.path}")
                 return EstimatorModel(estimator, schema, config.path)
         body = _user_body(config, factory or config.load(), schema, encoder.width, n_outputs)
-        if takes_types(body):  # it reads the codes itself: embeddings of ours would be dead weights
+        refuse_unread(schema, asked_of(body), f"model.import: {config.path}")
+        if takes_types(body) and "encoded" not in asked_of(body):  # embeddings of ours would be dead weights
             encoder = InputEncoder(schema, embedding=None)
         model = Model(encoder, body, n_outputs)
         if not any(p.requires_grad for p in model.parameters()):

@@ -134,6 +134,8 @@ def what_draws(model: Model, config: TrainingConfig) -> str:
     found = ["mixup"] if config.mixup is not None else []
     if any(isinstance(m, CounterDropout) and m.p > 0 for m in model.modules()):
         found.append("dropout")
+    if config.augment is not None:
+        found.append("augment")
     if not isinstance(
         config.sampling, ShuffleConfig | CostRejectionConfig | BootstrapConfig
     ):  # those keep the rows of a whole step

@@ -50,7 +50,7 @@ def labels_alone(
     parts = {}
     for split, own in labels.items():
         numeric = np.broadcast_to(np.float32(0), (len(own), schema.numeric_width))
-        codes = np.broadcast_to(np.int32(0), (len(own), len(schema.categorical)))
+        codes = np.broadcast_to(np.int32(0), (len(own), schema.codes_width))
         # Class after class, as the sharding service deals them.
         order = np.argsort(own, kind="stable") if own.dtype == np.int64 else np.arange(len(own))
         cost = costs[split][order] if costs else None

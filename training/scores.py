@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from shoal.cluster.sharding.manifest import Target
-from shoal.training.batches import EVALUATION_ROWS, Dataset
+from shoal.training.batches import Dataset, evaluation_rows
 from shoal.training.costs import COST, Amounts, by_name
 from shoal.training.strategies.base import Strategy
 
@@ -51,8 +51,9 @@ def forward_rows(
     """Return logits ``[n, K]`` of prepared rows, in blocks of bounded memory."""
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     blocks = []
-    for start in range(0, len(numeric), EVALUATION_ROWS):
-        rows = slice(start, start + EVALUATION_ROWS)
+    most = evaluation_rows(categorical.shape[1])
+    for start in range(0, len(numeric), most):
+        rows = slice(start, start + most)
         # A copy: shards are mapped read-only, and torch wants memory that it may write.
         numbers = torch.from_numpy(np.array(numeric[rows])).to(device, dtype)
         codes = torch.from_numpy(np.array(categorical[rows])).to(device)
@@ -88,12 +89,12 @@ class Judge:
         """Make as many passes as the worker with the most, where parameters travel in each of them."""
         if not self.strategy.lockstep:
             return
-        passes = [0] * self.strategy.world_size
+        passes, schema = [0] * self.strategy.world_size, self.dataset.schema
+        most = evaluation_rows(schema.codes_width)
         for v, rows in enumerate(self.dataset.shard_rows(split)):
-            passes[v % self.strategy.world_size] += math.ceil(rows / EVALUATION_ROWS)
-        schema = self.dataset.schema
+            passes[v % self.strategy.world_size] += math.ceil(rows / most)
         numeric = np.zeros((1, sum(c.width for c in schema.numeric)), np.float32)
-        categorical = np.zeros((1, len(schema.categorical)), np.int32)
+        categorical = np.zeros((1, schema.codes_width), np.int32)
         for _ in range(max(passes) - passes[self.strategy.rank]):
             forward_rows(model, numeric, categorical, self.strategy.device)
 

@@ -132,14 +132,10 @@ class TransferConfig(Config):
         "nothing else learns from",
     )
 
-    @model_validator(mode="after")
-    def _has_a_start(self) -> "TransferConfig":
-        given = sorted(self.model_dump(exclude={"start", "head", *NO_START}, exclude_defaults=True))
-        if self.start is None and given:
-            raise ValueError(
-                f"{given[0]} is about a model to start from, and there is none: give start a run folder or a file of weights"
-            )
-        return self
+    @property
+    def of_a_start(self) -> tuple[str, ...]:
+        """The keys that were given and are about a model to start from."""
+        return tuple(sorted(self.model_dump(exclude={"start", "head", *NO_START}, exclude_defaults=True)))
 
     @model_validator(mode="after")
     def _has_both_domains(self) -> "TransferConfig":

@@ -9,6 +9,7 @@ from torch import nn
 
 from shoal.cluster.errors import ConfigError
 from shoal.training.models import Linear, Model
+from shoal.training.pretrained import PretrainedBody
 
 BATCH_NORMS = (nn.modules.batchnorm._BatchNorm,)
 _NORMS = (*BATCH_NORMS, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -116,7 +117,8 @@ def _units(name: str, module: nn.Module) -> list[tuple[str, nn.Module]]:
         whole = f"{name}.{child_name}"
         inner = [c for c in child.children() if any(True for _ in c.parameters())]
         holds_alone = len(inner) == 1 and not any(True for _ in child.parameters(recurse=False))
-        if inner and (isinstance(child, nn.Sequential | nn.ModuleList) or holds_alone):
+        holds_layers = isinstance(child, nn.Sequential | nn.ModuleList) or isinstance(module, PretrainedBody)
+        if inner and (holds_layers or holds_alone):
             found += _units(whole, child)
         else:
             found.append((whole, child))

@@ -19,6 +19,7 @@ from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage, redact
 from shoal.training.config import MODELS
 from shoal.training.description import digest, read_model
+from shoal.transfer.pretrained import is_pretrained, read_pretrained
 
 TENSORS, TORCH = (".safetensors",), (".pt", ".pth")
 _OTHERS = (
@@ -88,7 +89,7 @@ def read_start(place: str, storage: StorageConfig) -> Start:
     Parameters
     ----------
     place
-        A run folder, or a file of weights; local or a URI.
+        A run folder, or a file of weights; local or a URI. Or a local folder of Hugging Face's.
     storage
         How to reach object storage.
 
@@ -109,6 +110,9 @@ def read_start(place: str, storage: StorageConfig) -> Start:
         data = holder.read_bytes(name)
         read = _safetensors if place.lower().endswith(TENSORS) else _torch
         return Start(redact(place), read(data, redact(place)), digest(data))
+    if is_pretrained(place):
+        weights, sha256 = read_pretrained(place)
+        return Start(place, weights, sha256)
     description, data = read_model(Storage.open(place, storage))
     if description.is_estimator:
         raise ConfigError(

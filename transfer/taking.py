@@ -164,6 +164,13 @@ def _refuse_other_columns(model: Model, there: Schema, here: Schema) -> None:
             "transfer.statistics: data leaves other columns than those that the start reads "
             f"({_difference(there.columns, here.columns)}); use statistics: start"
         )
+    for one in there.media:
+        other = next((c for c in here.media if c.name == one.name), None)
+        if other is None or other.tokens != one.tokens or other.gives != one.gives:
+            raise ConfigError(
+                f"transfer.statistics: data gives {one.name!r} another tokenizer or size than the start's, which its weights "
+                "expect; use statistics: start, or the same data.types"
+            )
     same = [c.categories for c in there.categorical] == [c.categories for c in here.categorical]
     if not same and not model.encoder.embeddings:
         raise ConfigError(

@@ -3,14 +3,19 @@
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, NonNegativeFloat, Tag, model_validator
 
+from shoal.cluster.components import Choice
 from shoal.cluster.config import Config, Duration
 from shoal.cluster.sharding.imbalance.config import ImbalanceChoice
 
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Task = Literal["auto", "binary", "multiclass", "multilabel", "regression"]
-ColumnType = Literal["numeric", "boolean", "categorical", "timestamp", "tensor"]
+PlainType = Literal["numeric", "boolean", "categorical", "timestamp", "tensor"]
+ColumnType = Literal["numeric", "boolean", "categorical", "timestamp", "tensor", "image", "text"]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Level = Annotated[float, Field(ge=0, le=1)]
+Spread = Annotated[float, Field(gt=0)]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -22,6 +27,76 @@ def _as_tuple(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_as_tuple, json_schema_input_type=str | tuple[str, ...])]
+
+
+class ImageConfig(Config):
+    """A column of images: encoded (PNG, JPEG, …), paths of such files, or raw bytes of a stated shape."""
+
+    size: Side | tuple[Side, Side] | None = Field(
+        None, description="height and width: cut to their ratio around the middle, and scaled"
+    )
+    shape: tuple[Side, Side] | tuple[Side, Side, Literal[1, 3]] | None = Field(
+        None, description="of raw pixels, a byte each: [height, width] or [height, width, channels]"
+    )
+    channels: Literal[1, 3] | None = Field(
+        None, description="1 grey, 3 colours (default: 3, or those of shape)"
+    )
+    mean: Level | tuple[Level, ...] = Field(
+        0.5, description="subtracted from pixels of 0 to 1; one, or one a channel"
+    )
+    std: Spread | tuple[Spread, ...] = Field(0.5, description="by which they are then divided")
+
+    @model_validator(mode="after")
+    def _has_a_size(self) -> "ImageConfig":
+        if self.size is None and self.shape is None:
+            raise ValueError(
+                "size is missing: give size: 224, or the shape of raw pixels, such as shape: [28, 28]"
+            )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != self.depth:
+                raise ValueError(
+                    f"{name} has {len(value)} numbers for {self.depth} channels; give one a channel, or one"
+                )
+        return self
+
+    @property
+    def depth(self) -> int:
+        """How many channels a model gets."""
+        if self.channels is not None:
+            return self.channels
+        if self.shape is None:
+            return 3
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+    @property
+    def pixels(self) -> tuple[int, int]:
+        """Height and width."""
+        if self.size is not None:
+            return (self.size, self.size) if isinstance(self.size, int) else self.size
+        assert self.shape is not None
+        return self.shape[0], self.shape[1]
+
+
+class TextConfig(Config):
+    """A column of texts, cut into tokens by a tokenizer in a local folder; nothing is fetched."""
+
+    tokenizer: Annotated[str, Field(min_length=1)] = Field(
+        description="folder of a Hugging Face tokenizer, or its tokenizer.json"
+    )
+    max_length: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        256, description="tokens kept of a text, the first ones"
+    )
+
+
+MEDIA: dict[str, type[Config]] = {"image": ImageConfig, "text": TextConfig}
+_MediaChoice = Annotated[Config, Choice(MEDIA, importable=False), Tag("dict[media]")]
+TypeChoice = Annotated[
+    Annotated[PlainType, Tag("literal[type]")] | _MediaChoice,
+    Discriminator(
+        lambda value: "literal[type]" if isinstance(value, str) and value not in MEDIA else "dict[media]"
+    ),
+]
 
 
 class TimeSplit(Config):
@@ -97,7 +172,10 @@ class DataConfig(Config):
     features: Names | None = Field(None, description="use these columns only")
     drop: Names = Field((), description="columns to leave out")
     private: Names = Field((), description="never in logs, errors or reports")
-    types: dict[str, ColumnType] = Field({}, description="column to type, where the inferred one is wrong")
+    types: dict[str, TypeChoice] = Field(
+        {},
+        description="column to type, where the inferred one is wrong; {image: …} and {text: …} are never inferred",
+    )
     scaling: dict[str, Literal["each", "whole", "none"]] = Field(
         {},
         description="column of numbers to how they are standardised: each number of a list by itself (the default), the whole "

@@ -122,7 +122,7 @@ def decide(
         else Assignment(np.zeros(len(rows), np.int8), "all rows, without labels")
     )
     n_train = int((result.parts == 0).sum())
-    n_shards = count_shards(n_train, data.shards)
+    n_shards = count_shards(n_train, data.shards, 4 * sum(c.block for c in features.columns))
     if isinstance(data.shards, int) and n_shards < data.shards:
         raise DataError(
             f"data.shards is {data.shards}, more than the {plural(n_train, 'training row')}; use fewer"

@@ -6,12 +6,25 @@ from typing import Literal
 
 import pyarrow as pa
 
+from shoal.cluster.config import Config
 from shoal.cluster.errors import DataError
-from shoal.cluster.sharding.arrays import EXACT, is_bytes, is_number, is_stamp, is_tensor, is_text, size_lists
-from shoal.cluster.sharding.config import ColumnType, DataConfig
+from shoal.cluster.resources import format_size
+from shoal.cluster.sharding.arrays import (
+    EXACT,
+    described,
+    is_bytes,
+    is_number,
+    is_stamp,
+    is_tensor,
+    is_text,
+    size_lists,
+)
+from shoal.cluster.sharding.config import ColumnType, DataConfig, ImageConfig, TextConfig
 from shoal.cluster.sharding.facts import Facts
+from shoal.cluster.sharding.images import pixels_of
 from shoal.cluster.sharding.manifest import Column, Schema
 from shoal.cluster.sharding.names import listed, plural, require
+from shoal.cluster.sharding.texts import tokens_of
 
 # Fewer rows say little about whether values repeat.
 FEWEST_FOR_IDS = 20
@@ -165,7 +178,7 @@ def infer_features(
     refused: list[str] = []
     for name in names:
         kind, of = schema.field(name).type, facts[name]
-        asked = data.types.get(name)
+        asked, media = _asked(data, name)
         if not of.present and of.rows:
             _leave(result, name, "all values are missing", "")
             continue
@@ -194,6 +207,9 @@ def infer_features(
                 "numbers, or leave the column out with data.drop"
             )
             continue
+        if media is not None:
+            result.columns.append(_media_column(name, kind, media))
+            continue
         result.columns.append(_column(name, kind, found, reason, of))
     if refused:
         raise DataError("\n".join(refused))
@@ -213,6 +229,12 @@ def infer_features(
         result.notices.append(
             f"missing values (null or NaN) of {plural(facts[first[0]].rows, 'row')}: {listed(counted, 3)}; numbers get the "
             "training mean and a column that says so, categories a code of their own"
+            + (", texts are empty, images of the mean colour" if any(c.block for c in result.columns) else "")
+        )
+    size = sum(4 * c.block * facts[c.name].rows for c in result.columns)
+    if size:
+        result.notices.append(
+            f"texts and images take {format_size(size)} in the shards, as tokens and pixels"
         )
     return result
 
@@ -250,8 +272,8 @@ def _refusal(name: str, kind: pa.DataType, of: Facts) -> str | None:
     drop = f"leave it out with data.drop: [{name}]"
     if is_bytes(kind):
         return (
-            f"column {name!r} holds raw bytes ({kind}), such as images: they are not supported yet; {drop}, or store "
-            "numbers as a fixed-size list"
+            f"column {name!r} holds raw bytes ({kind}): if they are images, say so with data.types: {{{name}: {{image: "
+            f"{{size: 224}}}}}} (or {{shape: [28, 28]}}, for raw pixels); otherwise {drop}, or store numbers as a fixed-size list"
         )
     if unsized := size_lists(kind):
         return f"column {name!r} {unsized}; lists of varying length are not supported: {drop}"
@@ -260,8 +282,8 @@ def _refusal(name: str, kind: pa.DataType, of: Facts) -> str | None:
     if is_text(kind) and not of.iso and _is_prose(of):
         return (
             f"column {name!r} holds text (about {of.distinct:,.0f} distinct values of {of.length / of.present:.0f} "
-            f"characters on average): text is not supported yet; {drop}, or take each value as a category with "
-            f"data.types: {{{name}: categorical}}"
+            f"characters on average): give it a tokenizer with data.types: {{{name}: {{text: {{tokenizer: ./folder}}}}}}, "
+            f"{drop}, or take each value as a category with data.types: {{{name}: categorical}}"
         )
     return None
 
@@ -299,6 +321,24 @@ def _infer(kind: pa.DataType, of: Facts) -> tuple[ColumnType, str]:
     return "numeric", "integers" if pa.types.is_integer(kind) else "numbers"
 
 
+def _asked(data: DataConfig, name: str) -> tuple[ColumnType | None, Config | None]:
+    """Return the type that is asked for, and how a text or an image is read."""
+    asked = data.types.get(name)
+    if isinstance(asked, TextConfig):
+        return "text", asked
+    if isinstance(asked, ImageConfig):
+        return "image", asked
+    return asked, None  # type: ignore[return-value]
+
+
+def _media_column(name: str, kind: pa.DataType, config: Config) -> Column:
+    column = Column(name=name, type="text", arrow_type=described(kind), reason="data.types says so")
+    if isinstance(config, TextConfig):
+        return column.model_copy(update={"tokens": tokens_of(name, config)})
+    assert isinstance(config, ImageConfig)
+    return column.model_copy(update={"type": "image", "pixels": pixels_of(config)})
+
+
 def _suits(name: str, kind: pa.DataType, found: ColumnType, of: Facts) -> None:
     """Refuse a type from `data.types` that the column cannot have."""
     plain = is_number(kind) or pa.types.is_boolean(kind)
@@ -309,6 +349,8 @@ def _suits(name: str, kind: pa.DataType, found: ColumnType, of: Facts) -> None:
         "categorical": is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind),
         "timestamp": is_stamp(kind) or (is_text(kind) and of.iso),
         "tensor": is_tensor(kind),
+        "image": is_bytes(kind) or is_text(kind),
+        "text": is_text(kind),
     }
     if not fits[found]:
         allowed = [other for other, fit in fits.items() if fit]

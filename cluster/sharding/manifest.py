@@ -3,7 +3,8 @@
 The sharding pass fits the statistics of every column on the training rows and writes *prepared* rows:
 
 - ``numeric``      float32 ``[n, D]``: numbers standardised, booleans 0 or 1, time stamps as parts; NaN where missing
-- ``categorical``  int32 ``[n, C]``: 0 missing, 1 unknown or rare, 2 and up the categories of the column
+- ``categorical``  int32 ``[n, C + W]``: of a category 0 missing, 1 unknown or rare, 2 and up those of the column; then the
+  block of each text (its tokens, -1 behind the last one) and of each image (its pixels, four bytes in a number)
 - ``label``        int64 ``[n]`` class index, float32 ``[n, K]`` multi-label, or float64 ``[n]`` regression (raw units)
 - ``row_id``       the id column, or an int64 that identifies the row by its content
 - ``cost``         float64 ``[n, C]``, the cost columns as they are in the data; only where there are some
@@ -16,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from shoal.cluster.config import Config
+from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import StorageError
 from shoal.cluster.sharding.config import ColumnType
 from shoal.cluster.storage import Storage
@@ -26,6 +27,45 @@ SPLITS = ("train", "validation", "test")
 MISSING, OTHER, FIRST_CATEGORY = 0, 1, 2
 
 Scalar = bool | int | float | str
+
+
+class Tokens(Config):
+    """How a text becomes tokens."""
+
+    file: str = Field(
+        repr=False, description="the tokenizer's JSON, deflated, in base64: the model needs no other file"
+    )
+    max_length: int
+    vocabulary: int = Field(description="how many tokens there are")
+    padding: int = Field(description="the token that a model gets behind the last one")
+
+    @property
+    def block(self) -> int:
+        """How many numbers of the codes a text takes."""
+        return self.max_length
+
+
+class Pixels(Config):
+    """How an image becomes pixels."""
+
+    height: int
+    width: int
+    channels: Literal[1, 3]
+    raw: tuple[int, ...] | None = Field(None, description="shape of the bytes, where they are pixels already")
+    mean: tuple[float, ...] = Field(description="of each channel, subtracted from pixels of 0 to 1")
+    std: tuple[float, ...]
+    folder: str = Field("", description="where paths begin that are not absolute")
+    storage: StorageConfig = StorageConfig()
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes an image takes."""
+        return self.height * self.width * self.channels
+
+    @property
+    def block(self) -> int:
+        """How many numbers of the codes an image takes."""
+        return math.ceil(self.bytes / 4)
 
 
 class Column(Config):
@@ -48,11 +88,39 @@ class Column(Config):
     )
     categories: tuple[Scalar, ...] = Field((), description="values of code 2 and up, most frequent first")
     value_type: Literal["string", "integer", "boolean", "float", ""] = ""
+    tokens: Tokens | None = Field(None, description="of a text")
+    pixels: Pixels | None = Field(None, description="of an image")
 
     @property
     def width(self) -> int:
         """How many numeric features the column gives."""
         return len(self.parts)
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether it gives numbers, rather than codes, tokens or pixels."""
+        return self.type not in ("categorical", "text", "image")
+
+    @property
+    def of_kind(self) -> str:
+        """The type with its article, for messages."""
+        return f"an {self.type}" if self.type == "image" else f"a {self.type}"
+
+    @property
+    def gives(self) -> str:
+        """What a model gets of it, for reading."""
+        if self.tokens is not None:
+            return f"{self.tokens.max_length:,} tokens"
+        if self.pixels is not None:
+            return f"{self.pixels.height} x {self.pixels.width} x {self.pixels.channels} pixels"
+        count, what = (self.cardinality, "code") if self.type == "categorical" else (self.width, "number")
+        return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+    @property
+    def block(self) -> int:
+        """How many numbers behind the category codes a text or an image takes; 0 for the other types."""
+        found = self.tokens or self.pixels
+        return 0 if found is None else found.block
 
     @property
     def cardinality(self) -> int:
@@ -120,12 +188,22 @@ class Schema(Config):
     @property
     def numeric(self) -> tuple[Column, ...]:
         """Columns that give numeric features, in order."""
-        return tuple(c for c in self.columns if c.type != "categorical")
+        return tuple(c for c in self.columns if c.is_numeric)
 
     @property
     def categorical(self) -> tuple[Column, ...]:
         """Columns that give codes, in order."""
         return tuple(c for c in self.columns if c.type == "categorical")
+
+    @property
+    def media(self) -> tuple[Column, ...]:
+        """Texts and images, in order."""
+        return tuple(c for c in self.columns if c.block)
+
+    @property
+    def codes_width(self) -> int:
+        """C + W, the width of the codes: one a category, then the blocks of texts and images."""
+        return len(self.categorical) + sum(c.block for c in self.columns)
 
     @property
     def numeric_width(self) -> int:

@@ -11,6 +11,7 @@ from shoal.cluster.sharding.manifest import SPLITS
 from shoal.cluster.sharding.splits import by_stratum
 
 ROWS_PER_SHARD = 4096
+SHARD_BYTES = 64 << 20  # of texts and images
 FEWEST, MOST = 16, 1024
 _STEP = np.uint64(0xD1342543DE82EF95)
 
@@ -58,14 +59,16 @@ class Plan:
         return out
 
 
-def count_shards(train_rows: int, asked: int | str) -> int:
+def count_shards(train_rows: int, asked: int | str, row_bytes: int = 0) -> int:
     """Choose V: a power of two near a shard for every 4096 training rows, at most one a training row.
 
-    It depends on nothing but the number of training rows, so that it never differs between clusters.
+    It depends on nothing but the number of training rows, and on how large their texts and images are (``row_bytes``), so that
+    it never differs between clusters.
     """
     if isinstance(asked, int):
         return max(1, min(asked, train_rows))
-    near = 2 ** round(np.log2(max(1.0, train_rows / ROWS_PER_SHARD)))
+    rows = max(1, min(ROWS_PER_SHARD, SHARD_BYTES // max(1, row_bytes)))
+    near = 2 ** round(np.log2(max(1.0, train_rows / rows)))
     return int(max(1, min(max(FEWEST, min(near, MOST)), train_rows)))
 
 

@@ -9,12 +9,15 @@ import pyarrow as pa
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import normalise
+from shoal.cluster.sharding.images import pixels
 from shoal.cluster.sharding.manifest import Column, Schema
 from shoal.cluster.sharding.names import nearest, plural
+from shoal.cluster.sharding.texts import tokens
 from shoal.cluster.sharding.values import codes, plain, raw_numbers
 
 # Rows prepared at a time: a block's columns stay in the processor's cache while they are interleaved.
 BLOCK = 16_384
+MEDIA_ROWS = 256  # texts and images at a time
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Prepared:
         float32 ``[n, D]``: standardised numbers, booleans as 0 and 1, parts of time stamps; NaN where
         missing.
     categorical
-        int32 ``[n, C]``: 0 missing, 1 unknown or rare, then the categories.
+        int32 ``[n, C + W]``: 0 missing, 1 unknown or rare, then the categories; behind them the blocks of texts and images.
     """
 
     numeric: npt.NDArray[np.float32]
@@ -47,12 +50,12 @@ def prepare(table: pa.Table, schema: Schema) -> Prepared:
     Raises
     ------
     DataError
-        If a column is missing, there twice, of an unsuitable type, or holds infinity.
+        If a column is missing, there twice, of an unsuitable type, or holds infinity or what is no image.
     """
     require_columns(table.column_names, schema)
     arrays = {column.name: plain(normalise(table.column(column.name)), column) for column in schema.columns}
     numeric = np.empty((len(table), schema.numeric_width), np.float32)
-    categorical = np.empty((len(table), len(schema.categorical)), np.int32)
+    categorical = np.empty((len(table), schema.codes_width), np.int32)
     for start in range(0, len(table), BLOCK):
         rows = slice(start, min(start + BLOCK, len(table)))
         left = 0
@@ -62,6 +65,14 @@ def prepare(table: pa.Table, schema: Schema) -> Prepared:
             left += column.width
     for i, column in enumerate(schema.categorical):
         categorical[:, i] = codes(arrays[column.name], column)
+    first = len(schema.categorical)
+    for column in schema.media:
+        for start in range(0, len(table), MEDIA_ROWS):
+            values, rows = arrays[column.name].slice(start, MEDIA_ROWS), slice(start, start + MEDIA_ROWS)
+            private = column.name in schema.private
+            found = tokens(values, column) if column.tokens is not None else pixels(values, column, private)
+            categorical[rows, first : first + column.block] = found
+        first += column.block
     _refuse_infinity(numeric, arrays, schema)
     return Prepared(numeric, categorical)
 

@@ -50,6 +50,7 @@ from shoal.cluster.sharding.earlier import (
 from shoal.cluster.sharding.features import candidates
 from shoal.cluster.sharding.files import FOLDER
 from shoal.cluster.sharding.fitting import complete, cost_sums, foresee, training_counts
+from shoal.cluster.sharding.images import rooted
 from shoal.cluster.sharding.imbalance.store import Collected, corrected, write_resampled
 from shoal.cluster.sharding.leakage import Leakage
 from shoal.cluster.sharding.listing import find, fingerprint, partition_notice
@@ -60,6 +61,7 @@ from shoal.cluster.sharding.scan import Scan, Span, merge_away, scan_span, spans
 from shoal.cluster.sharding.source import Source, open_source
 from shoal.cluster.sharding.spread import Here, Spread
 from shoal.cluster.sharding.statistics import Statistics
+from shoal.cluster.sharding.texts import tokenizers
 from shoal.cluster.sharding.units import Unit, Writing, fit_unit, prepared, units_of
 from shoal.cluster.storage import Storage
 
@@ -200,6 +202,7 @@ def shard(
             reading,
             known,
             judge,
+            storage_config,
         ),
         source,
         partition_notice(inputs),
@@ -241,6 +244,7 @@ class _Job:
     reading: Reading | None
     known: Schema | None
     judge: Judge | None
+    storage_config: StorageConfig
 
     @property
     def work(self) -> str:
@@ -266,7 +270,9 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
     notices = [*source.notices, *said, *decided.notices, *notices, *decided.features.notices]
     kept = [column.name for column in decided.features.columns] + ([data.id] if data.id else [])
     reporter.stage("ordering")
-    blocks = blocks_of(plan, _BLOCK_ROWS if here else _rows_at_a_time(job, source, kept))
+    most = _BLOCK_ROWS if here else _rows_at_a_time(job, source, kept)
+    media = 4 * sum(column.block for column in decided.features.columns)
+    blocks = blocks_of(plan, min(most, max(1, job.budget // 2 // media)) if media else most)
     needed = [
         any(slot not in earlier.files for slot in range(block.first, block.last))
         or (block.last <= v and (resample or earlier.fitted is None))
@@ -284,7 +290,8 @@ def _make(job: _Job, source: Source, said: list[str], earlier: Earlier, resample
         for notice in notices:
             reporter.notice(notice)
         reporter.stage("writing shards")
-        schema, leakage = fitted.schema_, Leakage(fitted.schema_)
+        schema = rooted(fitted.schema_, [file.uri for file in source.files], job.storage_config)
+        leakage = Leakage(schema)
         collected = None
         if resample:
             collected = Collected(training_counts(decided), v, schema, own)
@@ -426,7 +433,9 @@ def _key(
     resplit: Resplit | None = None,
     known: Schema | None = None,
 ) -> str:
-    carried = {"costs": list(costs)} if costs else {}
+    carried: dict[str, Any] = {"costs": list(costs)} if costs else {}
+    if texts := tokenizers(data):
+        carried |= {"tokenizers": texts}
     more: tuple[Any, ...] = () if resplit is None else (resplit.identity,)
     if known is not None:
         fitted = known.model_dump(mode="json", include={"columns": True, "target": {"center", "scale"}})

@@ -6,16 +6,18 @@ ordered and read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.arrays import F64, normalise
 from shoal.cluster.sharding.manifest import Column, Scalar
+from shoal.cluster.sharding.texts import token_counts
 from shoal.cluster.sharding.values import category_values, plain, raw_numbers
 
 # Up to so many categories each has its own code, however rare; beyond, values seen once train the code
@@ -130,10 +132,13 @@ class Counts:
 
 @dataclass(frozen=True)
 class Gathered:
-    """What some shards tell: the moments of each shard with rows, and the counts of all of them together."""
+    """What some shards tell: the moments of each shard with rows; of all together, counts of categories and of lengths."""
 
     moments: list[Moments]
     counts: dict[str, Counts]
+    lengths: dict[str, npt.NDArray[np.int64]] = field(
+        default_factory=dict
+    )  # of texts: how many have 0, 1, … tokens
 
 
 def gather(columns: Sequence[Column], table: pa.Table, offsets: Sequence[int]) -> Gathered:
@@ -154,7 +159,10 @@ def gather(columns: Sequence[Column], table: pa.Table, offsets: Sequence[int]) -
         array = plain(normalise(table.column(column.name)), column)
         if column.type == "categorical":
             gathered.counts[column.name].add(array.slice(offsets[0], offsets[-1] - offsets[0]), column)
-        else:
+        elif column.tokens is not None:
+            texts = array.slice(offsets[0], offsets[-1] - offsets[0])
+            gathered.lengths[column.name] = np.bincount(token_counts(texts, column))
+        elif column.is_numeric:
             numeric.append((array, column))
     for start, length in shards:
         values = np.empty((sum(column.width for _, column in numeric), length))
@@ -178,6 +186,7 @@ class Statistics:
         self._columns = columns
         self._moments: Moments | None = None
         self._counts = _no_counts(columns)
+        self._lengths: dict[str, npt.NDArray[np.int64]] = {}
 
     def add(self, table: pa.Table, offsets: list[int]) -> None:
         """Add whole shards.
@@ -200,9 +209,17 @@ class Statistics:
                 self._moments.merge(moments)
         for name, counts in gathered.counts.items():
             self._counts[name].merge(counts)
+        for name, lengths in gathered.lengths.items():
+            known = self._lengths.get(name, np.zeros(0, np.int64))
+            total = np.zeros(max(len(known), len(lengths)), np.int64)
+            total[: len(known)] += known
+            total[: len(lengths)] += lengths
+            self._lengths[name] = total
 
     def constant(self, column: Column) -> bool:
         """Whether no training row differs from another in this column."""
+        if column.block:
+            return False
         if column.type != "categorical":
             return self._of(column).constant
         counts = self._counts[column.name]
@@ -224,6 +241,8 @@ class Statistics:
             )
         if column.type == "categorical":
             return self._vocabulary(column, max_categories)
+        if column.block:
+            return column, self._say_lengths(column)
         moments = self._of(column)
         update: dict[str, object] = {"has_missing": bool(moments.missing.any())}
         if column.type != "boolean" and scaling != "none":
@@ -245,8 +264,24 @@ class Statistics:
         for other in self._columns:
             if other.name == column.name:
                 break
-            first += 0 if other.type == "categorical" else other.width
+            first += other.width if other.is_numeric else 0
         return self._moments[first : first + column.width]
+
+    def _say_lengths(self, column: Column) -> list[str]:
+        """Say how long the texts are, and how many are cut."""
+        found = self._lengths.get(column.name)
+        if column.tokens is None or found is None or not found.sum():
+            return []
+        most, total = column.tokens.max_length, int(found.sum())
+        cut, half = int(found[most + 1 :].sum()), int(np.searchsorted(found.cumsum(), total / 2))
+        of_cut = (
+            f"; {cut:,} of {total:,} ({cut / total:.1%}) are cut at max_length: {most}"
+            if cut
+            else ", and none is cut"
+        )
+        return [
+            f"column {column.name!r}: training texts of {half} tokens (median), at most {len(found) - 1:,}{of_cut}"
+        ]
 
     def _vocabulary(self, column: Column, most: int) -> tuple[Column, list[str]]:
         counts = self._counts[column.name]

@@ -168,10 +168,8 @@ def _left_out(facts: ReportFacts) -> Html:
 def _columns(facts: ReportFacts) -> Html:
     rows = []
     for column in facts.manifest.schema_.columns:
-        of_text = column.type == "categorical"
-        width = plural(column.cardinality, "code") if of_text else plural(column.width, "number")
         missing = "yes" if column.has_missing else "no"
-        rows.append([column.name, column.type, column.arrow_type, width, missing, column.reason])
+        rows.append([column.name, column.type, column.arrow_type, column.gives, missing, column.reason])
     return table(
         "Features, as fitted on the training rows",
         ["column", "type", "stored as", "gives", "missing values", "why this type"],

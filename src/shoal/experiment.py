@@ -18,7 +18,15 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.imbalance.config import RandomOverSamplerConfig, makes_rows, named
 from shoal.evaluation.config import EvaluationConfig
 from shoal.experiment_keys import root
-from shoal.training.config import MODELS, OPTIMIZERS, STRATEGIES, MLPConfig, ModelChoice, TrainingConfig
+from shoal.training.config import (
+    MODELS,
+    OPTIMIZERS,
+    STRATEGIES,
+    MLPConfig,
+    ModelChoice,
+    PretrainedConfig,
+    TrainingConfig,
+)
 from shoal.training.ensembles.config import ENSEMBLES, MetaCostConfig
 from shoal.training.losses.config import (
     BY_COSTS,
@@ -54,6 +62,18 @@ class Experiment(Config):
         if self.data.imbalance is not None and isinstance(self.training.loss, LogitAdjustedConfig):
             raise ValueError(
                 "data.imbalance and the loss logit_adjusted both correct for the shares of the classes: keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reuse_has_a_start(self) -> "Experiment":
+        transfer = self.transfer
+        if transfer is None or transfer.start is not None or isinstance(self.model, PretrainedConfig):
+            return self
+        if given := transfer.of_a_start:
+            raise ValueError(
+                f"transfer: {given[0]} is about a model to start from, and there is none: give transfer.start a run folder or a "
+                "file of weights"
             )
         return self
 

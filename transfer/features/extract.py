@@ -17,6 +17,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.dataset import ShardedDataset, ShardRows
 from shoal.cluster.sharding.manifest import Schema, Target
 from shoal.cluster.storage import Storage
+from shoal.training.batches import evaluation_rows
 from shoal.training.device import own_threads, pick_device
 from shoal.training.models import Model, build_model
 from shoal.transfer.config import TransferConfig
@@ -139,8 +140,9 @@ class Extract:
             tapped(model, self.layers, head) as outputs,
             Storage.open(self.run_uri, storage).write_stream(path_of(split, v)) as sink,
         ):
-            for start in range(0, len(rows), _ROWS):
-                part = slice(start, min(start + _ROWS, len(rows)))
+            most = min(_ROWS, evaluation_rows(rows.categorical.shape[1]))
+            for start in range(0, len(rows), most):
+                part = slice(start, min(start + most, len(rows)))
                 with torch.inference_mode():
                     dtype = next((p.dtype for p in model.parameters()), torch.float32)
                     model(

@@ -75,6 +75,12 @@ def wanted(config: Config, counts: Index, schema: Schema) -> dict[int, int]:
         )
     if (counts > 0).sum() < 2:
         raise ConfigError("data.imbalance: the training rows are of one class; check data.split")
+    if schema.media and not isinstance(config, RandomOverSamplerConfig | RandomUnderSamplerConfig):
+        column = schema.media[0]
+        raise ConfigError(
+            f"data.imbalance: {name} looks at the numbers of rows, and column {column.name!r} is {column.of_kind}: use "
+            "random_over_sampler or random_under_sampler, or leave the column out with data.drop"
+        )
     nominal = [column.name for column in schema.columns if column.type in ("categorical", "boolean")]
     categories = [column.name for column in schema.categorical]
     some = f"{len(categories)} of the {len(schema.columns)} columns are categories ({listed(categories, 4)})"

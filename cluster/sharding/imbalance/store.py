@@ -49,7 +49,7 @@ class Collected:
         self.costs = np.empty((rows, len(schema.costs)))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         numeric = _array((rows, schema.numeric_width), np.float32, scratch, "numeric")
-        categorical = _array((rows, len(schema.categorical)), np.int32, scratch, "categorical")
+        categorical = _array((rows, schema.codes_width), np.int32, scratch, "categorical")
         self.rows = TrainingRows(Prepared(numeric, categorical), offsets, schema)
 
     def add(

@@ -22,6 +22,7 @@ from shoal.transfer.config import TransferConfig
 from shoal.verbs.dataset import shard
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import PROVENANCE, claimed, run_uri
+from shoal.verbs.starting import transfer_of
 from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def layers(experiment: Experiment | str | Path, *, reporter: Reporter | None = N
     dtype = next((p.dtype for p in model.parameters()), torch.float32)
     rows = (
         torch.zeros(2, schema.numeric_width, dtype=dtype),
-        torch.zeros(2, len(schema.categorical), dtype=torch.int32),
+        torch.zeros(2, schema.codes_width, dtype=torch.int32),
     )
     return LayersResult(layers_of(model, head, source.transfer.features.pool, rows))
 
@@ -144,7 +145,7 @@ def _tapping(experiment: Experiment) -> tuple[Experiment, Schema | None, str]:
     from shoal.training.scikit.unused import names_estimator
     from shoal.transfer.start import read_start
 
-    config = experiment.transfer or TransferConfig()
+    config = transfer_of(experiment) or TransferConfig()
     if config.start is None:
         if not isinstance(experiment.model, Imported):
             raise ConfigError(

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from shoal.cluster.config import Config
 from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.filesystems import redact
 from shoal.cluster.progress import Reporter
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, from_dict
+from shoal.training.config import MODELS, READS
 from shoal.verbs.look import Look, look
 from shoal.verbs.rows import given_as
 from shoal.yaml_file import dump
@@ -103,7 +105,7 @@ def _text(experiment: Experiment, found: Look, file: str) -> str:
     ]
     sections = [
         _data(experiment, found),
-        _model(experiment),
+        _model(experiment, found),
         _training(experiment),
         _evaluation(experiment, found),
     ]
@@ -137,9 +139,15 @@ def _data(experiment: Experiment, found: Look) -> list[str]:
     lines += _split(experiment, found)
     lines.append("  # Each column's type as it was found; take the # away and change what is wrong.")
     lines.append("  # types:" if not data.types else "  types:")
+    types = {
+        name: kind.model_dump(mode="json", exclude_defaults=True) if isinstance(kind, Config) else kind
+        for name, kind in data.types.items()
+    }
     for column in found.columns:
         mark = "  " if column.name in data.types else "# "
-        lines.append(_comment(f"  {mark}  {_scalar(column.name)}: {column.type}", column.reason))
+        kind = types.get(column.name, column.type)
+        kind = {column.type: kind} if isinstance(kind, dict) else kind
+        lines.append(_comment(f"  {mark}  {_item(column.name, kind)}", column.reason))
     return lines
 
 
@@ -175,8 +183,12 @@ def _split(experiment: Experiment, found: Look) -> list[str]:
     return lines
 
 
-def _model(experiment: Experiment) -> list[str]:
+def _model(experiment: Experiment, found: Look) -> list[str]:
     model = experiment.model_dump(mode="json")["model"]
+    kinds = {column.type for column in found.columns}
+    reader = next((name for name, kind in READS.items() if kind in kinds), None)
+    if reader is not None and "model" not in experiment.model_fields_set:
+        model = {reader: MODELS[reader]().model_dump(mode="json")}
     return ["", "model:", *(f"  {_item(name, value)}" for name, value in model.items())]
 
 

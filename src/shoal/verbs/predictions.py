@@ -112,7 +112,7 @@ def predict(
     _refuse_precious(to, target, name, folder.storage, files)
     if target.exists(name) and not force:
         raise StorageError(f"{to} exists; choose another --to, or overwrite it with --force")
-    trained = TrainedModel.load(folder.storage, allow_import=allow_import)
+    trained = TrainedModel.load(folder.storage, allow_import=allow_import).reading(files, config)
     known = _held_out(folder, experiment, trained) if estimate else None
     reporter.stage("predicting")
     rows = 0
@@ -201,6 +201,8 @@ def labelled_predictions(
     DataError
         If the data lack a column or a label, or are empty.
     """
+    files = input_files(data, config)
+    trained = trained.reading(files, config)
     schema = trained.schema
     private = bool(set(schema.target.columns) & set(schema.private))
     ids: list[pa.Array] = []
@@ -211,7 +213,7 @@ def labelled_predictions(
     reporter.stage("scoring")
     unknown = Unknown(schema)
     rows = 0
-    for batch in raw_batches(input_files(data, config), schema, labels=True, costs=columns):
+    for batch in raw_batches(files, schema, labels=True, costs=columns):
         if not batch.num_rows:
             continue
         labels.append(encode_labels(batch, schema.target, private=private))

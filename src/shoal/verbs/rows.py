@@ -18,6 +18,7 @@ from shoal.cluster.sharding.prepare import prepare
 from shoal.cluster.sharding.source import damaged
 
 BATCH_ROWS = 65_536
+PREPARED_BYTES = 64 << 20  # of texts and images
 CSV_BLOCK = 8 << 20
 _CSV = (".csv", ".csv.gz")
 
@@ -41,7 +42,7 @@ def raw_batches(
     Yields
     ------
     pyarrow.Table
-        At most `BATCH_ROWS` rows of Parquet, or a block of CSV.
+        At most `BATCH_ROWS` rows of Parquet, or a block of CSV; fewer of texts and images, which are larger when prepared.
 
     Raises
     ------
@@ -53,11 +54,13 @@ def raw_batches(
         wanted += [name for name in schema.target.columns if name not in wanted]
     wanted += [name for name in costs if name not in wanted]
     optional = [schema.id] if schema.id and schema.id not in wanted else []
+    size = 4 * sum(column.block for column in schema.columns)  # of a row's texts and images
+    most = max(1, min(BATCH_ROWS, PREPARED_BYTES // size)) if size else CSV_BLOCK  # no block has as many rows
     for file in files:
-        if file.path.lower().endswith(_CSV):
-            yield from _csv(file, schema, wanted, optional, costs)
-        else:
-            yield from _parquet(file, schema, wanted, optional, costs)
+        read = _csv if file.path.lower().endswith(_CSV) else _parquet
+        for batch in read(file, schema, wanted, optional, costs):
+            for start in range(0, max(1, batch.num_rows), most):
+                yield batch.slice(start, most)
 
 
 def input_files(paths: str | Sequence[str], config: StorageConfig) -> list[InputFile]:

@@ -8,6 +8,8 @@ from shoal.cluster.sharding.listing import find
 from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment
+from shoal.training.config import PretrainedConfig
+from shoal.transfer.config import TransferConfig
 from shoal.verbs.judge import DATA, rows_of
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ def starting(experiment: Experiment) -> Starting:
     ConfigError, DataError, StorageError
         If it cannot be started from, or this fit not fine-tuned so.
     """
-    config = experiment.transfer
+    config = transfer_of(experiment)
     if config is None or config.start is None:
         return Starting()
     from shoal.training.scikit.unused import names_estimator
@@ -53,6 +55,14 @@ def starting(experiment: Experiment) -> Starting:
     storage = experiment.cluster.storage
     said = () if is_file(config.start) else _same_rows(experiment, Storage.open(config.start, storage))
     return Starting(*fine_tune(config, storage, said))
+
+
+def transfer_of(experiment: Experiment) -> TransferConfig | None:
+    """Return the `transfer` section; a pretrained model starts from its folder where that names nothing else."""
+    config = experiment.transfer
+    if isinstance(experiment.model, PretrainedConfig) and (config is None or config.start is None):
+        return (config or TransferConfig()).model_copy(update={"start": experiment.model.path})
+    return config
 
 
 def _same_rows(experiment: Experiment, run: Storage) -> tuple[str, ...]:

@@ -29,9 +29,10 @@ class Unknown:
         self._first: dict[str, Any] = {}
 
     def see(self, batch: pa.Table, codes: NDArray[np.int32]) -> None:
-        """Count a batch of raw rows, given the codes ``[n, C]`` that `prepare` gave its categories."""
+        """Count a batch of raw rows, given the codes ``[n, C + W]`` that `prepare` gave its categories."""
         self._of += batch.num_rows
-        for column, unknown in zip(self.schema.categorical, (codes == OTHER).T, strict=True):
+        columns = self.schema.categorical
+        for column, unknown in zip(columns, (codes[:, : len(columns)] == OTHER).T, strict=True):
             if rows := int(unknown.sum()):
                 self.rows[column.name] = self.rows.get(column.name, 0) + rows
                 self._first.setdefault(column.name, batch.column(column.name)[int(unknown.argmax())].as_py())

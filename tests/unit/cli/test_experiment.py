@@ -91,11 +91,11 @@ def test_path_and_target_are_enough(tmp_path):
         ("training: 5\n", "experiment.yaml:4: training: 5 is not allowed; it must be a section of keys"),
         (
             "model: mpl\n",
-            "experiment.yaml:4: model: there is no 'mpl'; did you mean mlp? allowed: mlp, linear, import",
+            "experiment.yaml:4: model: there is no 'mpl'; did you mean mlp? allowed: mlp, linear, cnn",
         ),
         (
             "model: 3\n",
-            "experiment.yaml:4: model is 3; it takes a component's name; allowed: mlp, linear, import",
+            "experiment.yaml:4: model is 3; it takes a component's name; allowed: mlp, linear, cnn",
         ),
         (
             "model: {mlp: {}, linear: {}}\n",
@@ -120,8 +120,8 @@ def test_path_and_target_are_enough(tmp_path):
             "data.split: test 0.9 and validation 0.2 leave no training rows",
         ),
         (
-            "  types: {a: text}\n",
-            "experiment.yaml:4: data.types.a: 'text' is not allowed; it must be numeric, boolean",
+            "  types: {a: words}\n",
+            "experiment.yaml:4: data.types.a: 'words' is not allowed; it must be numeric, boolean",
         ),
         (
             "cluster: {wait: 10 minutes}\n",
@@ -365,7 +365,9 @@ def test_json_schema_describes_the_file():
     assert definitions["DataConfig"]["required"] == ["path", "target"]
     assert {"type": "string"} in definitions["DataConfig"]["properties"]["path"]["anyOf"]
     assert definitions["ClusterConfig"]["properties"]["wait"]["default"] == "5m"
-    assert schema["properties"]["model"]["oneOf"][0] == {"enum": ["mlp", "linear"]}
+    assert schema["properties"]["model"]["oneOf"][0] == {
+        "enum": ["mlp", "linear", "cnn", "embedding_bag", "pretrained"]
+    }
     assert schema["properties"]["model"]["default"]["mlp"]["hidden"] == [128, 128]
     assert schema["additionalProperties"] is False
     assert "relative to the directory" in schema["description"]

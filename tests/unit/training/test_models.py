@@ -133,7 +133,7 @@ class _Failing(nn.Linear):
 
 def _two_numbers() -> Any:
     number = SimpleNamespace(has_missing=False, width=2)
-    return SimpleNamespace(numeric=[number], categorical=[], target=SimpleNamespace(n_outputs=1))
+    return SimpleNamespace(numeric=[number], categorical=[], media=(), target=SimpleNamespace(n_outputs=1))
 
 
 def test_an_error_of_the_users_module_names_its_file_and_line() -> None:
