@@ -14,8 +14,8 @@ from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.costs import costs_of
 from shoal.cluster.sharding.features import Features, infer_features, known_features
 from shoal.cluster.sharding.hashing import U64, seeded
-from shoal.cluster.sharding.manifest import Schema, Target
-from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.manifest import SPLITS, Schema, Target
+from shoal.cluster.sharding.names import listed, plural
 from shoal.cluster.sharding.plan import Plan, count_shards, make_plan, row_ids
 from shoal.cluster.sharding.scan import Scan
 from shoal.cluster.sharding.targets import code_labels, infer_target, no_labels
@@ -127,7 +127,8 @@ def decide(
         raise DataError(
             f"data.shards is {data.shards}, more than the {plural(n_train, 'training row')}; use fewer"
         )
-    notices += [*result.notices, *_say_twins(rows, data, result.parts)]
+    notices += [*result.notices, *_say_absent(rows.labels, target, private, result)]
+    notices += _say_twins(rows, data, result.parts)
     strata = _strata(rows.labels, target)
     del rows
     plan = make_plan(order, ids, result.parts, strata, n_shards, rows_read)
@@ -162,6 +163,28 @@ def draw(
     # By id and not by key: copies of a row share the key, and would all fall into one part.
     drawn = np.argsort(seeded(ids.view(np.uint64), seed))
     return order[drawn], ids[drawn]
+
+
+def _say_absent(labels: npt.NDArray[Any], target: Target, private: bool, found: Assignment) -> list[str]:
+    """Say which classes have no row in a part that has others; a split by class has said so itself."""
+    if target.task not in ("binary", "multiclass") or found.kind.startswith("stratified"):
+        return []
+    said = []
+    for part, name in enumerate(SPLITS):
+        counts = np.bincount(labels[found.parts == part], minlength=len(target.classes))
+        absent = [str(target.classes[i]) for i in np.flatnonzero(counts == 0)]
+        if counts.sum() and absent:
+            which = (
+                plural(len(absent), "class")
+                if private
+                else f"{'class' if len(absent) == 1 else 'classes'} {listed(absent)}"
+            )
+            said.append(
+                f"no {name} row is of {which}: scores of {name} rows say nothing of it"
+                if part
+                else f"no training row is of {which}: no model can learn it"
+            )
+    return said
 
 
 def _say_twins(rows: Rows, data: DataConfig, parts: npt.NDArray[np.int8]) -> list[str]:

@@ -314,14 +314,15 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
         raise DataError(f"target {name!r} {unsized}")
     if not (is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise DataError(
-            f"target {name!r} is {described(column.type)}; a multi-label target holds booleans or 0 and 1"
+            f"data.target: column {name!r} is {described(column.type)}, and each label of several is yes or no: store it as "
+            "booleans or 0 and 1 (true where it holds what the label is named after)"
         )
     values = list_numbers(column) if pa.types.is_fixed_size_list(column.type) else numbers(column)[:, None]
     odd = ~(np.isnan(values) | (values == 0) | (values == 1))
     if odd.any():
         raise DataError(
-            f"target {name!r} has {plural(int(odd.sum()), 'value')} other than 0 and 1; a multi-label target holds "
-            "booleans or 0 and 1"
+            f"data.target: column {name!r} has {plural(int(odd.sum()), 'value')} other than 0 and 1; each of several labels is yes "
+            "or no: store it as booleans or 0 and 1"
         )
     return values
 

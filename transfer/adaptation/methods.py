@@ -130,7 +130,7 @@ class Tap(nn.Module):
         with torch.no_grad():
             model(
                 torch.zeros(2, schema.numeric_width, dtype=dtype),
-                torch.zeros(2, len(schema.categorical), dtype=torch.int32),
+                torch.zeros(2, schema.codes_width, dtype=torch.int32),
             )
         model.train(was)
         self.width = self.features().shape[1]

@@ -168,6 +168,19 @@ def refuse(config: Config, training: TrainingConfig, schema: Schema, target_rows
                 f"transfer.adaptation: {name} looks at all of a step's rows together, and training.{key} does not go with that; "
                 "leave it out"
             )
+    if (
+        not of_features
+        and schema.media
+        and (
+            name in ("importance_weighting", "co_training")
+            and not schema.numeric_width
+            and not schema.categorical
+        )
+    ):
+        raise ConfigError(
+            f"transfer.adaptation: {name} goes by columns of numbers and categories, and there are texts or images alone; use "
+            "dann, mmd or self_training"
+        )
     if training.ensemble is not None:
         raise ConfigError(
             "transfer.adaptation and training.ensemble are not built together; leave one of them out"

@@ -337,7 +337,7 @@ def views_of(config: CoTrainingConfig, source: Dataset, seed: int) -> tuple[set[
     shards = [source.shard("train", v) for v in range(source.n_shards)]
     share = max(1, _VIEW_ROWS // len(shards))
     numbers = np.concatenate([np.nan_to_num(s.numeric[:share]) for s in shards])
-    codes = np.concatenate([s.categorical[:share] for s in shards])
+    codes = np.concatenate([s.categorical[:share, : len(schema.categorical)] for s in shards])
     labels = np.concatenate([s.label[:share] for s in shards])
     discrete = np.repeat([False, True], [numbers.shape[1], codes.shape[1]])
     information = mutual_info_classif(

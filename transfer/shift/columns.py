@@ -176,7 +176,7 @@ def _unfit(
 
 def numbers_differ(source: Values, target: Values) -> tuple[float, float]:
     """Return Kolmogorov-Smirnov's distance of two samples, and its p-value; ties make that too large, not too small."""
-    found = ks_2samp(source, target, method="asymp" if max(len(source), len(target)) > 1000 else "auto")
+    found = ks_2samp(source, target, method="asymp" if max(len(source), len(target)) > 300 else "auto")
     return float(found.statistic), float(found.pvalue)
 
 

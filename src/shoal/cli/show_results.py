@@ -57,7 +57,9 @@ def scores(found: dict[str, Any], task: str) -> list[Any]:
                 table.add_row(shown_as, _number(entry["value"]), _interval(entry))
         shown.append(table)
         if macro:
-            shown.append(f"macro: the plain average over {'labels' if task == 'multilabel' else 'classes'}")
+            shown.append(
+                f"macro: the plain average over the {'labels' if task == 'multilabel' else 'classes'} that occur in these rows"
+            )
         if methods := _methods(metrics):
             shown.append(f"intervals: {methods}")
         flat = [name for name, e in metrics.items() if e["value"] is not None and e["low"] == e["high"]]

@@ -148,6 +148,7 @@ def _adapt(
     command: Sequence[str] | None,
 ) -> AdaptResult:
     from shoal.evaluation.report.adaptation import write_adaptation_report
+    from shoal.evaluation.report.markup import Html
     from shoal.evaluation.report.shift import shift_section
     from shoal.transfer.adaptation.service import refuse
     from shoal.verbs.adapt_judging import chosen, final_test, shifted, summary
@@ -177,7 +178,7 @@ def _adapt(
         if not seed:
             with stages.stage("shift", "looking at the shift"):
                 shift = shifted(work.experiment, work.open(source), work.open(target), plain)
-                for said in shift.verdict.sentences:
+                for said in summary(shift)["sentences"]:
                     reporter.notice(said)
         for kind, method in methods.items():
             fits[kind].append(_adapted(work, kind, method, seed, plain))
@@ -191,7 +192,6 @@ def _adapt(
     with stages.stage("judge", "final test" if labelled else "judging on source rows"):
         found = final_test(work.experiment, fits, selection["chosen"], in_domain, reporter)
     selection["chosen"] = found.pop("chosen")
-    assert shift is not None
     found |= {
         "selection": selection,
         "shift": summary(shift),
@@ -210,15 +210,17 @@ def _adapt(
     )
     run.write_json(PROVENANCE, facts)
     with stages.stage("report", "writing the report"):
-        section = shift_section(
-            shift.verdict.sentences,
-            shift.separations,
-            shift.columns,
-            shift.drawn,
-            shift.labels,
-            shift.classes,
-            warn=shift.verdict.alignment_may_hurt,
-        )
+        section = Html("")
+        if shift is not None:
+            section = shift_section(
+                shift.verdict.sentences,
+                shift.separations,
+                shift.columns,
+                shift.drawn,
+                shift.labels,
+                shift.classes,
+                warn=shift.verdict.alignment_may_hurt,
+            )
         write_adaptation_report(run, found, facts, source.manifest, target.manifest, section)
     run.write_json("metrics.json", found)  # last: it says that the run is complete
     reporter.done()
@@ -380,10 +382,11 @@ def _write_importance(work: _Work, method: ImportanceWeightingConfig) -> str:
 
     folder = work.run.storage.child(f"{FITS}/importance-{method.clip:g}")
     if not folder.exists(IMPORTANCE):
-        rows = []
+        rows, n_codes = [], len(work.source.manifest.schema_.categorical)
         for dataset in (work.open(work.source), work.open(work.target)):
             shards = [dataset.shard("train", v) for v in range(dataset.n_shards)]
-            rows.append([np.column_stack([s.numeric, np.minimum(s.categorical, CODES - 1)]) for s in shards])
+            codes = [np.minimum(s.categorical[:, :n_codes], CODES - 1) for s in shards]
+            rows.append([np.column_stack([s.numeric, own]) for s, own in zip(shards, codes, strict=True)])
         numbers, width = rows[0][0].shape[1], work.source.manifest.schema_.numeric_width
         ratio = density_ratio(
             np.concatenate(rows[0]),

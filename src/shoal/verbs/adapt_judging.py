@@ -27,6 +27,7 @@ from shoal.transfer.shift.domains import LIMIT
 from shoal.verbs.decisions import PREDICTIONS, judging_of_run
 from shoal.verbs.judge import metrics_of, rows_of
 
+MOST_CELLS, FEWEST_ROWS = 2_000_000, 500  # numbers of a domain that its shift is looked for in, and rows
 MOST_ROWS = 20_000  # of a domain, by which models are chosen and the shift is looked at
 Fits = Mapping[str, Sequence[str]]
 
@@ -183,10 +184,18 @@ def chosen(
     }
 
 
-def shifted(experiment: Experiment, source: ShardedDataset, target: ShardedDataset, plain: str) -> Shift:
-    """Look at how the domains differ, before anything is adapted; ``plain`` is a run of the source's rows."""
+def shifted(
+    experiment: Experiment, source: ShardedDataset, target: ShardedDataset, plain: str
+) -> Shift | None:
+    """Look at how the domains differ, before anything is adapted; ``plain`` is a run of the source's rows.
+
+    None where there are texts or images alone, which are not compared.
+    """
     from shoal.verbs.adapt import estimated_shift
 
+    width = source.schema.numeric_width + len(source.schema.categorical)
+    if not width:
+        return None
     labels = None
     if source.schema.target.task in ("binary", "multiclass"):
         labels = estimated_shift(experiment, source, target, plain, True)
@@ -195,6 +204,7 @@ def shifted(experiment: Experiment, source: ShardedDataset, target: ShardedDatas
         _some_rows(target),
         source.schema,
         labels,
+        limit=max(FEWEST_ROWS, min(LIMIT, MOST_CELLS // width)),
         confidence=experiment.evaluation.confidence,
         seed=experiment.seed,
     )
@@ -207,12 +217,18 @@ def _some_rows(dataset: ShardedDataset) -> Prepared:
     shards = [(dataset.shard("train", v), math.ceil(share * size)) for v, size in enumerate(sizes)]
     return Prepared(
         np.concatenate([s.numeric[:n] for s, n in shards]),
-        np.concatenate([s.categorical[:n] for s, n in shards]),
+        np.concatenate([s.categorical[:n, : len(dataset.schema.categorical)] for s, n in shards]),
     )
 
 
-def summary(shift: Shift) -> dict[str, Any]:
+def summary(shift: Shift | None) -> dict[str, Any]:
     """Return what `metrics.json` says of a shift."""
+    if shift is None:
+        return {
+            "sentences": [
+                "texts and images are not compared: nothing is said of the shift between the domains"
+            ]
+        }
     labels = shift.labels
     return {
         "sentences": list(shift.verdict.sentences),

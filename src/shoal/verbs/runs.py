@@ -128,6 +128,10 @@ def with_overrides(experiment: Experiment, overrides: tuple[str, ...]) -> Experi
     return from_dict(experiment.model_dump(mode="json"), overrides) if overrides else experiment
 
 
+def _is_read_only(run: Storage) -> bool:
+    return run.is_local and not os.access(run.local(), os.W_OK)
+
+
 @contextmanager
 def claimed(
     folder: RunFolder, config: dict[str, Any], reporter: Reporter, last: str, wait: float = 0.0
@@ -150,6 +154,10 @@ def claimed(
     wait
         Seconds to wait for another process that holds the folder.
     """
+    if last == "metrics.json" and folder.is_complete and _is_read_only(folder):
+        folder.is_of(config)
+        yield reporter  # what is complete is shown from a read-only place, too
+        return
     is_new = not folder.exists()
     cause: BaseException | None = None
     try:

@@ -215,7 +215,7 @@ def test_macro_averages_are_called_so(shoal, folder, three_classes, run):
         assert f"  {name} (macro)  " in text
     for name in ("accuracy", "log_loss", "mcc"):
         assert f"  {name}  " in text
-    assert "macro: the plain average over classes" in text
+    assert "macro: the plain average over the classes" in text
     assert "F1 (macro)" in (out / "report.html").read_text()
     assert "f1 (macro)" in shoal("evaluate", out).out
 

@@ -118,7 +118,7 @@ def test_multilabel() -> None:
         (["a", "b"], {"positive": "c"}, "positive is 'c', which is no value of column 'y'; it has 'a', 'b'"),
         (["a", "b", "c"], {"positive": "a"}, "task is multiclass with 3 classes"),
         ([0.1, 0.2], {"positive": 1}, "the task is regression"),
-        (["a", "b"], {"task": "multilabel"}, "holds booleans or 0 and 1"),
+        (["a", "b"], {"task": "multilabel"}, "store it as booleans or 0 and 1"),
         ([0, 2, 1], {"task": "multilabel"}, "1 value other than 0 and 1"),
         (["a", "b"], {"target": "Y"}, "no column 'Y'; did you mean 'y'"),
     ],
