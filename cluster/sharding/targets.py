@@ -321,8 +321,8 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
     odd = ~(np.isnan(values) | (values == 0) | (values == 1))
     if odd.any():
         raise DataError(
-            f"data.target: column {name!r} has {plural(int(odd.sum()), 'value')} other than 0 and 1; each of several labels is yes "
-            "or no: store it as booleans or 0 and 1"
+            f"data.target: column {name!r} has {plural(int(odd.sum()), 'value')} other than 0 and 1; each of several labels is "
+            "yes or no: store it as booleans or 0 and 1"
         )
     return values
 
