@@ -5,12 +5,14 @@ from typing import Any
 
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Manifest, Target
+from shoal.cluster.sharding.names import plural
 from shoal.evaluation.metrics import METRICS
 from shoal.evaluation.report.fold_figures import dots, forest
 from shoal.evaluation.report.inputs import provenance_of
 from shoal.evaluation.report.markup import (
     Html,
     count,
+    details,
     figure,
     grid,
     interval,
@@ -84,7 +86,7 @@ def _provenance(run: RunFolder, target: Target, provenance: dict[str, Any], priv
 
 def _headline(found: Mapping[str, Any]) -> Html:
     selection = found["selection"]
-    said = [paragraph(found["sentence"], css="lead"), paragraph(selection["sentence"] + ".")]
+    said = [paragraph(_sentence(found["sentence"]), css="lead"), paragraph(_sentence(selection["sentence"]))]
     if found.get("label_plan"):
         said.append(paragraph(f"Labels: {found['label_plan']['message']}", css="soft"))
     if found.get("oracle"):
@@ -96,6 +98,10 @@ def _headline(found: Mapping[str, Any]) -> Html:
             ),
         )
     return section("answer", "What adaptation did", *said)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _named(kind: str, found: Mapping[str, Any]) -> str:
@@ -134,7 +140,9 @@ def _scores(found: Mapping[str, Any]) -> Html:
                 ]
             )
     on = f"{count(found['rows'])} {'labelled target' if labels else 'source'} rows"
+    each = len(kinds) + bool(found["in_domain"])
     level = f"{100 * found['confidence']:g} % interval"
+    over, headers = f"Over {plural(found['seeds'], 'seed')}", ["metric", "mean", level, "less source only"]
     plots = [
         figure(
             dots({_named(k, found): e[first] for k, e in kinds.items()}, metric, "seed"),
@@ -149,7 +157,8 @@ def _scores(found: Mapping[str, Any]) -> Html:
         "scores",
         f"Scores on {on}",
         grid(*plots),
-        table(f"Over {found['seeds']} seeds", ["metric", "mean", level, "less source only"], rows, css="metrics"),
+        table(over, headers, rows[:each], css="metrics"),
+        details("Other metrics", table(over, headers, rows[each:], css="metrics")) if rows[each:] else "",
         ""
         if labels
         else paragraph("These rows are the source's: the scores say nothing of the target. Give labelled target rows for a final "
@@ -195,14 +204,14 @@ def _selection(found: Mapping[str, Any]) -> Html:
         ),
         meanings,
         table(
-            "Estimated accuracy on the target: estimates, not measurements",
+            "Estimated accuracy on the target, by thresholded confidence and by the difference of confidences",
             [
                 "model",
-                "by thresholded confidence",
+                "by threshold",
                 "interval",
-                "by difference of confidences",
+                "by difference",
                 "interval",
-                "measured on source",
+                "on source",
             ],
             guessed,
             css="metrics",

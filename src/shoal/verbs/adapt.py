@@ -15,6 +15,7 @@ from shoal.cluster.resources import Demand, Shape, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.config import SplitConfig
 from shoal.cluster.sharding.dataset import ShardedDataset
+from shoal.cluster.sharding.names import plural, require
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.transfer.adaptation.config import (
@@ -26,6 +27,7 @@ from shoal.transfer.adaptation.config import (
 from shoal.verbs.dataset import ShardResult, shard, shard_target
 from shoal.verbs.fit import capped, fit_into
 from shoal.verbs.provenance import Stages, provenance
+from shoal.verbs.rows import given_as
 from shoal.verbs.runs import PROVENANCE, claimed, run_uri
 from shoal.verbs.starting import starting
 from shoal.verbs.writable import require_cache
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from shoal.training.worker import FitJob
     from shoal.transfer.shift.compare import Shift
     from shoal.transfer.shift.labels import LabelShift
+    from shoal.verbs.look import Look
 
 SOURCE_ONLY, ADAPTED, IN_DOMAIN = "source_only", "adapted", "in_domain"
 FITS = "fits"
@@ -250,6 +253,47 @@ def _rehearse(work: _Work, methods: Iterable[Config]) -> None:
             experiment.seed,
             experiment.training.epochs,
         )
+
+
+def check_target(experiment: Experiment, found: "Look", shape: Shape) -> tuple[str, ...]:
+    """Look at the target's files and at the methods without reading a row; return what to say.
+
+    Raises
+    ------
+    ShoalError
+        What `adapt` would refuse of them.
+    """
+    from shoal.cluster.sharding.listing import find
+    from shoal.cluster.sharding.source import open_source
+    from shoal.training.models import build_model
+    from shoal.training.rehearsal import labels_alone
+    from shoal.transfer.adaptation.service import at_work, refuse
+
+    assert experiment.transfer is not None
+    assert experiment.transfer.target_data is not None
+    with given_as("transfer.target_data.path"):
+        rows = open_source(find(experiment.transfer.target_data.path, experiment.cluster.storage))
+    for column in found.schema.columns:
+        require(column.name, rows.schema.names, "transfer.target_data")
+    alone = labels_alone(found.schema, found.labels, found.n_shards, found.costs, found.row_ids)
+    methods = named_methods(experiment)
+    for method in methods.values():
+        refuse(method, experiment.training, found.schema, rows.n_rows, shape.num_workers)
+        if isinstance(method, AlignmentConfig):
+            at_work(
+                method,
+                lambda number: build_model(experiment.model, found.schema, experiment.seed + number),
+                alone,
+                alone,
+                None,
+                experiment.seed,
+                experiment.training.epochs,
+            )
+    fits = experiment.transfer.seeds * (1 + len(methods))
+    return (
+        f"shoal adapt: {plural(rows.n_rows, 'target row')}; {plural(fits, 'fit')}: source only and {', '.join(methods)}, "
+        f"{plural(experiment.transfer.seeds, 'seed')} each",
+    )
 
 
 def _result(run: Storage) -> AdaptResult:

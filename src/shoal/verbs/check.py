@@ -92,6 +92,10 @@ def check(
     if folds is not None:
         found = replace(found, notices=(*found.notices, folds.folds.reason))
     found = replace(found, notices=(*found.notices, *rehearsed(experiment, found, shape, start.reuse)))
+    if experiment.transfer is not None and experiment.transfer.adaptation is not None:
+        from shoal.verbs.adapt import check_target
+
+        found = replace(found, notices=(*found.notices, *check_target(experiment, found, shape)))
     shape = shape.within(found.n_shards)
     lines = [f"{shape.workers}, placed {shape.placement}", str(demand)]
     if (part := sharding_part(experiment.cluster)) is not None:

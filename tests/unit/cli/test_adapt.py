@@ -177,6 +177,20 @@ def test_models_that_label_for_each_other_are_kept_as_one(place, method):
     assert metrics["adapted"]["accuracy"]["value"] == pytest.approx(right)
 
 
+def test_check_looks_at_both_domains(place, capsys):
+    assert main(["check", str(place / "target.yaml")]) == 0
+    assert "shoal adapt: 200 target rows; 12 fits: source only and dann, mmd" in capsys.readouterr().out
+    lacking = place / "lacking.parquet"
+    pq.write_table(pq.read_table(place / "target.parquet").drop_columns(["z"]), lacking)
+    for given, said in (
+        (f"transfer.target_data.path={lacking}", "transfer.target_data: the data have no column 'z'"),
+        ("transfer.adaptation={dann: {layer: body.9}}", "layer: 'body.9' matches nothing"),
+        ("transfer.target_data.path=/nowhere.parquet", "transfer.target_data.path"),
+    ):
+        assert main(["check", str(place / "target.yaml"), "--set", given]) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_train_says_that_it_adapts_nothing(place, capsys):
     out = str(place / "trained")
     assert main(["train", str(place / "target.yaml"), "--out", out, "--set", "training.epochs=1"]) == 0
