@@ -2,9 +2,9 @@
 
     python benchmarks/against_skada.py SOURCE.parquet TARGET.parquet TEST.parquet [--target label] [--list words] [--epochs N]
 
-Needs skada and skorch. DANN gets a discriminator with one logit and binary cross-entropy, since skada 0.6's own is a softmax over
-one logit, which learns nothing. Both sides run in one process, one thread, in turns; each takes the last epoch's weights, which is
-the same rule of selection. Figures are medians. The rows are in memory on both sides.
+Needs skada and skorch. DANN gets a discriminator with one logit and binary cross-entropy, since skada 0.6's own is a softmax
+over one logit, which learns nothing. Both sides run in one process, one thread, in turns; each takes the last epoch's weights,
+which is the same rule of selection. Figures are medians. The rows are in memory on both sides.
 """
 
 import argparse

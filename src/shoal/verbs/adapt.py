@@ -335,9 +335,7 @@ def _fit(
     uri = f"{work.run.uri.rstrip('/')}/{FITS}/{kind}/{number}"
     folder = RunFolder.open(uri, experiment.cluster.storage)
     text = f"{kind.replace('_', ' ')}, seed {number + 1} of {config.seeds}"
-    with claimed(
-        folder, to_dict(experiment) | {"fit": [kind, number]}, work.reporter, "metrics.json"
-    ) as heard:
+    with claimed(folder, to_dict(experiment), work.reporter, "metrics.json") as heard:
         if folder.is_complete:
             return uri
         heard.stage(text)

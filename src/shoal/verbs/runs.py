@@ -72,6 +72,11 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
         what = "is no run: it has no config.yaml" if run.exists() else "does not exist"
         raise StorageError(f"{run.uri} {what}{_nearest(uri, storage)}")
     if run.exists("metrics.json"):
+        if not run.exists("model") and "selection" in (found := run.read_json("metrics.json")):
+            raise StorageError(
+                f"{run.uri} is of shoal adapt, whose models are runs of their own: "
+                f"{run.uri}/fits/{found['selection']['chosen']}/0 is the first one of those that were chosen"
+            )
         refuse_incomplete(run)
     else:
         kind = (

@@ -177,6 +177,14 @@ def test_models_that_label_for_each_other_are_kept_as_one(place, method):
     assert metrics["adapted"]["accuracy"]["value"] == pytest.approx(right)
 
 
+def test_other_verbs_name_the_runs_that_have_a_model(place, capsys):
+    chosen = found(place)["selection"]["chosen"]
+    for verb in ("report", "evaluate"):
+        assert main([verb, str(place / "run")]) == 2
+        assert f"run/fits/{chosen}/0 is the first one" in capsys.readouterr().err
+    assert main(["evaluate", str(place / "run" / "fits" / chosen / "0"), "--quiet"]) == 0
+
+
 def test_check_looks_at_both_domains(place, capsys):
     assert main(["check", str(place / "target.yaml")]) == 0
     assert "shoal adapt: 200 target rows; 12 fits: source only and dann, mmd" in capsys.readouterr().out
