@@ -182,7 +182,7 @@ def test_rows_of_any_part_without_reason_are_refused_before_the_first_step():
     assert "deciding 'no' where 'yes' is actual" in said
     hidden = dataset.schema.model_copy(update={"private": ("y",)})
     object.__setattr__(dataset, "schema", hidden)
-    with pytest.raises(DataError, match="between two classes"):
+    with pytest.raises(DataError, match="deciding another class"):
         Loop(
             build_model(LinearConfig(), hidden, 0), dataset, TrainingConfig(epochs=1), Strategy(CPU), None, 0, Silent(),
             costs=scenarios.BY_ROW,
