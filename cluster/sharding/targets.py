@@ -26,6 +26,7 @@ from shoal.cluster.sharding.manifest import Scalar, Target
 from shoal.cluster.sharding.names import listed, plural, require
 
 MOST_INTEGER_CLASSES = 20
+_WORDS = {"yes": 1.0, "true": 1.0, "1": 1.0, "no": 0.0, "false": 0.0, "0": 0.0}
 
 
 def infer_target(table: pa.Table, data: DataConfig) -> tuple[Target, list[str]]:
@@ -312,10 +313,12 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
     kind = column.type.value_type if width != 1 or pa.types.is_fixed_size_list(column.type) else column.type
     if unsized := size_lists(kind):
         raise DataError(f"target {name!r} {unsized}")
+    if is_text(column.type) and (words := _yes_or_no(column)) is not None:
+        return words
     if not (is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
         raise DataError(
             f"data.target: column {name!r} is {described(column.type)}, and each label of several is yes or no: store it as "
-            "booleans or 0 and 1 (true where it holds what the label is named after)"
+            "booleans, as 0 and 1, or as the words yes and no (yes where it holds what the label is named after)"
         )
     values = list_numbers(column) if pa.types.is_fixed_size_list(column.type) else numbers(column)[:, None]
     odd = ~(np.isnan(values) | (values == 0) | (values == 1))
@@ -325,6 +328,15 @@ def _zero_one(column: pa.Array, name: str) -> npt.NDArray[np.float64]:
             "yes or no: store it as booleans or 0 and 1"
         )
     return values
+
+
+def _yes_or_no(column: pa.Array) -> npt.NDArray[np.float64] | None:
+    """Return float64 ``[n, 1]`` of a column of words for yes and no, NaN where missing; None where there are other words."""
+    values = [_WORDS.get(str(value).strip().lower()) for value in column.dictionary.to_pylist()]
+    places = indices(column)
+    if any(values[i] is None for i in np.unique(places[places >= 0])):
+        return None
+    return np.array([*(np.nan if v is None else v for v in values), np.nan])[places][:, None]
 
 
 def _class_codes(

@@ -105,6 +105,16 @@ def test_multilabel() -> None:
     assert infer(listed.column("y")) == ("multilabel", ("y[0]", "y[1]"))
 
 
+def test_several_labels_in_words() -> None:
+    table = pa.table({"a": ["yes", "No", None, "YES "], "b": ["true", "false", "true", "false"]})
+    target, _ = infer_target(table, data(target=["a", "b"]))
+    codes, missing = code_labels(table, target)
+    assert codes[[0, 1, 3]].tolist() == [[1, 1], [0, 0], [1, 0]]
+    assert missing.tolist() == [False, False, True, False]
+    with pytest.raises(DataError, match="column 'a' is text, and each label of several is yes or no"):
+        code_labels(pa.table({"a": ["yes", "maybe"], "b": ["true", "false"]}), target)
+
+
 @pytest.mark.parametrize(
     ("values", "more", "message"),
     [
@@ -118,7 +128,7 @@ def test_multilabel() -> None:
         (["a", "b"], {"positive": "c"}, "positive is 'c', which is no value of column 'y'; it has 'a', 'b'"),
         (["a", "b", "c"], {"positive": "a"}, "task is multiclass with 3 classes"),
         ([0.1, 0.2], {"positive": 1}, "the task is regression"),
-        (["a", "b"], {"task": "multilabel"}, "store it as booleans or 0 and 1"),
+        (["a", "b"], {"task": "multilabel"}, "store it as booleans, as 0 and 1, or as the words yes and no"),
         ([0, 2, 1], {"task": "multilabel"}, "1 value other than 0 and 1"),
         (["a", "b"], {"target": "Y"}, "no column 'Y'; did you mean 'y'"),
     ],
