@@ -320,8 +320,6 @@ class Stepper:
                 self.target_rows.rows_of(position, target),
                 len(of_source),
                 len(of_target),
-                progress,
-                epoch,
                 strategy.world_size,
                 lambda x: everyones(x, of_source, strategy),
                 lambda x: everyones(x, of_target, strategy),

@@ -44,10 +44,6 @@ class Sides:
         Of the target rows: their numbers among all, counted shard by shard, int64 ``[c]``.
     n_source, n_target
         B and C.
-    progress
-        Share of the steps that are done, in [0, 1).
-    epoch
-        From 0.
     workers
         W.
     source, target
@@ -63,8 +59,6 @@ class Sides:
     rows: Tensor
     n_source: int
     n_target: int
-    progress: float
-    epoch: int
     workers: int
     source: Callable[[Tensor], Tensor]
     target: Callable[[Tensor], Tensor]

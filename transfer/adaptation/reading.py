@@ -17,6 +17,11 @@ from shoal.transfer.features.taps import LAST, pooled, tapped
 from shoal.transfer.layers import head_of
 
 
+def by_class(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return probabilities ``[n, K]`` of scores, which of two classes are the event's alone, ``[n]``."""
+    return np.stack([1.0 - scores, scores], axis=1) if scores.ndim == 1 else scores
+
+
 @dataclass(frozen=True)
 class Answers:
     """Of n rows.
@@ -41,7 +46,7 @@ class Answers:
     @property
     def probabilities(self) -> NDArray[np.float64]:
         """Return ``[n, K]``, also of two classes."""
-        return np.stack([1.0 - self.scores, self.scores], axis=1) if self.scores.ndim == 1 else self.scores
+        return by_class(self.scores)
 
 
 def answers(trained: TrainedModel, dataset: Dataset, split: str, limit: int) -> Answers:

@@ -20,6 +20,7 @@ from shoal.training.strategies.base import Strategy
 from shoal.training.two_domains import Sides
 from shoal.transfer.adaptation.config import SelfTrainingConfig
 from shoal.transfer.adaptation.methods import Method
+from shoal.transfer.adaptation.reading import by_class
 
 NONE = -1  # the label of a row that has none
 _DIGITS = (
@@ -90,9 +91,7 @@ class SelfTraining(Method):
             judged = Judge(self.rows, strategy, self.rows.schema.target)(model, "train")
         labels = None
         if judged is not None:
-            scores = judged.score
-            if scores.ndim == 1:
-                scores = np.stack([1.0 - scores, scores], axis=1)
+            scores = by_class(judged.score)
             labels = sure_labels(scores, share, self.config.confidence, self.config.class_balanced)
         self.labels = torch.from_numpy(strategy.broadcast(labels))
         self.given.append(int((self.labels >= 0).sum()))

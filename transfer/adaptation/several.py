@@ -28,6 +28,7 @@ from shoal.training.strategies.base import Strategy
 from shoal.training.two_domains import Sides
 from shoal.transfer.adaptation.config import CoTrainingConfig, RoundsConfig, TriTrainingConfig
 from shoal.transfer.adaptation.methods import Method
+from shoal.transfer.adaptation.reading import by_class
 from shoal.transfer.adaptation.self_training import NONE, sure_labels
 from shoal.transfer.adaptation.weights import Weighted
 
@@ -194,11 +195,11 @@ class Several(Method):
         if isinstance(self.config, TriTrainingConfig):
             judged = [Judge(self.source, strategy, target)(member, "train") for member in model.members]
             if judged[0] is not None:
-                known = [_wide(one.score).argmax(1) for one in judged if one is not None]
+                known = [by_class(one.score).argmax(1) for one in judged if one is not None]
                 errors = [_joint_error(known, judged[0].label, i) for i in range(len(known))]
         found = None
         if scores[0] is not None:
-            wide = [_wide(one.score) for one in scores if one is not None]
+            wide = [by_class(one.score) for one in scores if one is not None]
             found = self._exchanged(wide, rounds, errors)
         labels, kept_errors, given = strategy.broadcast(found)
         self.labels, self.errors, self.given = (torch.from_numpy(a) for a in (labels, kept_errors, given))
@@ -269,10 +270,6 @@ class _Members(nn.Module):
     def forward(self, _: Tensor, __: Any, members: Tensor) -> tuple[Tensor]:
         """Return ``[M, n, O]``."""
         return (members,)
-
-
-def _wide(scores: Floats) -> Floats:
-    return np.stack([1.0 - scores, scores], axis=1) if scores.ndim == 1 else scores
 
 
 def _joint_error(answers: Sequence[NDArray[np.intp]], labels: NDArray[Any], member: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from shoal.cluster.components import Choice, load_imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError, DataError, RunError, ShoalError
+from shoal.cluster.errors import ConfigError, DataError, RunError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Shape, plan
 from shoal.cluster.run_folder import RunFolder
@@ -466,6 +466,3 @@ def _in_domain(work: _Work, name: str) -> str | None:
         work.reporter.notice(f"no upper bound: labelled target rows cannot be fitted: {error}")
         return None
     return uri
-
-
-__all__ = ["AdaptResult", "ShoalError", "adapt"]
