@@ -25,8 +25,8 @@ Cells = tuple[tuple[Annotated[float, Field(allow_inf_nan=False)] | str, ...], ..
 
 
 def by_name(costs: Floats, names: Sequence[str]) -> Amounts:
-    """Return the columns of costs ``[n, C]`` under their names."""
-    return dict(zip(names, costs.T, strict=True))
+    """Return the columns of costs ``[n, C]`` under their names; those behind them, such as a row's domain, have none."""
+    return dict(zip(names, costs.T[: len(names)], strict=True))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ class ArrayPart:
     label
         ``[n]`` or ``[n, K]``.
     cost
-        float64 ``[n, C']``, the columns of `Schema.costs`; None where there are none.
+        float64 ``[n, C']``, the columns of `Schema.costs`, and with `Schema.domains` the number of the row's domain; None where
+        there are none.
     row_id
         ``[n]``; None for the rows' numbers.
     """

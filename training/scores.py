@@ -44,7 +44,7 @@ def scores_from_logits(logits: NDArray[np.floating], target: Target) -> Scores:
     return probability[:, 0] if target.task == "binary" else probability
 
 
-@torch.inference_mode()
+@torch.no_grad()  # and not inference mode: parameters that ZeRO-3 gathers here are trained on later
 def forward_rows(
     model: nn.Module, numeric: NDArray[np.float32], categorical: NDArray[np.int32], device: torch.device
 ) -> NDArray[np.floating]:

@@ -87,9 +87,11 @@ class FineTuning:
         trained = frozenset(name for name, p in module.named_parameters() if p.requires_grad)
         return cls((Stage(0, trained, config.parameter_groups),))
 
-    def also(self, names: Set[str]) -> "FineTuning":
-        """Return the same, with parameters that are trained in all stages."""
-        stages = tuple(replace(stage, trained=stage.trained | names) for stage in self.stages)
+    def also(self, names: Set[str], still: Set[str] = frozenset()) -> "FineTuning":
+        """Return the same, with parameters that are trained in all stages, and modules that stay still."""
+        stages = tuple(
+            replace(stage, trained=stage.trained | names, still=stage.still | still) for stage in self.stages
+        )
         return replace(self, stages=stages)
 
     def at(self, epoch: int) -> int:

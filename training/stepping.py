@@ -301,7 +301,7 @@ class Stepper:
             outputs = module(
                 torch.cat([own.numeric, other.numeric]),
                 torch.cat([own.categorical, other.categorical]),
-                told=self.adaptation.told(progress),
+                told=self.adaptation.told(progress, n),
             )
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         outputs = (outputs[0].to(self.dtype), *outputs[1:])

@@ -69,6 +69,10 @@ class Adaptation(Protocol):
     """A method at work on one worker."""
 
     @property
+    def still(self) -> frozenset[str]:
+        """Names of modules that stay in evaluation mode."""
+
+    @property
     def unlabelled(self) -> Dataset | None:
         """The target's rows: its training part, whose labels mean nothing; None where no step needs them."""
 
@@ -98,8 +102,8 @@ class Adaptation(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take what `state` gave."""
 
-    def told(self, progress: float) -> Any:
-        """Return what the module beside the model is told in a step."""
+    def told(self, progress: float, rows: int) -> Any:
+        """Return what the module beside the model is told in a step, whose pass has so many source rows first."""
 
     def finish(self) -> tuple[str, ...]:
         """Leave the model as its config builds it; return what to say aloud."""

@@ -209,7 +209,8 @@ def _fit(
 
         model, adaptation, rows = job.adapt(member, rows, job.seed)
         if tuning is not None:
-            tuning = tuning.also({name for name, _ in model.named_parameters()} - before)
+            beside = {name for name, _ in model.named_parameters()} - before
+            tuning = tuning.also(beside, adaptation.still)
         provenance["adaptation"] = job.adapt.identity
     loop = Loop(
         model,

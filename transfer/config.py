@@ -17,6 +17,7 @@ NO_START = {
     "candidates",
     "target_data",
     "seeds",
+    "leave_one_domain_out",
     "in_domain",
 }  # keys that are not about one
 
@@ -126,6 +127,11 @@ class TransferConfig(Config):
     seeds: Annotated[int, Field(ge=1, le=100)] = Field(
         3, description="fits of each kind in shoal adapt, with other first weights and batches"
     )
+    leave_one_domain_out: Literal["auto"] | StrictBool = Field(
+        "auto",
+        description="with data.domain: each source domain takes the target's place in turn, and its labels judge the methods; "
+        "auto: where there are candidates to choose from",
+    )
     in_domain: StrictBool = Field(
         True,
         description="where there are labelled target rows for the final test: fit a part of them too, as an upper bound that "
@@ -149,6 +155,16 @@ class TransferConfig(Config):
                 else f"one of {', '.join(ADAPTATIONS)}"
             )
             raise ValueError(f"{there} needs {missing}: give {fix}")
+        return self
+
+    @model_validator(mode="after")
+    def _frozen_from_a_start(self) -> "TransferConfig":
+        for method in (self.adaptation, *self.candidates):
+            if self.start is None and getattr(method, "batch_norm", "") == "frozen":
+                raise ValueError(
+                    "batch_norm: frozen keeps the statistics of transfer.start, and there is none: give start, or use shared or "
+                    "per_domain"
+                )
         return self
 
     @model_validator(mode="after")

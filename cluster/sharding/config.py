@@ -167,6 +167,10 @@ class DataConfig(Config):
         None, description="binary: the value that is the event (default: the rarer)"
     )
     group: str | None = Field(None, description="rows of one group stay in one part")
+    domain: str | None = Field(
+        None,
+        description="column that says which of several source domains a row is of, for shoal adapt; never a feature",
+    )
     time: str | None = Field(None, description="column that orders time splits")
     id: str | None = Field(None, description="carried into predictions, never a feature")
     features: Names | None = Field(None, description="use these columns only")
@@ -196,10 +200,14 @@ class DataConfig(Config):
             raise ValueError("features and drop exclude each other: name what to use or what to leave out")
         if twice := sorted({name for name in self.target if self.target.count(name) > 1}):
             raise ValueError(f"target names {', '.join(map(repr, twice))} more than once")
-        roles = {name: role for role in ("group", "time", "id") if (name := getattr(self, role)) is not None}
+        roles = {
+            name: role
+            for role in ("group", "domain", "time", "id")
+            if (name := getattr(self, role)) is not None
+        }
         for name in self.target:
             if name in roles or name in self.drop or name in (self.features or ()):
                 raise ValueError(
-                    f"target {name!r} cannot also be a feature, dropped, a group, a time or an id"
+                    f"target {name!r} cannot also be a feature, dropped, a group, a domain, a time or an id"
                 )
         return self

@@ -32,7 +32,8 @@ class ShardRows:
     row_id
         int64 or string, ``[n]``.
     cost
-        float64 ``[n, C]``, in the order of `Schema.costs`; NaN for rows that resampling made.
+        float64 ``[n, C]``, in the order of `Schema.costs`, then with `Schema.domains` the number of the row's domain; NaN for
+        rows that resampling made.
     """
 
     numeric: npt.NDArray[np.float32]

@@ -12,6 +12,7 @@ from shoal.cluster.errors import DataError
 from shoal.cluster.sharding.assign import Assignment, Resplit, Rows, assign
 from shoal.cluster.sharding.config import DataConfig
 from shoal.cluster.sharding.costs import costs_of
+from shoal.cluster.sharding.domain import domains_of
 from shoal.cluster.sharding.features import Features, infer_features, known_features
 from shoal.cluster.sharding.hashing import U64, seeded
 from shoal.cluster.sharding.manifest import SPLITS, Schema, Target
@@ -34,11 +35,14 @@ class Decided:
     labels
         In final order: int64 ``[n]``, float32 ``[n, K]`` or float64 ``[n]``.
     costs
-        The cost columns in final order, float64 ``[n, C]``; finite once `costs.refuse_costs` has looked.
+        The cost columns in final order, float64 ``[n, C]``; finite once `costs.refuse_costs` has looked. With domains, the last
+        one is the number of a row's domain.
     split_kind, left_out, notices
         For the manifest.
     known
         The schema of an earlier fit, from which the statistics are.
+    domains
+        The names of the source's domains, where `data.domain` says them.
     """
 
     target: Target
@@ -50,6 +54,7 @@ class Decided:
     left_out: dict[str, int]
     notices: list[str]
     known: Schema | None = None
+    domains: tuple[str, ...] = ()
 
 
 def decide(
@@ -98,7 +103,10 @@ def decide(
         if known is None
         else known_features(known, chosen, schema.names, unlabelled=not data.target)
     )
-    amounts = costs_of(scan.roles, costs)
+    amounts, domains = costs_of(scan.roles, costs), tuple[str, ...]()
+    if data.domain is not None:
+        domains, numbers = domains_of(scan.roles, data)
+        amounts = np.column_stack([amounts, numbers])
     if data.target:
         labels, missing = code_labels(scan.roles, target, private=private)
     else:
@@ -127,7 +135,8 @@ def decide(
         raise DataError(
             f"data.shards is {data.shards}, more than the {plural(n_train, 'training row')}; use fewer"
         )
-    notices += [*result.notices, *_say_absent(rows.labels, target, private, result)]
+    notices += result.notices
+    notices += _say_absent(rows.labels, target, private, result) if data.target else []
     notices += _say_twins(rows, data, result.parts)
     strata = _strata(rows.labels, target)
     del rows
@@ -136,7 +145,7 @@ def decide(
     left_out |= result.left_out
     arranged = plan.arrange(labels)
     amounts = plan.arrange(amounts)
-    return Decided(target, features, plan, arranged, amounts, result.kind, left_out, notices, known)
+    return Decided(target, features, plan, arranged, amounts, result.kind, left_out, notices, known, domains)
 
 
 def draw(

@@ -67,7 +67,7 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
         If the `data` section names a column that is not there, or one in two roles.
     """
     names = list(schema.names)
-    for key in ("group", "time", "id"):
+    for key in ("group", "domain", "time", "id"):
         if (name := getattr(data, key)) is not None:
             require(name, names, f"data.{key}")
             kind = schema.field(name).type
@@ -82,7 +82,7 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
             require(name, names, f"data.{key}")
     reasons = dict.fromkeys(data.drop, "data.drop")
     reasons |= dict.fromkeys(data.target, "target")
-    for role, name in (("id", data.id), ("column of the split", data.split.column)):
+    for role, name in (("id", data.id), ("column of the split", data.split.column), ("domain", data.domain)):
         if name is None:
             continue
         if name in (data.features or ()) or name in data.target:

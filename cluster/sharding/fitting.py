@@ -44,7 +44,12 @@ def complete(
             update={"center": float(of_train.mean()), "scale": float(of_train.std()) or 1.0}
         )
     schema = Schema(
-        columns=tuple(columns), target=target, id=data.id, private=data.private, costs=tuple(costs)
+        columns=tuple(columns),
+        target=target,
+        id=data.id,
+        private=data.private,
+        costs=tuple(costs),
+        domains=decided.domains,
     )
     return schema, features.notices[said_before:] + notices
 

@@ -184,6 +184,10 @@ class Schema(Config):
     costs: tuple[str, ...] = Field(
         (), description="columns that are carried as costs; they may be features too"
     )
+    domains: tuple[str, ...] = Field(
+        (),
+        description="names of the rows' domains, whose number is carried behind the costs; empty for one domain",
+    )
 
     @property
     def numeric(self) -> tuple[Column, ...]:

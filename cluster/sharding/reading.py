@@ -81,9 +81,9 @@ def identity_of(files: Sequence[Any], roles: Roles) -> str:
 
 
 def roles_of(data: DataConfig, costs: Sequence[str] = (), resplit: Resplit | None = None) -> Roles:
-    """Return the columns that the plan pass reads: values of the target, time, split and costs, hashes of group and id."""
+    """Return what the plan pass reads: values of the target, time, split, domain and costs, hashes of group and id."""
     more = () if resplit is None else resplit.columns
-    values = [*data.target, data.time, data.split.column, *costs, *more]
+    values = [*data.target, data.time, data.split.column, data.domain, *costs, *more]
     hashes = [data.group, data.id, data.split.column]
     return Roles(
         tuple(dict.fromkeys(name for name in values if name)),

@@ -19,7 +19,7 @@ class Roles:
     Parameters
     ----------
     values
-        Columns whose values are needed: target, time, the split's column, costs.
+        Columns whose values are needed: target, time, the split's column, the domain, costs.
     hashes
         Columns of which a hash is enough: group, id; the split's column, to compare rows without it.
     """

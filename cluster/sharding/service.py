@@ -79,6 +79,7 @@ def sharding_key(
     storage_config: StorageConfig = _NO_STORAGE_CONFIG,
     costs: Sequence[str] = (),
     known: Schema | None = None,
+    resplit: Resplit | None = None,
 ) -> str:
     """Return what a sharded dataset is known and reused by.
 
@@ -90,8 +91,8 @@ def sharding_key(
         How to reach the input.
     costs
         The cost columns.
-    known
-        The schema of an earlier fit, as for `shard`.
+    known, resplit
+        As for `shard`.
 
     Returns
     -------
@@ -103,7 +104,7 @@ def sharding_key(
     DataError
         If there are no input files.
     """
-    return _key(find(data.path, storage_config), data, seed, costs, known=known)
+    return _key(find(data.path, storage_config), data, seed, costs, resplit, known)
 
 
 def shard(

@@ -33,6 +33,7 @@ SCORES = {
     "snd": "soft neighbourhood density",
     "bnm": "nuclear norm of the answers: sure and diverse",
     "corr_c": "correlation of a class's answers with other classes', against its own",
+    "leave_one_domain_out": "mean score on each source domain, with the others as source and it in the target's place",
 }
 
 
@@ -203,6 +204,7 @@ def _selection(found: Mapping[str, Any]) -> Html:
             css="metrics",
         ),
         meanings,
+        _left_out(selection["left_out"], found),
         table(
             "Estimated accuracy on the target, by thresholded confidence and by the difference of confidences",
             [
@@ -219,6 +221,21 @@ def _selection(found: Mapping[str, Any]) -> Html:
         if guessed
         else "",
         paragraph(f"Each is {ASSUMES}.", css="soft") if guessed else "",
+    )
+
+
+def _left_out(judged: Mapping[str, Any] | None, found: Mapping[str, Any]) -> Html:
+    if judged is None:
+        return Html("")
+    metric = METRICS[judged["metric"]]
+    return table(
+        f"{metric.label} on each source domain in the target's place, one seed",
+        ["model", *judged["domains"]],
+        [
+            [_named(kind, found), *("–" if v is None else number(v, metric.limits) for v in values)]
+            for kind, values in judged["scores"].items()
+        ],
+        css="metrics",
     )
 
 

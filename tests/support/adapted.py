@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from shoal.cluster.components import Imported
 from shoal.cluster.config import Config
@@ -16,9 +17,11 @@ from shoal.cluster.storage import Storage
 from shoal.training.checkpoints import lookout
 from shoal.training.checkpoints.keeper import Keeper
 from shoal.training.config import MLPConfig, TrainingConfig
+from shoal.training.draws import combine
 from shoal.training.loop import Loop
-from shoal.training.memory import ArrayDataset
+from shoal.training.memory import ArrayDataset, ArrayPart
 from shoal.training.models import build_model
+from shoal.training.plan import EpochPlan
 from shoal.training.strategies.base import Strategy
 from shoal.training.strategies.ddp import DDP
 from shoal.transfer.adaptation.config import AdaptationChoice
@@ -29,6 +32,8 @@ from support.resuming import SharedKeeper
 
 ROWS, TARGET, EPOCHS, STEPS, SIZE, SEED = 203, 131, 4, 5, 50, 3
 MLP = MLPConfig(hidden=(8, 6), dropout=0.3)
+BARE = MLPConfig(hidden=(8, 6))
+SGD = {"sgd": {"learning_rate": 0.05, "momentum": 0.0}}
 METHODS: dict[str, Any] = {
     "dann": {"dann": {"hidden": [6]}},
     "cdan": {"cdan": {"hidden": [6]}},
@@ -97,6 +102,63 @@ def flat(model: nn.Module) -> np.ndarray:
     return np.concatenate([t.detach().double().numpy().ravel() for t in model.state_dict().values()])
 
 
+def batches(dataset: ArrayDataset, size: int, seed: int, steps: int) -> Any:
+    """The steps of a plan, epoch after epoch: numbers, codes, labels."""
+    part, plan = dataset.parts["train"], EpochPlan(dataset.shard_rows("train"), size, seed)
+    for position in range(steps):
+        epoch, step = divmod(position, plan.steps_per_epoch)
+        orders = {v: plan.permutation(epoch, v) for v in range(plan.n_shards)}
+        rows = [
+            orders[p % plan.n_shards][p // plan.n_shards] * plan.n_shards + p % plan.n_shards
+            for p in range(*plan.bounds(step))
+        ]
+        yield (
+            torch.from_numpy(part.numeric)[rows].double(),
+            torch.from_numpy(part.categorical)[rows],
+            torch.from_numpy(part.label)[rows],
+        )
+
+
+Term = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+def by_hand(term: Term, beside: nn.Module | None = None) -> np.ndarray:
+    """The weights of `model_by_hand`."""
+    return flat(model_by_hand(build_model(BARE, make_dataset("multiclass").schema, SEED), term, beside))
+
+
+def model_by_hand(model: Any, term: Term, beside: nn.Module | None = None) -> Any:
+    """A fit in plain torch; the term gets features and logits of source and target, and the progress."""
+    source, target = make_dataset("multiclass", ROWS), moved("multiclass")
+    model = model.double()
+    parameters = [*model.parameters(), *(beside.parameters() if beside else [])]
+    optimizer = torch.optim.SGD(parameters, lr=0.05)
+    total = EPOCHS * STEPS
+    others = batches(target, SIZE, combine(SEED, 11), total)
+    for position, (own, other) in enumerate(zip(batches(source, SIZE, SEED, total), others, strict=True)):
+        optimizer.zero_grad()
+        encoded = [model.encoder(side[0], side[1]) for side in (own, other)]
+        features = [model.body[:-1](e) for e in encoded]
+        logits = [model.body[-1](f) for f in features]
+        loss = cross_entropy(logits[0], own[2]) + term(*features, *logits, position / total)
+        loss.backward()
+        optimizer.step()
+    return model
+
+
+def of_domains(dataset: ArrayDataset, domains: int = 3) -> ArrayDataset:
+    """The same rows, of several source domains."""
+    rng = np.random.default_rng(8)
+    parts = {
+        split: ArrayPart(
+            part.numeric, part.categorical, part.label, rng.integers(0, domains, (len(part), 1)) * 1.0
+        )
+        for split, part in dataset.parts.items()
+    }
+    schema = dataset.schema.model_copy(update={"domains": tuple(f"domain {d}" for d in range(domains))})
+    return ArrayDataset(schema, parts, dataset.n_shards)
+
+
 def run(loop: Loop) -> np.ndarray:
     """Fit, and return the weights that are kept."""
     loop.run()
@@ -113,6 +175,9 @@ def together(folder: str) -> dict[str, Any]:
         loop = make_loop(method, DDP(torch.device("cpu")))
         found[name] = run(loop)
         found[f"{name}: error"] = loop.stepper.gradient_error
+    for name in ("dann", "cdan", "deep_coral", "mmd"):
+        sources = of_domains(make_dataset("multiclass", ROWS))
+        found[f"several {name}"] = run(make_loop(METHODS[name], DDP(torch.device("cpu")), dataset=sources))
     found["few rows"] = run(
         make_loop(METHODS["deep_coral"], DDP(torch.device("cpu")), batch_size=3, epochs=1)
     )

@@ -38,9 +38,9 @@ class RowWeights:
         return cls(torch.tensor(same / mean), torch.tensor(np.stack(times, axis=1) / mean))
 
     def __call__(self, labels: Tensor, costs: Tensor) -> Tensor:
-        """Return float64 ``[B]`` of labels ``[B]`` and cost columns ``[B, C]``."""
+        """Return float64 ``[B]`` of labels ``[B]`` and cost columns ``[B, C]``, with others behind them or not."""
         same, times = self.same.to(labels.device), self.times.to(labels.device)
-        return same[labels] + (costs * times[labels]).sum(1)
+        return same[labels] + (costs[:, : times.shape[1]] * times[labels]).sum(1)
 
 
 def class_weights(

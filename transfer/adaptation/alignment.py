@@ -5,7 +5,7 @@ Shape legend: B source rows, C target rows, F numbers a row, K classes. Weights 
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, softmax
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, softmax
 
 
 class _Reversed(torch.autograd.Function):
@@ -25,19 +25,23 @@ def reverse_gradient(x: Tensor, strength: float) -> Tensor:
     return found
 
 
-def discriminator(width: int, hidden: tuple[int, ...]) -> nn.Sequential:
-    """Return a network of ``[n, width]`` that gives one logit a row: that it is the target's."""
+def discriminator(width: int, hidden: tuple[int, ...], sources: int = 1) -> nn.Sequential:
+    """Return a network of ``[n, width]`` that tells domains apart.
+
+    It gives one logit a row, that it is the target's; or of several sources one for each of them, and the target's behind.
+    """
     layers: list[nn.Module] = []
     for size in hidden:
         layers += [nn.Linear(width, size), nn.ReLU()]
         width = size
-    return nn.Sequential(*layers, nn.Linear(width, 1))
+    return nn.Sequential(*layers, nn.Linear(width, 1 if sources == 1 else sources + 1))
 
 
-def domain_losses(logits: Tensor, is_target: bool) -> Tensor:
-    """Return the cross-entropy ``[n]`` of a discriminator's logits ``[n]`` on rows of one domain."""
-    wanted = torch.full_like(logits, float(is_target))
-    return binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+def domain_losses(logits: Tensor, domain: Tensor) -> Tensor:
+    """Return the cross-entropy ``[n]`` of a discriminator's logits ``[n, 1]`` or ``[n, D + 1]`` on rows of domains ``[n]``."""
+    if logits.shape[1] == 1:
+        return binary_cross_entropy_with_logits(logits[:, 0], domain.to(logits.dtype), reduction="none")
+    return cross_entropy(logits, domain, reduction="none")
 
 
 def class_probabilities(logits: Tensor) -> Tensor:

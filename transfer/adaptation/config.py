@@ -14,7 +14,17 @@ Width = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class AlignmentConfig(Config):
+class InStepConfig(Config):
+    """What methods have that see target rows in every step."""
+
+    batch_norm: Literal["shared", "per_domain", "frozen"] = Field(
+        "shared",
+        description="statistics of batch normalisations: of both domains' rows together; of each domain's, the target's being "
+        "kept; or those of transfer.start",
+    )
+
+
+class AlignmentConfig(InStepConfig):
     """What all methods have that make a layer's outputs alike in both domains."""
 
     layer: Name | None = Field(
@@ -61,7 +71,7 @@ class MMDConfig(AlignmentConfig):
     )
 
 
-class MCCConfig(Config):
+class MCCConfig(InStepConfig):
     """Minimum class confusion on the target's rows (Jin et al. 2020)."""
 
     weight: NonNegative = 1.0
@@ -80,7 +90,7 @@ class BBSEConfig(Config):
     soft: StrictBool = Field(True, description="from probabilities; false from decisions")
 
 
-class SelfTrainingConfig(Config):
+class SelfTrainingConfig(InStepConfig):
     """The model's own sure answers on target rows are learned as labels (Lee 2013; Zou et al. 2018)."""
 
     start: Annotated[float, Field(ge=0, lt=1)] = Field(

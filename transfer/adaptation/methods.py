@@ -5,7 +5,7 @@ Shape legend: b source rows and c target rows of this worker; F numbers a row at
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from shoal.transfer.adaptation.alignment import (
     reverse_gradient,
     squared_mmd,
 )
+from shoal.transfer.adaptation.batch_norm import PerDomain, batch_norms
 from shoal.transfer.adaptation.config import (
     AdversarialConfig,
     AlignmentConfig,
@@ -54,10 +55,22 @@ class Method:
         The target's rows; None where no step needs them.
     weights
         Of the source's rows; None for 1 each.
+    batch_norm
+        As in `InStepConfig`.
     """
 
-    def __init__(self, model: Model, unlabelled: Dataset | None, weights: Weights | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        unlabelled: Dataset | None,
+        weights: Weights | None,
+        batch_norm: Literal["shared", "per_domain", "frozen"] = "shared",
+    ) -> None:
         self.model, self._unlabelled, self._weights = model, unlabelled, weights
+        self._per_domain = PerDomain(model) if batch_norm == "per_domain" else None
+        self.still = (
+            frozenset(name for name, _ in batch_norms(model)) if batch_norm == "frozen" else frozenset()
+        )
 
     @property
     def unlabelled(self) -> Dataset | None:
@@ -86,18 +99,22 @@ class Method:
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take what `state` gave."""
 
-    def told(self, progress: float) -> Any:  # noqa: ARG002
+    def told(self, progress: float, rows: int) -> Any:  # noqa: ARG002
         """Return what the module beside the model is told in a step."""
+        if self._per_domain is not None:
+            self._per_domain.rows = rows
         return None
 
     def finish(self) -> tuple[str, ...]:
         """Leave the model as its config builds it."""
+        if self._per_domain is not None:
+            self._per_domain.remove()
         self.model.beside = None
         return ()
 
 
 class Tap(nn.Module):
-    """Gives a layer's outputs ``[n, F]``, and what a discriminator says of them ``[n]``.
+    """Gives a layer's outputs ``[n, F]``, and what a discriminator says of them, ``[n, 1]`` or ``[n, D + 1]``.
 
     Parameters
     ----------
@@ -153,7 +170,7 @@ class Tap(nn.Module):
         return self._seen
 
     def forward(self, logits: Tensor, strength: float) -> tuple[Tensor, ...]:
-        """Return the outputs ``[n, F]``, and where there is a discriminator its logits ``[n]``; both at full precision."""
+        """Return the outputs ``[n, F]``, and where there is a discriminator its logits; both at full precision."""
         with torch.autocast(logits.device.type, enabled=False):
             features, logits = self.features(), logits
             if features.dtype not in (torch.float32, torch.float64):
@@ -163,7 +180,7 @@ class Tap(nn.Module):
             seen = (
                 conditioned(features, class_probabilities(logits).detach()) if self.conditional else features
             )
-            return features, self.discriminator(reverse_gradient(seen, strength))[:, 0]
+            return features, self.discriminator(reverse_gradient(seen, strength))
 
     def remove(self) -> None:
         """Leave the layer alone."""
@@ -171,13 +188,24 @@ class Tap(nn.Module):
 
 
 class Alignment(Method):
-    """Makes a layer's outputs alike in both domains, by the term that its config names."""
+    """Makes a layer's outputs alike in both domains, by the term that its config names.
+
+    Of several source domains each is made like the target: distances are means over the source's rows, and a discriminator tells
+    all of them apart (Schoenauer-Sebag et al. 2019, "Multi-domain adversarial learning").
+    """
 
     def __init__(
-        self, model: Model, unlabelled: Dataset, weights: Weights | None, config: AlignmentConfig, seed: int
+        self,
+        model: Model,
+        source: Schema,
+        unlabelled: Dataset,
+        weights: Weights | None,
+        config: AlignmentConfig,
+        seed: int,
     ) -> None:
-        super().__init__(model, unlabelled, weights)
+        super().__init__(model, unlabelled, weights, config.batch_norm)
         self.config = config
+        self.domain, self.sources = len(source.costs), max(1, len(source.domains))  # its place, and how many
         self.tap = Tap(model, config.layer, unlabelled.schema)
         if isinstance(config, AdversarialConfig):
             width = self.tap.width
@@ -191,11 +219,12 @@ class Alignment(Method):
                     )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
-                self.tap.discriminator = discriminator(width, config.hidden)
+                self.tap.discriminator = discriminator(width, config.hidden, self.sources)
         model.beside = self.tap
 
-    def told(self, progress: float) -> float:
+    def told(self, progress: float, rows: int) -> float:
         """Return the strength of the reversed gradient (Ganin et al. 2016, section 5.2.2)."""
+        super().told(progress, rows)
         if not isinstance(self.config, AdversarialConfig):
             return 0.0
         ramp = self.config.ramp
@@ -208,24 +237,43 @@ class Alignment(Method):
             return self._adversarial(outputs[0], outputs[2], n, sides)
         source, target = sides.source(outputs[1][:n]), sides.target(outputs[1][n:])
         weights = sides.source(sides.weights.to(source.dtype))
-        if isinstance(self.config, DeepCORALConfig):
-            term = coral(source, target, weights)
+        if self.sources == 1:
+            term = self._distance(source, target, weights)
         else:
-            assert isinstance(self.config, MMDConfig)
-            term = squared_mmd(source, target, weights, self.config.kernels)
+            domain, term = sides.source(self._domain_of(sides)), source.new_zeros(())
+            for d in range(self.sources):
+                own = domain == d
+                if (rows := int(own.sum())) > 1:  # one row has no covariance
+                    distance = self._distance(source[own], target, weights[own])
+                    term = term + rows / sides.n_source * distance
         return self.config.weight * term / sides.workers
 
+    def _distance(self, source: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+        if isinstance(self.config, DeepCORALConfig):
+            return coral(source, target, weights)
+        assert isinstance(self.config, MMDConfig)
+        return squared_mmd(source, target, weights, self.config.kernels)
+
+    def _domain_of(self, sides: Sides) -> Tensor:
+        """Return the number of each source row's domain, int64 ``[b]``; -1 for rows that were made and are of none."""
+        if self.sources == 1:
+            return torch.zeros(len(sides.labels), dtype=torch.int64, device=sides.labels.device)
+        return sides.costs[:, self.domain].nan_to_num(-1.0).long()
+
     def _adversarial(self, logits: Tensor, domain: Tensor, n: int, sides: Sides) -> Tensor:
-        """Return this worker's share of the discriminator's mean loss on both domains, half of it each."""
-        weights = sides.weights.to(domain.dtype)
-        certain = torch.ones_like(domain)
+        """Return this worker's share of the mean, over domains, of the discriminator's mean loss on their rows."""
+        weights, of = (
+            torch.ones_like(domain[:, 0]),
+            torch.full_like(domain[:, 0], self.sources, dtype=torch.int64),
+        )
+        weights[:n], of[:n] = sides.weights.to(domain.dtype), self._domain_of(sides)
         if isinstance(self.config, CDANConfig) and self.config.entropy:
-            certain = certainty(class_probabilities(logits.to(domain.dtype))).detach()
-        own = torch.stack([(weights * certain[:n]).sum(), certain[n:].sum()])
-        total = sides.sum(own.detach().double()).to(domain.dtype)
-        source = (weights * certain[:n] * domain_losses(domain[:n], False)).sum() / total[0]
-        target = (certain[n:] * domain_losses(domain[n:], True)).sum() / total[1]
-        return 0.5 * (source + target)
+            weights = weights * certainty(class_probabilities(logits.to(domain.dtype))).detach()
+        weights, of = torch.where(of < 0, 0.0, weights), of.clamp_min(0)
+        own = torch.zeros(self.sources + 1, dtype=torch.float64, device=domain.device)
+        total = sides.sum(own.index_add(0, of, weights.double())).to(domain.dtype)
+        share = weights / torch.where(total > 0, total, 1.0)[of]
+        return (share * domain_losses(domain, of)).sum() / (total > 0).sum()
 
     def finish(self) -> tuple[str, ...]:
         """Leave the model as its config builds it."""
@@ -237,7 +285,7 @@ class ClassConfusion(Method):
     """Makes the model decide between classes on the target's rows."""
 
     def __init__(self, model: Model, unlabelled: Dataset, config: MCCConfig) -> None:
-        super().__init__(model, unlabelled, None)
+        super().__init__(model, unlabelled, None, config.batch_norm)
         self.config = config
 
     def share(self, outputs: tuple[Tensor, ...], sides: Sides) -> Tensor:

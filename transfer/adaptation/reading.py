@@ -1,13 +1,15 @@
 """What a trained model says of many rows of a sharded dataset: probabilities, and what its last layer is given."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from shoal.cluster.sharding.dataset import ShardRows
+from shoal.cluster.sharding.manifest import Schema
 from shoal.cluster.sharding.prepare import Prepared
 from shoal.training.artifact import TrainedModel
 from shoal.training.batches import EVALUATION_ROWS, Dataset
@@ -20,6 +22,40 @@ from shoal.transfer.layers import head_of
 def by_class(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return probabilities ``[n, K]`` of scores, which of two classes are the event's alone, ``[n]``."""
     return np.stack([1.0 - scores, scores], axis=1) if scores.ndim == 1 else scores
+
+
+def unlabelled(dataset: Dataset, part: str) -> Dataset:
+    """Return a part of a dataset as the training rows of a target domain, whose labels are none."""
+    return dataset if part == "train" else _Unlabelled(dataset, part)
+
+
+class _Unlabelled:
+    """A part of labelled rows, seen as a target domain."""
+
+    def __init__(self, dataset: Dataset, part: str) -> None:
+        self._dataset, self._part = dataset, part
+
+    @property
+    def schema(self) -> Schema:
+        return self._dataset.schema
+
+    @property
+    def n_shards(self) -> int:
+        return self._dataset.n_shards
+
+    def shard_rows(self, split: str) -> tuple[int, ...]:
+        return self._dataset.shard_rows(self._part) if split == "train" else ()
+
+    def class_rows(self, split: str) -> tuple[int, ...]:
+        raise AssertionError(f"{split} rows of a target domain have no classes")
+
+    def shard_class_rows(self, split: str) -> NDArray[np.int64]:
+        raise AssertionError(f"{split} rows of a target domain have no classes")
+
+    def shard(self, split: str, v: int) -> ShardRows:
+        rows = self._dataset.shard(self._part, v)
+        assert split == "train"
+        return replace(rows, label=np.zeros_like(rows.label))
 
 
 @dataclass(frozen=True)

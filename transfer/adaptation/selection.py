@@ -23,6 +23,7 @@ from shoal.transfer.shift.domains import Floats, cross_fit
 
 LIMIT = 20_000  # target rows of SND, whose time grows with their square
 BY_SOURCE_LABELS = ("importance_weighted", "dev")
+LEFT_OUT = "leave_one_domain_out"  # of methods rather than models: the mean score on source domains in the target's place
 _BLOCK = 2**22  # similarities held at once
 
 
@@ -242,18 +243,21 @@ def ensemble_rank(scores_by_name: Mapping[str, NDArray[np.float64]]) -> Floats:
 
 
 def mean_ranks(scores: Mapping[str, Sequence[float]]) -> list[float]:
-    """Return each model's mean rank, 1 for the best: over the scores of either family, then over the families.
+    """Return each model's mean rank, 1 for the best: over the scores of each family, then over the families.
 
-    One family looks at labels of the source, the other at how sure answers are on the target, which some methods train for.
+    One family looks at labels of the source, one at how sure answers are on the target, which some methods train for. Where there
+    are several source domains, a third one is the score with each of them in the target's place (Gulrajani and Lopez-Paz 2021,
+    "In search of lost domain generalization", section 3).
 
     Parameters
     ----------
     scores
         Score to a value a model.
     """
-    families: dict[bool, dict[str, Floats]] = {}
+    families: dict[str, dict[str, Floats]] = {}
     for name, values in scores.items():
-        families.setdefault(name in BY_SOURCE_LABELS, {})[name] = np.asarray(values, np.float64)
+        family = name if name == LEFT_OUT else "source" if name in BY_SOURCE_LABELS else "target"
+        families.setdefault(family, {})[name] = np.asarray(values, np.float64)
     return [float(r) for r in np.mean([ensemble_rank(of) for of in families.values()], axis=0)]
 
 

@@ -71,7 +71,7 @@ class SelfTraining(Method):
     """Gives labels to target rows in rounds, and adds their cross-entropy to the objective."""
 
     def __init__(self, model: Model, unlabelled: Dataset, config: SelfTrainingConfig, epochs: int) -> None:
-        super().__init__(model, unlabelled, None)
+        super().__init__(model, unlabelled, None, config.batch_norm)
         self.config, self.epochs, self.rows = config, epochs, unlabelled
         self.first = min(epochs - 1, round(config.start * epochs))
         self.labels = torch.full((sum(unlabelled.shard_rows("train")),), NONE, dtype=torch.int64)

@@ -27,6 +27,7 @@ from shoal.transfer.adaptation.config import (
     SelfTrainingConfig,
 )
 from shoal.transfer.adaptation.methods import Alignment, ClassConfusion, Method
+from shoal.transfer.adaptation.reading import unlabelled
 from shoal.transfer.adaptation.self_training import SelfTraining
 from shoal.transfer.adaptation.several import several
 from shoal.transfer.adaptation.weights import Weighted, Weights
@@ -52,6 +53,8 @@ class AdaptTo:
         What source rows of each class weigh; empty for 1.
     run_uri
         Where `IMPORTANCE` is, for the weight of each row; empty for none.
+    part
+        Which rows of the dataset are the target's.
     """
 
     config: Config
@@ -62,6 +65,7 @@ class AdaptTo:
     cache_path: str | None = None
     by_class: tuple[float, ...] = ()
     run_uri: str = ""
+    part: str = "train"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -72,6 +76,7 @@ class AdaptTo:
             "target": self.target_key,
             "by_class": list(self.by_class),
             "by_row": bool(self.run_uri),
+            **({} if self.part == "train" else {"part": self.part}),
         }
 
     def __call__(
@@ -79,7 +84,8 @@ class AdaptTo:
     ) -> tuple[Model, Method, Dataset]:
         """Return the model to train, with what is trained beside it, the method and the source's rows."""
         cache = Path(self.cache_path) if self.cache_path else None
-        target = ShardedDataset.open(Storage.open(self.target_uri, self.storage), cache=cache)
+        rows = ShardedDataset.open(Storage.open(self.target_uri, self.storage), cache=cache)
+        target = unlabelled(rows, self.part)
         weights = Weights(self.by_class, bool(self.run_uri)) if self.by_class or self.run_uri else None
         if self.run_uri:
             table = Storage.open(self.run_uri, self.storage).read_table(IMPORTANCE)
@@ -125,7 +131,7 @@ def at_work(
     method: Method
     match config:
         case AlignmentConfig():
-            method = Alignment(model, target, weights, config, seed)
+            method = Alignment(model, source.schema, target, weights, config, seed)
         case MCCConfig():
             method = ClassConfusion(model, target, config)
         case SelfTrainingConfig():
@@ -152,9 +158,15 @@ def refuse(config: Config, training: TrainingConfig, schema: Schema, target_rows
             f"transfer.adaptation: {name} is about classes, and the task is {task}; use dann, deep_coral, mmd or "
             "importance_weighting"
         )
-    if isinstance(training.strategy, DeepSpeedConfig):
+    if (
+        isinstance(config, SelfTrainingConfig)
+        and config.teacher is not None
+        and isinstance(training.strategy, DeepSpeedConfig)
+        and training.strategy.zero_stage == 3
+    ):
         raise ConfigError(
-            "transfer.adaptation with training.strategy: deepspeed is not built; use training.strategy: ddp"
+            "transfer.adaptation: self_training: a teacher's weights are whole on each worker, and those of zero_stage: 3 are in "
+            "parts; use zero_stage: 2, or leave teacher out"
         )
     in_steps = isinstance(config, AlignmentConfig | MCCConfig | SelfTrainingConfig | RoundsConfig)
     for given, key in (

@@ -229,7 +229,7 @@ class Several(Method):
         given = (labels >= 0).sum(1)
         return labels, kept, given
 
-    def told(self, progress: float) -> float:
+    def told(self, progress: float, rows: int) -> float:  # noqa: ARG002
         """Ask for the members' answers."""
         return progress
 

@@ -46,7 +46,7 @@ class Collected:
         self.n_shards = n_shards
         rows = int(counts.sum())
         self._ids: list[pa.Array] = []
-        self.costs = np.empty((rows, len(schema.costs)))
+        self.costs = np.empty((rows, len(schema.costs) + bool(schema.domains)))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         numeric = _array((rows, schema.numeric_width), np.float32, scratch, "numeric")
         categorical = _array((rows, schema.codes_width), np.int32, scratch, "categorical")

@@ -1,30 +1,27 @@
 """adapt: from labelled rows of one domain and rows of another without labels to a model for the other, beside the plain one."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from shoal.cluster.components import Choice, load_imported
 from shoal.cluster.config import Config
-from shoal.cluster.errors import ConfigError, DataError, RunError
+from shoal.cluster.errors import ConfigError, DataError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Demand, Shape, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.config import SplitConfig
-from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.names import plural, require
 from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, given, to_dict
 from shoal.transfer.adaptation.config import (
     ADAPTATIONS,
     AlignmentConfig,
-    BBSEConfig,
-    ImportanceWeightingConfig,
 )
-from shoal.verbs.dataset import ShardResult, shard, shard_target
+from shoal.verbs.adapt_fits import FITS, SOURCE_ONLY, Work, fit_adapted, fit_kind
+from shoal.verbs.dataset import shard, shard_target
 from shoal.verbs.fit import capped, fit_into
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.rows import given_as
@@ -33,14 +30,10 @@ from shoal.verbs.starting import starting
 from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
-    from shoal.training.worker import FitJob
     from shoal.transfer.shift.compare import Shift
-    from shoal.transfer.shift.labels import LabelShift
     from shoal.verbs.look import Look
 
-SOURCE_ONLY, ADAPTED, IN_DOMAIN = "source_only", "adapted", "in_domain"
-FITS = "fits"
-_SEEDS = 12  # first word of spawn keys: what a draw is for
+IN_DOMAIN = "in_domain"
 
 
 @dataclass(frozen=True)
@@ -56,31 +49,6 @@ class AdaptResult:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What all fits of a run share."""
-
-    experiment: Experiment
-    run: RunFolder
-    source: ShardResult
-    target: ShardResult
-    shape: Shape
-    demand: Demand
-    stages: Stages
-    reporter: Reporter
-    command: Sequence[str] | None
-
-    @property
-    def transfer(self) -> Any:
-        return self.experiment.transfer
-
-    def open(self, data: ShardResult) -> ShardedDataset:
-        """Open rows in this process."""
-        cluster = self.experiment.cluster
-        cache = Path(cluster.cache_path) if cluster.cache_path else None
-        return ShardedDataset.open(Storage.open(data.uri, cluster.storage), cache=cache)
 
 
 def adapt(
@@ -156,12 +124,18 @@ def _adapt(
     from shoal.transfer.adaptation.service import refuse
     from shoal.verbs.adapt_judging import chosen, final_test, shifted, summary
     from shoal.verbs.label_plan import planned
+    from shoal.verbs.leave_domain_out import leaves_out, left_out
 
     assert experiment.transfer is not None
     stages, config = Stages(reporter), experiment.transfer
     starting(experiment)  # what cannot be started from is refused before the sharding
     with stages.stage("shard", "sharding the source"):
         source = shard(experiment, name=name, reporter=reporter, verify=False)
+    if not any(source.manifest.splits[part].rows for part in ("validation", "test")):
+        raise ConfigError(
+            "shoal adapt needs rows of the source that train nothing, to choose and to judge by: set data.split.validation or "
+            "data.split.test above 0"
+        )
     with stages.stage("shard_target", "sharding the target, without labels"):
         target = shard_target(experiment, source.manifest, name, reporter)
     methods = named_methods(experiment)
@@ -171,22 +145,29 @@ def _adapt(
     for method in methods.values():
         rows = target.manifest.splits["train"].rows
         refuse(method, experiment.training, source.manifest.schema_, rows, shape.num_workers)
-    work = _Work(experiment, run, source, target, shape, demand, stages, reporter, command)
+    work = Work(experiment, run, source, target, shape, demand, stages, reporter, command)
     _rehearse(work, methods.values())
+    takes_turns = leaves_out(experiment, source.manifest.schema_, source.manifest.splits["validation"].rows)
     fits: dict[str, list[str]] = {kind: [] for kind in (SOURCE_ONLY, *methods)}
     shift: Shift | None = None
-    for seed in range(config.seeds):
-        plain = _fit(work, SOURCE_ONLY, seed, lambda job: job)
-        fits[SOURCE_ONLY].append(plain)
-        if not seed:
-            with stages.stage("shift", "looking at the shift"):
-                shift = shifted(work.experiment, work.open(source), work.open(target), plain)
-                for said in summary(shift)["sentences"]:
-                    reporter.notice(said)
-        for kind, method in methods.items():
-            fits[kind].append(_adapted(work, kind, method, seed, plain))
+    judged_without = None
+    with _one_ray(work):
+        for seed in range(config.seeds):
+            plain = fit_kind(work, SOURCE_ONLY, seed, lambda job: job)
+            fits[SOURCE_ONLY].append(plain)
+            if not seed:
+                with stages.stage("shift", "looking at the shift"):
+                    shift = shifted(work.experiment, work.open(source), work.open(target), plain)
+                    for said in summary(shift)["sentences"]:
+                        reporter.notice(said)
+            for kind, method in methods.items():
+                fits[kind].append(fit_adapted(work, kind, method, seed, plain))
+        if takes_turns:
+            judged_without = left_out(work, methods, name)
     with stages.stage("select", "choosing without target labels"):
-        selection = chosen(work.experiment, work.open(source), work.open(target), fits, SOURCE_ONLY)
+        selection = chosen(
+            work.experiment, work.open(source), work.open(target), fits, SOURCE_ONLY, judged_without
+        )
     with stages.stage("plan_labels", "planning labels"):
         best = selection["chosen"]
         plan_of_labels = planned(experiment, run, work.open(target), fits[SOURCE_ONLY][0], fits[best][0])
@@ -230,7 +211,19 @@ def _adapt(
     return _result(run)
 
 
-def _rehearse(work: _Work, methods: Iterable[Config]) -> None:
+@contextmanager
+def _one_ray(work: Work) -> Iterator[None]:
+    """Keep one Ray for all fits that need one."""
+    if work.shape.placement == "inline":
+        yield
+        return
+    from shoal.cluster.session import session
+
+    with session(work.experiment.cluster, work.demand, work.reporter):
+        yield
+
+
+def _rehearse(work: Work, methods: Iterable[Config]) -> None:
     """Put every method beside a new model, so that one that does not fit is refused before anything is fitted.
 
     Raises
@@ -268,6 +261,7 @@ def check_target(experiment: Experiment, found: "Look", shape: Shape) -> tuple[s
     from shoal.training.models import build_model
     from shoal.training.rehearsal import labels_alone
     from shoal.transfer.adaptation.service import at_work, refuse
+    from shoal.verbs.leave_domain_out import leaves_out
 
     assert experiment.transfer is not None
     assert experiment.transfer.target_data is not None
@@ -290,10 +284,17 @@ def check_target(experiment: Experiment, found: "Look", shape: Shape) -> tuple[s
                 experiment.training.epochs,
             )
     fits = experiment.transfer.seeds * (1 + len(methods))
-    return (
+    said = (
         f"shoal adapt: {plural(rows.n_rows, 'target row')}; {plural(fits, 'fit')}: source only and {', '.join(methods)}, "
-        f"{plural(experiment.transfer.seeds, 'seed')} each",
+        f"{plural(experiment.transfer.seeds, 'seed')} each"
     )
+    if leaves_out(experiment, found.schema, len(found.labels["validation"])):
+        domains = len(found.schema.domains)
+        said += (
+            f"; and {plural(domains * (1 + len(methods)), 'fit')} with each of {domains} source domains in the target's place "
+            "(transfer.leave_one_domain_out)"
+        )
+    return (said,)
 
 
 def _result(run: Storage) -> AdaptResult:
@@ -315,135 +316,7 @@ def named_methods(experiment: Experiment) -> dict[str, Config]:
     return found
 
 
-def fit_seed(seed: int, number: int) -> int:
-    """Return the seed of a fit, which counts from 0: the first one's is the experiment's own."""
-    return (
-        seed
-        if not number
-        else int(np.random.SeedSequence(seed, spawn_key=(_SEEDS, number)).generate_state(1)[0])
-    )
-
-
-def _fit(
-    work: _Work, kind: str, number: int, change: "Callable[[FitJob], FitJob]", adapts: bool = False
-) -> str:
-    """Fit one seed of one kind as a run of its own, unless it is there; return its folder."""
-    experiment, config = work.experiment, work.transfer
-    if not adapts:
-        plain = config.model_copy(update={"adaptation": None, "candidates": (), "target_data": None})
-        experiment = experiment.model_copy(update={"transfer": plain})
-    uri = f"{work.run.uri.rstrip('/')}/{FITS}/{kind}/{number}"
-    folder = RunFolder.open(uri, experiment.cluster.storage)
-    text = f"{kind.replace('_', ' ')}, seed {number + 1} of {config.seeds}"
-    with claimed(folder, to_dict(experiment), work.reporter, "metrics.json") as heard:
-        if folder.is_complete:
-            return uri
-        heard.stage(text)
-        own = Stages(heard)
-
-        def seeded(job: "FitJob") -> "FitJob":
-            return change(replace(job, seed=fit_seed(experiment.seed, number)))
-
-        fit_into(folder, experiment, work.source, work.shape, work.demand, own, heard, work.command, seeded)
-        work.stages.seconds[kind] = round(work.stages.seconds.get(kind, 0.0) + sum(own.seconds.values()), 3)
-    return uri
-
-
-def _adapted(work: _Work, kind: str, method: Config, number: int, plain: str) -> str:
-    """Fit one seed of an adapted model; ``plain`` is the run of the source's rows alone with that seed."""
-    from shoal.transfer.adaptation.service import AdaptTo
-
-    by_class: tuple[float, ...] = ()
-    if isinstance(method, BBSEConfig) or (isinstance(method, AlignmentConfig) and method.label_shift):
-        soft = method.soft if isinstance(method, BBSEConfig) else True
-        shift = estimated_shift(work.experiment, work.open(work.source), work.open(work.target), plain, soft)
-        if shift.reason:
-            raise RunError(
-                f"transfer.adaptation: {kind}: class shares of the target cannot be estimated: {shift.reason}"
-            )
-        by_class = tuple(shift.weights.tolist())
-    by_row = ""
-    if isinstance(method, ImportanceWeightingConfig):
-        by_row = _write_importance(work, method)
-
-    def change(job: "FitJob") -> "FitJob":
-        to = AdaptTo(
-            method,
-            work.target.uri,
-            work.target.manifest.key,
-            job.training.epochs,
-            job.storage,
-            job.cache_path,
-            by_class,
-            by_row,
-        )
-        training = job.training
-        if (not by_class and not by_row) or isinstance(method, AlignmentConfig):
-            # The source's validation rows say nothing of the target: an early epoch may be one before the alignment.
-            training = training.model_copy(update={"early_stopping": None})
-        return replace(job, adapt=to, training=training)
-
-    return _fit(work, kind, number, change, adapts=True)
-
-
-def estimated_shift(
-    experiment: Experiment, source: ShardedDataset, target: ShardedDataset, plain: str, soft: bool
-) -> "LabelShift":
-    """Estimate how common the classes are in the target, by a model of the source's rows.
-
-    Where that cannot be, there is a reason in the place of numbers.
-    """
-    from shoal.training.artifact import TrainedModel
-    from shoal.transfer.adaptation.reading import answers
-    from shoal.transfer.shift.labels import estimate_label_shift
-    from shoal.verbs.adapt_judging import MOST_ROWS, held_out
-
-    trained = TrainedModel.load(plain, allow_import=True, storage=experiment.cluster.storage)
-    known = answers(trained, source, held_out(source), MOST_ROWS)
-    new = answers(trained, target, "train", MOST_ROWS)
-    return estimate_label_shift(
-        known.probabilities,
-        known.labels,
-        new.probabilities,
-        soft=soft,
-        classes=trained.classes
-        if not set(source.schema.target.columns) & set(source.schema.private)
-        else None,
-        confidence=experiment.evaluation.confidence,
-        seed=experiment.seed,
-    )
-
-
-def _write_importance(work: _Work, method: ImportanceWeightingConfig) -> str:
-    """Write what each of the source's training rows weighs, once a run; return where."""
-    from functools import partial
-
-    from shoal.transfer.adaptation.selection import density_ratio
-    from shoal.transfer.adaptation.service import IMPORTANCE, importance_table
-    from shoal.transfer.shift.domains import CODES, classifier
-
-    folder = work.run.storage.child(f"{FITS}/importance-{method.clip:g}")
-    if not folder.exists(IMPORTANCE):
-        rows, n_codes = [], len(work.source.manifest.schema_.categorical)
-        for dataset in (work.open(work.source), work.open(work.target)):
-            shards = [dataset.shard("train", v) for v in range(dataset.n_shards)]
-            codes = [np.minimum(s.categorical[:, :n_codes], CODES - 1) for s in shards]
-            rows.append([np.column_stack([s.numeric, own]) for s, own in zip(shards, codes, strict=True)])
-        numbers, width = rows[0][0].shape[1], work.source.manifest.schema_.numeric_width
-        ratio = density_ratio(
-            np.concatenate(rows[0]),
-            np.concatenate(rows[1]),
-            make=partial(classifier, "trees", width, numbers),
-            seed=work.experiment.seed,
-        )
-        ratio = np.minimum(ratio, method.clip * ratio.mean())
-        ratio /= ratio.mean()
-        ends = np.cumsum([len(part) for part in rows[0]])[:-1]
-        folder.write_table(IMPORTANCE, importance_table(np.split(ratio, ends)))
-    return folder.uri
-
-
-def _in_domain(work: _Work, name: str) -> str | None:
+def _in_domain(work: Work, name: str) -> str | None:
     """Fit labelled target rows, as an upper bound: a run of its own on its own split; None where that cannot be."""
     experiment, config = work.experiment, work.transfer
     path = config.target_data.path if config.target_data.test == "same" else config.target_data.test

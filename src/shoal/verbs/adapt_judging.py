@@ -21,7 +21,7 @@ from shoal.experiment import Experiment
 from shoal.training.artifact import TrainedModel
 from shoal.training.costs import Amounts
 from shoal.transfer.adaptation.reading import Answers, answers
-from shoal.transfer.adaptation.selection import mean_ranks, selection_scores
+from shoal.transfer.adaptation.selection import LEFT_OUT, mean_ranks, selection_scores
 from shoal.transfer.shift.compare import Shift, compare_prepared
 from shoal.transfer.shift.domains import LIMIT
 from shoal.verbs.decisions import PREDICTIONS, judging_of_run
@@ -140,9 +140,19 @@ def sentence(found: Mapping[str, Any], chosen: str, metric: str) -> str:
 
 
 def chosen(
-    experiment: Experiment, source: ShardedDataset, target: ShardedDataset, fits: Fits, plain: str
+    experiment: Experiment,
+    source: ShardedDataset,
+    target: ShardedDataset,
+    fits: Fits,
+    plain: str,
+    judged_without: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Score every kind of fit without target labels; the adapted one that ranks first on average is chosen.
+
+    Parameters
+    ----------
+    judged_without
+        What `leave_domain_out.left_out` gave, where there are several source domains.
 
     Returns
     -------
@@ -168,6 +178,9 @@ def chosen(
                 )
             )
         found[kind] = {name: float(np.mean([one[name] for one in by_seed])) for name in by_seed[0]}
+        if judged_without is not None:
+            mean = judged_without["means"][kind]
+            found[kind][LEFT_OUT] = math.nan if mean is None else mean
     kinds = list(fits)
     ranks = dict(zip(kinds, mean_ranks({n: [found[k][n] for k in kinds] for n in found[plain]}), strict=True))
     best = min((k for k in kinds if k != plain), key=lambda k: (ranks[k], kinds.index(k)))
@@ -180,6 +193,7 @@ def chosen(
         "chosen": best,
         "by": f"mean rank over {plural(len(found[plain]), 'score')}",
         "estimates": {kind: estimates(experiment, source, target, fits[kind][0]) for kind in (plain, best)},
+        "left_out": judged_without,
         "sentence": said,
     }
 
@@ -191,7 +205,7 @@ def shifted(
 
     None where there are texts or images alone, which are not compared.
     """
-    from shoal.verbs.adapt import estimated_shift
+    from shoal.verbs.adapt_fits import estimated_shift
 
     width = source.schema.numeric_width + len(source.schema.categorical)
     if not width:

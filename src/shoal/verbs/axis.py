@@ -19,6 +19,7 @@ _FIXED = (
     "data.task",
     "data.positive",
     "data.group",
+    "data.domain",
     "data.time",
     "data.id",
     "data.split",

@@ -19,6 +19,7 @@ from shoal.verbs.runs import claimed
 from shoal.verbs.starting import starting
 
 if TYPE_CHECKING:
+    from shoal.cluster.sharding.assign import Resplit
     from shoal.cluster.sharding.spread import Spread
 
 
@@ -49,6 +50,7 @@ def shard(
     name: str | None = None,
     reporter: Reporter | None = None,
     verify: bool = True,
+    resplit: "Resplit | None" = None,
 ) -> ShardResult:
     """Write the sharded dataset of an experiment, or find it where an earlier run left it.
 
@@ -69,6 +71,8 @@ def shard(
     verify
         Whether to read the shards that are there already; otherwise it is enough that they are. A fit verifies those
         that it reads.
+    resplit
+        Gives the rows other parts than `data.split` does.
 
     Raises
     ------
@@ -83,7 +87,7 @@ def shard(
     experiment, name = given(experiment, name)
     known = starting(experiment).known
     costs = experiment.cost_columns
-    return _shard(experiment, experiment.data, costs, known, f"{name}-shard", out, reporter, verify)
+    return _shard(experiment, experiment.data, costs, known, f"{name}-shard", out, reporter, verify, resplit)
 
 
 def shard_target(experiment: Experiment, source: Manifest, name: str, reporter: Reporter) -> ShardResult:
@@ -134,13 +138,14 @@ def _shard(
     out: str | None,
     reporter: Reporter,
     verify: bool,
+    resplit: "Resplit | None" = None,
 ) -> ShardResult:
     from shoal.cluster.sharding.service import shard as write
     from shoal.cluster.sharding.service import sharding_key
     from shoal.verbs.decisions import judge_of
 
     storage = experiment.cluster.storage
-    key = sharding_key(data, experiment.seed, storage, costs, known)
+    key = sharding_key(data, experiment.seed, storage, costs, known, resplit)
     if out is None:
         kind = name.rpartition("-")[2]
         for found in _existing(Storage.open(experiment.cluster.storage_path, storage), f"{kind}-{key}"):
@@ -150,7 +155,7 @@ def _shard(
     folder = RunFolder.open(target, storage)
     wait = experiment.cluster.wait.total_seconds()
     with (
-        claimed(folder, _identity(experiment, key, data), reporter, MANIFEST, wait) as heard,
+        claimed(folder, _identity(experiment, key, data, resplit), reporter, MANIFEST, wait) as heard,
         ExitStack() as stack,
     ):
         if folder.exists(MANIFEST):  # made by another driver while this one waited, or by an earlier --out
@@ -168,6 +173,7 @@ def _shard(
             spread=stack.enter_context(_spread(experiment.cluster, heard)),
             costs=costs,
             known=known,
+            resplit=resplit,
             judge=judge_of(experiment) if data.target else None,
         )
     return ShardResult(folder.uri, manifest, False)
@@ -197,14 +203,16 @@ def sharding_part(cluster: ClusterConfig) -> Part | None:
     return Part(SHARDING, asked_tasks(cluster) or 1, 1.0, memory=float(BUDGET))
 
 
-def _identity(experiment: Experiment, key: str, data: DataConfig) -> dict[str, Any]:
+def _identity(
+    experiment: Experiment, key: str, data: DataConfig, resplit: "Resplit | None"
+) -> dict[str, Any]:
     chosen = {key: value for key, value in to_dict(experiment).items() if key in ("data", "seed", "cluster")}
     if not data.target:  # the target domain's rows, with the statistics of the source's
         return {**chosen, "target_data": [redact(path) for path in data.path], "key": key}
     if experiment.cost_columns:
         chosen["costs"] = list(experiment.cost_columns)
-    if experiment.transfer is not None and experiment.transfer.start is not None:
-        chosen["key"] = key  # which the statistics of the start are a part of
+    if resplit is not None or (experiment.transfer is not None and experiment.transfer.start is not None):
+        chosen["key"] = key  # which the parts, or the statistics of the start, are a part of
     return chosen
 
 

@@ -1,6 +1,5 @@
 """Methods of domain adaptation in the steps of a fit, against loops in plain torch and closed forms."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,33 +7,32 @@ import numpy as np
 import pytest
 import torch
 from support.adapted import (
+    BARE,
     EPOCHS,
     METHODS,
     ROWS,
     SEED,
-    SIZE,
+    SGD,
     STEPS,
     TARGET,
+    by_hand,
     flat,
     make_loop,
-    moved,
+    of_domains,
     run,
     together,
 )
 from support.prepared import make_dataset
 from support.together import run_together
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from shoal.cluster.errors import ConfigError, StoppedError
 from shoal.cluster.storage import Storage
 from shoal.training.checkpoints import lookout
 from shoal.training.checkpoints.keeper import RunKeeper
 from shoal.training.config import LinearConfig, MLPConfig
-from shoal.training.draws import combine
-from shoal.training.memory import ArrayDataset
 from shoal.training.models import build_model
-from shoal.training.plan import EpochPlan
 from shoal.transfer.adaptation.alignment import (
     certainty,
     class_confusion,
@@ -48,47 +46,6 @@ from shoal.transfer.adaptation.alignment import (
 from shoal.transfer.adaptation.self_training import NONE, sure_labels
 from shoal.transfer.adaptation.several import agreed, kept_of, two_views
 from shoal.transfer.adaptation.weights import Weighted, Weights
-
-BARE = MLPConfig(hidden=(8, 6))
-SGD = {"sgd": {"learning_rate": 0.05, "momentum": 0.0}}
-
-
-def batches(dataset: ArrayDataset, size: int, seed: int, steps: int) -> Any:
-    """The steps of a plan, epoch after epoch: numbers, codes, labels."""
-    part, plan = dataset.parts["train"], EpochPlan(dataset.shard_rows("train"), size, seed)
-    for position in range(steps):
-        epoch, step = divmod(position, plan.steps_per_epoch)
-        orders = {v: plan.permutation(epoch, v) for v in range(plan.n_shards)}
-        rows = [
-            orders[p % plan.n_shards][p // plan.n_shards] * plan.n_shards + p % plan.n_shards
-            for p in range(*plan.bounds(step))
-        ]
-        yield (
-            torch.from_numpy(part.numeric)[rows].double(),
-            torch.from_numpy(part.categorical)[rows],
-            torch.from_numpy(part.label)[rows],
-        )
-
-
-def by_hand(
-    term: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor], beside: nn.Module | None = None
-) -> np.ndarray:
-    """A fit in plain torch; the term gets features and logits of source and target, and the progress."""
-    source, target = make_dataset("multiclass", ROWS), moved("multiclass")
-    model = build_model(BARE, source.schema, SEED).double()
-    parameters = [*model.parameters(), *(beside.parameters() if beside else [])]
-    optimizer = torch.optim.SGD(parameters, lr=0.05)
-    total = EPOCHS * STEPS
-    others = batches(target, SIZE, combine(SEED, 11), total)
-    for position, (own, other) in enumerate(zip(batches(source, SIZE, SEED, total), others, strict=True)):
-        optimizer.zero_grad()
-        encoded = [model.encoder(side[0], side[1]) for side in (own, other)]
-        features = [model.body[:-1](e) for e in encoded]
-        logits = [model.body[-1](f) for f in features]
-        loss = cross_entropy(logits[0], own[2]) + term(*features, *logits, position / total)
-        loss.backward()
-        optimizer.step()
-    return flat(model)
 
 
 def fresh_discriminator(width: int) -> nn.Module:
@@ -224,6 +181,9 @@ def test_workers_agree_with_one_and_resume(tmp_path: Path) -> None:
             alone = run(make_loop(method))
             np.testing.assert_allclose(found[name], alone, rtol=0, atol=1e-10, err_msg=name)
             assert found[f"{name}: error"] < 1e-9
+        for name in ("dann", "cdan", "deep_coral", "mmd"):
+            alone = run(make_loop(METHODS[name], dataset=of_domains(make_dataset("multiclass", ROWS))))
+            np.testing.assert_allclose(found[f"several {name}"], alone, rtol=0, atol=1e-10, err_msg=name)
         few = run(make_loop(METHODS["deep_coral"], batch_size=3, epochs=1))
         np.testing.assert_allclose(found["few rows"], few, rtol=0, atol=1e-10)
         assert found["resumed at"] == (13,)
