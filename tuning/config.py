@@ -108,6 +108,26 @@ SearchChoice = Annotated[Config, Choice(SEARCHES, importable=False)]
 SchedulerChoice = Annotated[Config, Choice(SCHEDULERS, importable=False)]
 
 
+class PathConfig(Config):
+    """The regularisation path of `model: linear`, chosen on by the folds of `evaluation.cv`."""
+
+    penalty: Literal["l1", "l2", "elastic_net"] = "l1"
+    l1_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="share of L1 of an elastic_net")
+    strengths: Annotated[int, Field(ge=2, le=1000)] = Field(
+        100, description="how many, from the lowest one that zeroes every weight downward"
+    )
+    ratio: Share = Field(1e-3, description="of the lowest strength to the highest")
+    choose: Literal["best", "one_standard_error"] = Field(
+        "best",
+        description="lowest mean loss over folds, or the highest strength within a standard error of it",
+    )
+
+    @property
+    def l1(self) -> float:
+        """The share of L1."""
+        return {"l1": 1.0, "l2": 0.0, "elastic_net": self.l1_ratio}[self.penalty]
+
+
 class TuningConfig(Config):
     """Fits with other values each, the best of which is refitted and judged on rows that none of them saw."""
 
@@ -130,7 +150,22 @@ class TuningConfig(Config):
         "auto",
         description="auto: as many as there is room for; the results of random and grid do not depend on it",
     )
+    path: PathConfig | None = Field(
+        None,
+        description="in the place of trials: all strengths of a linear model's penalty, one after the other",
+    )
     refit: StrictBool = Field(True, description="fit the best trial's values again, and judge that model")
+
+    @model_validator(mode="after")
+    def _path_is_alone(self) -> "TuningConfig":
+        if self.path is not None and (others := sorted(self.model_fields_set - {"path", "refit"})):
+            usual = type(self)()
+            given = [name for name in others if getattr(self, name) != getattr(usual, name)]
+            if given:
+                raise ValueError(
+                    f"path goes along strengths of its own, and {' and '.join(given)} would change nothing: leave out one of them"
+                )
+        return self
 
     @model_validator(mode="after")
     def _stops_what_has_epochs(self) -> "TuningConfig":
