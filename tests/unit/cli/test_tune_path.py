@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.tabular import rows
 
+from shoal.cluster.storage import Storage
 from shoal.training.artifact import TrainedModel
 
 CONFIG = """\
@@ -37,7 +38,7 @@ def test_the_chosen_strength_is_fitted_again(shoal, file, tmp_path):
     # The path's own weights are those of the estimator that was fitted again.
     weights = pq.read_table(run / "weights.parquet").to_pylist()
     own = {row["column"]: row["weight"] for row in weights if row["strength"] == chosen["strength"]}
-    estimator = TrainedModel.load(str(run / "best")).model.estimator
+    estimator = TrainedModel.load(Storage.open(str(run / "best"))).module.estimator
     known = sorted(w for w in estimator.coef_[0] if abs(w) > 1e-4)
     assert known == pytest.approx(sorted(w for w in own.values() if abs(w) > 1e-4), abs=1e-3)
     assert {"x", "z"} <= set(own)
