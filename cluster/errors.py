@@ -49,6 +49,10 @@ class RunError(ShoalError):
     """A run that had started could not be finished."""
 
 
+class DivergedError(RunError):
+    """A fit's loss, gradient or predictions stopped being numbers."""
+
+
 class StoppedError(RunError):
     """A run was asked to stop, and did so in a state that the same command resumes."""
 

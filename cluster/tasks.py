@@ -135,7 +135,7 @@ def tasks(config: ClusterConfig, part: Part, reporter: Reporter, most: int | Non
 
     def demand(totals: Totals) -> Demand:
         nonlocal part
-        part = replace(part, count=_count(config, part, totals, most))
+        part = replace(part, count=room(config, part, totals, most))
         return Demand((part,))
 
     with session(config, demand, reporter), reserved(config, part) as group:
@@ -166,8 +166,8 @@ def reserved(config: ClusterConfig, part: Part) -> Iterator[PlacementGroup]:
         remove_placement_group(group)  # ends the tasks that are still in it
 
 
-def _count(config: ClusterConfig, part: Part, totals: Totals, most: int | None) -> int:
-    """Return how many tasks there are room for, or asked for."""
+def room(config: ClusterConfig, part: Part, totals: Totals, most: int | None) -> int:
+    """Return how many of equal processes there is room for, at most `most`; with None, as many as were asked for."""
     if most is None and (asked := asked_tasks(config)) is not None:
         return asked
     free = {"CPU": totals.cpus, "GPU": totals.gpus, "memory": totals.memory or 0.0}

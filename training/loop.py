@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from shoal.cluster.components import Imported
-from shoal.cluster.errors import ConfigError, RunError, StoppedError
+from shoal.cluster.errors import ConfigError, DivergedError, StoppedError
 from shoal.cluster.progress import EpochRecord, Reporter
 from shoal.cluster.sharding.names import plural
 from shoal.training.account import Account
@@ -182,7 +182,8 @@ class Loop:
         self.lookout = Lookout(self.strategy, self.keeper)
         self.account = Account()
         self._waited = 0.0  # for other workers, before this start
-        self.position = 0
+        self.position = self._began = 0
+        self._before: str | None = None
         self.resumed_from: list[int] = []
         self.repeated = 0  # steps that were done before, in this run
         self.train_seconds = self.epoch_seconds = 0.0
@@ -211,7 +212,7 @@ class Loop:
         ------
         ContractError
             If the workers do not train one model.
-        RunError
+        DivergedError
             If the gradient stops being a number.
         StoppedError
             If the fit was asked to stop; it wrote a checkpoint first.
@@ -219,29 +220,61 @@ class Loop:
             If a checkpoint could not be written.
         """
         try:
-            return self._run()
+            for _ in self.epochs():
+                pass
+            return self.finish()
         finally:
             self.keeper.finish()
 
-    def _run(self) -> FitOutcome:
+    def epochs(self) -> Iterator[float]:
+        """Start, from the newest checkpoint where there is one, and train an epoch at each turn; `finish` comes after the last.
+
+        Yields
+        ------
+        float
+            The epoch's score on the validation rows; NaN without one.
+
+        Raises
+        ------
+        ShoalError
+            As `run`.
+        """
         self._start()
         first = self.position // self.plan.steps_per_epoch
-        before, began = self._own_work(), self.position
+        self._before, self._began = self._own_work(), self.position
         for epoch in range(first, self.config.epochs):
             if self.validates and self.stopping.should_stop:
                 break
             with self.account.measure_rest():
                 self._epoch(epoch)
-                if self._converged:  # no checkpoint comes after it, so that a resumed fit ends here too
-                    break
-                self._look()
+                if not self._converged:  # no checkpoint comes after it, so that a resumed fit ends here too
+                    self._look()
+            yield self._scores[-1] if self.validates else math.nan
+            if self._converged:
+                break
+
+    @property
+    def kept(self) -> float:
+        """The score of the weights that would be kept if the fit ended now; NaN where there is none."""
+        if self.restores:
+            return self.stopping.best
+        return self._scores[-1] if self._scores else math.nan
+
+    def finish(self) -> FitOutcome:
+        """End a fit after any of its epochs: the model has the weights that are kept.
+
+        Raises
+        ------
+        ShoalError
+            As `run`.
+        """
         if (
             not self._converged and self.lookout.deserves_one()
         ):  # what judges the model may still be interrupted
             self._save(last=False)
-        if self.position > began:
+        if self.position > self._began:
             self.notices += idle(
-                self.config, self.schedule, before is not None and before == self._own_work()
+                self.config, self.schedule, self._before is not None and self._before == self._own_work()
             )
         if self.best is not None:
             for name, fragment in self.strategy.weights().items():
@@ -310,7 +343,7 @@ class Loop:
             )
         skipped = len(self.stepper.skipped)
         if skipped == self.position:
-            raise RunError(
+            raise DivergedError(
                 f"nothing was trained: each of the {skipped} steps was left out, because its gradient was no finite number. "
                 "Look at the model, its loss and the data, or set training.non_finite: stop to see the first such rows"
             )
@@ -330,7 +363,7 @@ class Loop:
             steps=self.position,
             epochs=done,
             best_epoch=self.stopping.best_epoch + 1 if self.restores else 0,
-            best=self.stopping.best if self.restores or not self._scores else self._scores[-1],
+            best=self.kept,
             stopped=self._why(done),
             rows_per_second=done * self.plan.rows / self.train_seconds,
             seconds=self.train_seconds,
@@ -552,7 +585,7 @@ class Loop:
         wrong = np.flatnonzero(~np.isfinite(self._losses) & ~left_out)
         if len(wrong) and self.config.non_finite == "stop":
             at = first + int(wrong[0])
-            raise RunError(
+            raise DivergedError(
                 f"the loss became {self._losses[wrong[0]]} at step {at + 1} though its gradient is finite: "
                 f"{self.stepper.rows_without_loss(at)}. Look at the model and its loss, or set training.non_finite: skip"
             )

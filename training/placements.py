@@ -279,7 +279,13 @@ def _task(job: FitJob) -> FitOutcome:
     return run_worker(job, Strategy(pick_device(job.gpus)), RelayReporter(job.run_uri), keeper)
 
 
-def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Reporter) -> FitOutcome:
+def fit_in_group(
+    job: FitJob,
+    shape: Shape,
+    cluster: ClusterConfig,
+    reporter: Reporter,
+    ended: Callable[[], bool] = lambda: False,
+) -> FitOutcome:
     """Fit in a Ray Train worker group, on an initialised Ray.
 
     A group that loses a worker starts again from the newest checkpoint, `cluster.max_failures` times at most.
@@ -295,6 +301,8 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
         often the group may start again.
     reporter
         Hears of rank 0's progress.
+    ended
+        Says that the fit is to stop, as signals do: with a checkpoint, and a StoppedError.
 
     Raises
     ------
@@ -316,7 +324,7 @@ def fit_in_group(job: FitJob, shape: Shape, cluster: ClusterConfig, reporter: Re
     begun = Event()
     with (
         stop_requests(checkpoints is not None, begun.is_set) as stopping,
-        relay(job.run_uri, reporter, stopping, begun),
+        relay(job.run_uri, reporter, lambda: stopping() or ended(), begun),
     ):
         trainer = _Trainer(
             _group_worker,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shoal.cluster.components import Choice
-from shoal.cluster.errors import RunError
+from shoal.cluster.errors import DivergedError
 from shoal.cluster.sharding.names import plural
 from shoal.training.config import OPTIMIZERS, TrainingConfig
 from shoal.training.scores import Scores
@@ -29,7 +29,7 @@ def require_finite(
 
     Raises
     ------
-    RunError
+    DivergedError
         With what is not finite, how many steps were left out, and what to change.
     """
     found = []
@@ -44,7 +44,7 @@ def require_finite(
         found = [f"the weights {', '.join(names[:3])}{' and more' if len(names) > 3 else ''}"]
     left_out = f"; {skipped:,} of {plural(steps, 'step')} had been left out" if skipped else ""
     first = ", or set training.non_finite: stop to see the rows of the first such step" if skipped else ""
-    raise RunError(
+    raise DivergedError(
         f"the fit failed: {' and '.join(found)} are no finite numbers{left_out}. Nothing of it is kept: {slower(config)}{first}"
     )
 

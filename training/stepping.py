@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shoal.cluster.errors import RunError
+from shoal.cluster.errors import DivergedError
 from shoal.cluster.sharding.names import plural
 from shoal.training.batches import Batch, BatchReader
 from shoal.training.config import SearchConfig, TrainingConfig
@@ -150,7 +150,7 @@ class Stepper:
 
         Raises
         ------
-        RunError
+        DivergedError
             If the gradient is not finite and `non_finite` is ``stop``.
         """
         if isinstance(self.config.optimizer, SearchConfig):
@@ -185,7 +185,7 @@ class Stepper:
 
         Raises
         ------
-        RunError
+        DivergedError
             With the step, the rows and the norm of the gradient.
         """
         if self.config.non_finite == "skip":
@@ -199,7 +199,7 @@ class Stepper:
                 f"is {norm}; {self._which(found, batch.global_rows)}. Or set "
                 "training.non_finite: skip to leave such steps out and count them"
             )
-        raise RunError(self.strategy.broadcast(text))
+        raise DivergedError(self.strategy.broadcast(text))
 
     def rows_without_loss(self, position: int) -> str:
         """Say which rows of a step have a loss that is no finite number, by the weights of now; on every worker."""

@@ -185,9 +185,60 @@ def _fit(
     cache = Path(job.cache_path) if job.cache_path else None
     dataset = ShardedDataset.open(Storage.open(job.data_uri, job.storage), cache=cache)
     model = build_model(job.model, dataset.schema, job.seed)
-    key = dataset.manifest.key
     if model.is_estimator:
         return _fit_estimator(job, model, dataset, strategy, run, log, threads)
+    loop, provenance = loop_of(job, model, dataset, strategy, log, keeper, relabel)
+    model, tuning, adaptation = loop.model, loop.tuning, loop.adaptation
+    if job.losses_alone:
+        loop.loss_points = sys.maxsize
+        outcome = loop.run()
+        if strategy.rank == 0:
+            run.write_table("history.parquet", loop.history.table())
+        return outcome
+    outcome = loop.run()
+    if tuning is not None:
+        tuning.finish()
+    if adaptation is not None:
+        outcome = replace(outcome, notices=(*outcome.notices, *adaptation.finish()))
+    parts = judged_parts(loop.judge, model, dataset) if job.scores else {}
+    if strategy.rank == 0:
+        scores = {split: j.score for split, j in parts.items()}
+        require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
+        schema = dataset.schema.model_copy(update={"target": loop.target})
+        TrainedModel(model, schema, job.model, provenance=provenance).save(run)
+        write_parts(run, parts, loop.history, dataset)
+    log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
+    return outcome
+
+
+def loop_of(
+    job: FitJob,
+    model: Model,
+    dataset: ShardedDataset,
+    strategy: Strategy,
+    reporter: Reporter,
+    keeper: Keeper | None = None,
+    relabel: Callable[[Dataset], Dataset] | None = None,
+) -> tuple[Loop, dict[str, Any]]:
+    """Return the loop that does a fit of a network, and what its model is of.
+
+    Parameters
+    ----------
+    job
+        What to fit.
+    model, dataset
+        The job's, as `build_model` and `ShardedDataset.open` give them.
+    strategy, reporter, keeper
+        As the loop's.
+    relabel
+        Gives the training rows other labels.
+
+    Raises
+    ------
+    ShoalError
+        What the fit refuses.
+    """
+    key = dataset.manifest.key
     of = {
         "other input files, which have changed since": key,
         "another model, training or seed": _settings(job),
@@ -219,33 +270,14 @@ def _fit(
         strategy,
         job.monitor,
         job.seed,
-        log,
-        keeper,
+        reporter,
+        keeper or Keeper(),
         of,
         costs=job.costs,
         tuning=tuning,
         adaptation=adaptation,
     )
-    if job.losses_alone:
-        loop.loss_points = sys.maxsize
-        outcome = loop.run()
-        if strategy.rank == 0:
-            run.write_table("history.parquet", loop.history.table())
-        return outcome
-    outcome = loop.run()
-    if tuning is not None:
-        tuning.finish()
-    if adaptation is not None:
-        outcome = replace(outcome, notices=(*outcome.notices, *adaptation.finish()))
-    parts = judged_parts(loop.judge, model, dataset) if job.scores else {}
-    if strategy.rank == 0:
-        scores = {split: j.score for split, j in parts.items()}
-        require_finite(model, scores, job.training, outcome.skipped, outcome.steps)
-        schema = dataset.schema.model_copy(update={"target": loop.target})
-        TrainedModel(model, schema, job.model, provenance=provenance).save(run)
-        write_parts(run, parts, loop.history, dataset)
-    log.write(f"done: {outcome.stopped}, {outcome.steps} steps")
-    return outcome
+    return loop, provenance
 
 
 def _fit_estimator(

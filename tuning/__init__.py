@@ -1,1 +1,1 @@
-"""Many fits: spaces, search, early termination."""
+"""Many fits: spaces of values, search among them, early termination."""

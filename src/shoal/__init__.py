@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from shoal.verbs.fit import train
     from shoal.verbs.judge import evaluate
     from shoal.verbs.predictions import predict
+    from shoal.verbs.tune import tune
 
 __all__ = [
     "Experiment",
@@ -28,6 +29,7 @@ __all__ = [
     "load_experiment",
     "predict",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -43,6 +45,7 @@ _HOMES = {
     "load_experiment": "experiment",
     "predict": "verbs.predictions",
     "train": "verbs.fit",
+    "tune": "verbs.tune",
 }
 
 

@@ -38,6 +38,7 @@ from shoal.training.losses.config import (
 )
 from shoal.training.sampling.config import CostRejectionConfig
 from shoal.transfer.config import UNFREEZING, TransferConfig
+from shoal.tuning.config import SCHEDULERS, SEARCHES, TuningConfig
 from shoal.yaml_file import Document, dump, load
 
 
@@ -48,6 +49,7 @@ class Experiment(Config):
     model: ModelChoice = MLPConfig()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    tuning: TuningConfig | None = None
     transfer: TransferConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
     seed: int = Field(0, ge=0, lt=2**32, description="root of every draw")
@@ -62,6 +64,18 @@ class Experiment(Config):
         if self.data.imbalance is not None and isinstance(self.training.loss, LogitAdjustedConfig):
             raise ValueError(
                 "data.imbalance and the loss logit_adjusted both correct for the shares of the classes: keep one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cost_of_trials_is_known(self) -> "Experiment":
+        if (
+            self.tuning is not None
+            and self.tuning.objective == "expected_cost"
+            and self.evaluation.costs is None
+        ):
+            raise ValueError(
+                "tuning.objective: expected_cost needs evaluation.costs; name the costs there, or use objective: validation"
             )
         return self
 
@@ -276,7 +290,10 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
             return {key: masked(item) for key, item in value.items()}
         return [masked(item) for item in value] if isinstance(value, list) else value
 
-    return {key: masked(value) for key, value in experiment.model_dump(mode="json").items()}
+    without = (
+        {"tuning"} if experiment.tuning is None else None
+    )  # so runs of one fit are called what they were
+    return {key: masked(value) for key, value in experiment.model_dump(mode="json", exclude=without).items()}
 
 
 def dump_yaml(experiment: Experiment) -> str:
@@ -307,7 +324,7 @@ class _Schema(GenerateJsonSchema):
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, timedelta):
             return format_duration(dft)
-        known = Choice({**MODELS, **OPTIMIZERS, **STRATEGIES, **UNFREEZING})
+        known = Choice({**MODELS, **OPTIMIZERS, **STRATEGIES, **UNFREEZING, **SEARCHES, **SCHEDULERS})
         name = known.name_of(dft) if isinstance(dft, Config) else None
         return {name: dft.model_dump(mode="json")} if name else super().encode_default(dft)
 

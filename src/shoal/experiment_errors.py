@@ -18,7 +18,6 @@ from shoal.yaml_file import Document, Key, KeyPath, describe
 
 # Keys, and values of keys, that the design has and this version has not. None: the key itself.
 RESERVED: Mapping[str, Sequence[str] | None] = {
-    "tuning": None,
     "training.optimizer": ("adafactor", "adamax", "asgd", "muon", "rprop", "sparseadam"),
 }
 

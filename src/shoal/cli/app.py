@@ -163,6 +163,20 @@ def crossval(
 
 @app.command()
 @verb()
+def tune(common: Common, config: Config) -> Output:
+    """Try values of a space, fit the best ones again, and judge them on rows that no trial saw."""
+    experiment = common.load(config)
+    from shoal.verbs.runs import run_uri
+    from shoal.verbs.tune import tune as run
+
+    name = Path(config).stem
+    state.run = run_uri(experiment, "tune", name, common.out)
+    result = run(experiment, state.run, name=name, reporter=common.reporter())
+    return Output(result.as_dict(), show_results.tune(result))
+
+
+@app.command()
+@verb()
 def adapt(
     common: Common,
     config: Config,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from shoal.verbs.look import Look
     from shoal.verbs.predictions import PredictResult
     from shoal.verbs.range_test import RangeTestResult
+    from shoal.verbs.tune import TuneResult
+    from shoal.verbs.tune_path import PathResult
 
 ORDER = ("data", "test", "validation")
 MOST_CLASSES = 20  # shown in a table
@@ -136,6 +138,57 @@ def crossval(result: "CrossvalResult") -> list[Any]:
                 "The best of several looks better here than it is: judge the one that you choose on the test rows (shoal train)."
             )
     return [*shown, f"run:    {_short(result.run)}", f"report: {_short(result.report)}"]
+
+
+def path(result: "PathResult") -> list[Any]:
+    """Return what was chosen along a path, and what its model comes to on the test rows."""
+    found, chosen = result.path, result.path["chosen"]
+    end = (
+        ["the lowest loss is at the lowest strength: lower tuning.path.ratio"] if found["at_the_end"] else []
+    )
+    return [
+        *scores({part: entry for part, entry in result.scores.items() if part == "test"}, result.task),
+        f"chosen: strength {chosen['strength']:.4g} of {found['penalty']} ({found['choose'].replace('_', ' ')}), "
+        f"{found['loss']} {chosen['loss']:.4f} ± {chosen['error']:.4f} over folds; {chosen['nonzero']:,} of "
+        f"{found['columns']:,} weights are not 0",
+        *end,
+        f"best:   {_short(result.run)}/best.yaml, its run: {_short(result.run)}/best",
+        f"run:    {_short(result.run)}",
+        f"report: {_short(result.report)}",
+    ]
+
+
+def tune(result: "TuneResult | PathResult") -> list[Any]:
+    """Return the best trials, what the model of the best one comes to on the test rows, and where everything is."""
+    from shoal.verbs.tune_path import PathResult
+
+    if isinstance(result, PathResult):
+        return path(result)
+    from rich import box
+    from rich.table import Table
+
+    from shoal.tuning.trials import ranked, short
+
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        title=f"the best of {plural(len(result.trials), 'trial')}",
+        title_justify="left",
+        title_style="bold",
+    )
+    for column in ("trial", result.metric, "epochs", "s", "values"):
+        table.add_column(column, justify="left" if column == "values" else "right")
+    for row in ranked(result.trials, result.greater_is_better)[:5]:
+        seconds, values = f"{row['seconds']:.1f}", short(row["values"])
+        table.add_row(str(row["trial"]), _number(row["score"]), str(row["epochs"]), seconds, values)
+    parts = {part: found for part, found in result.scores.items() if part == "test"}
+    return [
+        table,
+        *scores(parts, result.task),
+        result.sentence,
+        f"best:   {_short(result.run)}/best.yaml, its run: {_short(result.run)}/best",
+        f"run:    {_short(result.run)}",
+        f"report: {_short(result.report)}",
+    ]
 
 
 def adapt(result: "AdaptResult") -> list[Any]:
@@ -343,6 +396,7 @@ def check(result: "CheckResult") -> list[Any]:
         "# the data",
         *_data(result.data),
         *_notices(result.data),
+        *(["", "# the space of shoal tune", *result.space_lines] if result.space_lines else []),
         "",
         "# the resources",
         *result.resource_lines,

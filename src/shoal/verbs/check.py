@@ -27,6 +27,7 @@ class CheckResult:
     data: Look
     resources: dict[str, Any]
     resource_lines: tuple[str, ...] = field(default=())
+    space_lines: tuple[str, ...] = field(default=())
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -102,7 +103,13 @@ def check(
         count = asked_tasks(experiment.cluster)
         many = "as many tasks as are free" if count is None else plural(count, "task")
         lines.append(f"before the fit, for sharding: {many} of 1 CPU and {int(part.memory) >> 20} MiB")
-    return CheckResult(experiment, found, asdict(shape), tuple(lines))
+    space: tuple[str, ...] = ()
+    if experiment.tuning is not None:
+        from shoal.verbs.tune import described
+
+        space, needs = described(experiment)
+        lines += needs
+    return CheckResult(experiment, found, asdict(shape), tuple(lines), space)
 
 
 def rehearsed(experiment: Experiment, found: Look, shape: Shape, reuse: "Reuse | None") -> list[str]:

@@ -131,6 +131,8 @@ def _train(
         reporter.notice(
             "transfer.adaptation is for shoal adapt: this fit learns from the source's rows alone"
         )
+    if experiment.tuning is not None:
+        reporter.notice("tuning is for shoal tune: this fit has the values of the experiment")
     with stages.stage("shard", "sharding"):
         data = shard(experiment, name=name, reporter=reporter, verify=False)
     wanted, shape = shape, shape.within(data.manifest.n_shards)

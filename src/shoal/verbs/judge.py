@@ -18,6 +18,7 @@ from shoal.verbs.runs import (
     RUN_FILES,
     finished_crossval,
     finished_run,
+    finished_tune,
     provenance_of,
     refuse_incomplete,
     scores_of,
@@ -200,12 +201,20 @@ def report(
     from shoal.evaluation.report import write_report
     from shoal.evaluation.report.fold_facts import write_fold_report
     from shoal.training.description import read_model
+    from shoal.tuning.page import write_tune_report
+    from shoal.tuning.path_page import write_path_report
     from shoal.verbs.decisions import judging_of_run
 
     if (folds := finished_crossval(run, cluster)) is not None:
         (reporter or Silent()).stage("writing the report")
         write_fold_report(folds, folds.read_json("metrics.json"), provenance_of(folds))
         return ReportResult(folds.uri, f"{folds.uri}/report.html")
+    if (search := finished_tune(run, cluster)) is not None:
+        (reporter or Silent()).stage("writing the report")
+        metrics = search.read_json("metrics.json")
+        of_path = "path" in metrics["tuning"]
+        (write_path_report if of_path else write_tune_report)(search, metrics, provenance_of(search))
+        return ReportResult(search.uri, f"{search.uri}/report.html")
     folder, experiment = finished_run(run, cluster)
     refuse_incomplete(folder, RUN_FILES)  # a poorer report must not take a good one's place
     trained, _ = read_model(folder.storage)  # a report of a model that is damaged would speak of nothing

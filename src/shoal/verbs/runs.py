@@ -77,6 +77,10 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
                 f"{run.uri} is of shoal adapt, whose models are runs of their own: "
                 f"{run.uri}/fits/{found['selection']['chosen']}/0 is the first one of those that were chosen"
             )
+        if not run.exists("model") and "tuning" in run.read_json("metrics.json"):
+            raise StorageError(
+                f"{run.uri} is of shoal tune, and the model of its best trial is a run of its own: {run.uri}/best"
+            )
         refuse_incomplete(run)
     else:
         kind = (
@@ -92,10 +96,20 @@ def finished_run(uri: str, cluster: ClusterConfig | None = None) -> tuple[RunFol
 
 def finished_crossval(uri: str, cluster: ClusterConfig | None = None) -> RunFolder | None:
     """Open a complete cross-validation; None where the folder is something else."""
+    return _finished_with("crossval", uri, cluster)
+
+
+def finished_tune(uri: str, cluster: ClusterConfig | None = None) -> RunFolder | None:
+    """Open a complete search of `shoal tune`; None where the folder is something else."""
+    return _finished_with("tuning", uri, cluster)
+
+
+def _finished_with(key: str, uri: str, cluster: ClusterConfig | None) -> RunFolder | None:
+    """Open a complete run of several fits, whose results have a key of their own; None where the folder is something else."""
     run = RunFolder.open(uri, cluster.storage if cluster is not None else StorageConfig())
     if not run.exists("config.yaml") or not run.exists("metrics.json") or run.exists("model"):
         return None
-    return run if "crossval" in run.read_json("metrics.json") else None
+    return run if key in run.read_json("metrics.json") else None
 
 
 def refuse_incomplete(run: Storage, names: Sequence[str] = MODEL_FILES) -> None:

@@ -290,7 +290,6 @@ def test_overrides_follow_the_rules_of_the_file(tmp_path):
             "training.checkpoint=10m",
             "training.checkpoint: '10m' is not allowed; did you mean training.checkpoint.every?",
         ),
-        ("tuning.trials=3", "tuning is not supported yet in this version"),
     ],
 )
 def test_a_wrong_override_is_named(tmp_path, override, message):

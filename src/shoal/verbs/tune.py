@@ -1,0 +1,491 @@
+"""tune: trials of other values, the best of which is fitted again and judged on rows that none of them saw."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shoal.cluster.components import load_imported
+from shoal.cluster.errors import ConfigError, RunError, StorageError
+from shoal.cluster.progress import Reporter, Silent
+from shoal.cluster.resources import FIT_MEMORY, Demand, Part, Shape, Totals, plan
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.names import plural
+from shoal.experiment import Experiment, dump_yaml, given, to_dict
+from shoal.tuning.config import DimensionConfig, NoSchedulerConfig, OptunaConfig, TuningConfig
+from shoal.tuning.drop import score_drop, sentence
+from shoal.tuning.importance import importance
+from shoal.tuning.sources import Listed, Parzen, Source, import_optuna
+from shoal.tuning.space import Values
+from shoal.tuning.stopping import rule_of, signed
+from shoal.tuning.trials import FOLDER, STATUSES, Trial, best_of, curves, read, rows_of, short, table, write
+from shoal.verbs.provenance import Stages, provenance
+from shoal.verbs.runs import PROVENANCE, claimed, run_uri
+from shoal.verbs.tune_path import PathResult, path_result, require_linear, tune_path
+from shoal.verbs.tune_space import changed, drawn, plain, space_of, trials_of
+from shoal.verbs.writable import require_cache
+
+if TYPE_CHECKING:
+    from shoal.evaluation.metrics import Metric
+    from shoal.tuning.objective import Objective
+
+TRIALS, CURVES, BEST, BEST_RUN = "trials.parquet", "curves.parquet", "best.yaml", "best"
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """A finished search: the best trial, what its model comes to on the test rows, and all trials.
+
+    Attributes
+    ----------
+    best
+        The trial that was chosen: its number, values and score.
+    scores
+        Of its model, by part, with intervals; empty where it was not fitted again.
+    drop
+        How much worse the test rows find it than the rows that chose it, with an interval.
+    sentence
+        The same in words.
+    """
+
+    run: str
+    metric: str
+    trials: tuple[dict[str, Any], ...]
+    best: dict[str, Any]
+    scores: dict[str, Any]
+    drop: dict[str, Any] | None
+    sentence: str
+    greater_is_better: bool
+    task: str
+    seconds: dict[str, float]
+    report: str
+    was_complete: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        return {
+            "run": self.run,
+            "metric": self.metric,
+            "best": self.best,
+            "metrics": self.scores,
+            "drop": self.drop,
+            "sentence": self.sentence,
+            "trials": list(self.trials),
+            "seconds": self.seconds,
+            "report": self.report,
+            "was_complete": self.was_complete,
+        }
+
+
+@dataclass(frozen=True)
+class _Search:
+    """A search that is settled: the experiment, its space and the values that are known from the start."""
+
+    experiment: Experiment
+    tuning: TuningConfig
+    space: dict[str, DimensionConfig]
+    values: list[Values]
+    shape: Shape
+    demand: Demand
+
+    @property
+    def count(self) -> int:
+        return len(self.values) or trials_of(self.tuning)
+
+
+def tune(
+    experiment: Experiment | str | Path,
+    out: str | None = None,
+    *,
+    name: str | None = None,
+    reporter: Reporter | None = None,
+    command: Sequence[str] | None = None,
+) -> TuneResult | PathResult:
+    """Try values as the `tuning` section says, fit the best ones again and judge that model; the results are in the run folder.
+
+    Trials are fitted with the experiment's own seed, and compared on the same rows. Each is stored when it ends: the same
+    command does what is missing.
+
+    Parameters
+    ----------
+    experiment
+        What to do, or the path of its file.
+    out
+        The run folder; by default ``<storage_path>/<name>-tune-<hash of the experiment>``.
+    name
+        What the folder's name begins with; by default the experiment file's stem.
+    reporter
+        Hears of progress.
+    command
+        What to write down as the command.
+
+    Raises
+    ------
+    ShoalError
+        `RequestError` before anything started; a `RunError` with the first cause where no trial has a score.
+    """
+    reporter = reporter or Silent()
+    experiment, name = given(experiment, name)
+    along = experiment.tuning is not None and experiment.tuning.path is not None
+    settled = None if along else settle_search(experiment)
+    if along:
+        require_linear(experiment)
+    run = RunFolder.open(run_uri(experiment, "tune", name, out), experiment.cluster.storage)
+    if settled is not None:
+        require_cache(experiment.cluster, settled.shape)
+    with claimed(run, to_dict(experiment), reporter, "metrics.json") as heard:
+        if run.is_complete:
+            heard.notice(f"this run is complete; nothing is computed again. Delete {run.uri} to repeat it")
+            metrics = run.read_json("metrics.json")
+            return (path_result if settled is None else _result)(run, metrics, was_complete=True)
+        if settled is None:
+            return tune_path(experiment, run, name, heard, command)
+        return _tune(settled, run, name, heard, command)
+
+
+def settle_search(experiment: Experiment) -> _Search:
+    """Settle the space, the values that are known beforehand and what each trial takes; refuse what cannot be.
+
+    Raises
+    ------
+    RequestError
+        For a space that does not fit, a missing package, or trials for which there is no room.
+    """
+    from shoal.training.allowed import needs_group, refuse
+    from shoal.training.scikit.unused import refuse_estimator
+
+    tuning = experiment.tuning or TuningConfig()
+    if experiment.cluster.placement == "inline":
+        raise ConfigError(
+            "cluster.placement: inline fits in this process, and trials run in others; leave it out for shoal tune"
+        )
+    if isinstance(tuning.search, OptunaConfig):
+        import_optuna()
+    space = space_of(experiment)
+    values = drawn(experiment, space)
+    base = plain(experiment)
+    others = [changed(base, v, f"tuning.space: trial {i}") for i, v in enumerate(values, 1)]
+    group = any(needs_group(other.training) for other in (experiment, *others))
+    shape, demand = plan(experiment.cluster, group)
+    for other in (experiment, *others):
+        load_imported(other, other.training)
+        refuse(other.training, shape)
+        refuse_estimator(other.model, other.training, shape)
+    if shape.is_elastic:
+        raise ConfigError(
+            f"cluster.num_workers: [{shape.num_workers}, {shape.max_workers}] lets a group grow, and trials share the cluster: "
+            f"give one number, such as {shape.num_workers}"
+        )
+    if tuning.objective == "cv" and shape.placement == "group":
+        raise ConfigError(
+            "tuning.objective: cv fits each fold in one process; set cluster.num_workers: 1, or use objective: validation"
+        )
+    if shape.placement == "inline":  # that is what auto makes of one worker
+        shape = replace(shape, placement="task")
+    return _Search(experiment, tuning, space, values, shape, demand)
+
+
+def trial_part(shape: Shape, count: int) -> Part:
+    """Return what trials take that run at the same time: an actor's CPUs, or those of a group's workers."""
+    name = "trials" if shape.placement != "group" else "groups of a trial"
+    workers = shape.num_workers if shape.placement == "group" else 1
+    return Part(
+        name,
+        count,
+        workers * shape.cpus_per_worker,
+        workers * shape.gpus_per_worker,
+        0.0 if shape.placement == "group" else float(FIT_MEMORY),
+    )
+
+
+def described(experiment: Experiment) -> tuple[tuple[str, ...], list[str]]:
+    """Return what `shoal check` says of a search: a line a key of its space, and what its trials take.
+
+    Raises
+    ------
+    RequestError
+        As `settle_search`.
+    """
+    if experiment.tuning is not None and (path := experiment.tuning.path) is not None:
+        require_linear(experiment)
+        return (
+            f"{plural(path.strengths, 'strength')} of {path.penalty}, one after the other, in this process",
+        ), []
+    settled = settle_search(experiment)
+    asked = settled.tuning.max_concurrent_trials
+    many = "as many as are free" if asked == "auto" else f"at most {asked}"
+    lines = [f"{path}: {said(dimension)}" for path, dimension in settled.space.items()]
+    return (
+        tuple(lines),
+        [
+            f"{plural(settled.count, 'trial')}, {many} at a time, each:",
+            str(Demand((trial_part(settled.shape, 1),))),
+        ],
+    )
+
+
+def said(dimension: DimensionConfig) -> str:
+    """Return a domain as the experiment file has it, without braces."""
+    given = dimension.model_dump(mode="json", exclude_none=True)
+    return ", ".join(f"{name}: {json.dumps(value)}" for name, value in given.items())
+
+
+def _tune(
+    settled: _Search, run: RunFolder, name: str, reporter: Reporter, command: Sequence[str] | None
+) -> TuneResult:
+    from shoal.verbs.fit import train
+
+    stages = Stages(reporter)
+    experiment, tuning = settled.experiment, settled.tuning
+    with stages.stage("shard", "looking at the rows"):
+        objective, experiment, shared = _objective(settled, run, name, reporter)
+    base = plain(experiment)
+    numbers = list(range(1, settled.count + 1))
+    done = read(run, numbers)
+    if done:
+        reporter.notice(f"{plural(len(done), 'trial')} of {settled.count} are there already")
+    fits = plural(settled.count, "trial")
+    with stages.stage("fit", f"{fits} of {', '.join(settled.space)}"):
+        trials = _trials(settled, objective, base, done, shared, run, reporter)
+    best = best_of(trials, objective.greater_is_better)
+    if best is None:
+        cause = next(t for t in trials if t.error)
+        raise RunError(
+            f"none of {fits} has a score ({_statuses(trials)}); the first cause, of trial {cause.trial} "
+            f"({short(cause.values)}): {cause.error}. Delete {run.uri}/{FOLDER} to try them again"
+        )
+    run.write_table(TRIALS, table(trials))
+    run.write_table(CURVES, curves(trials))
+    chosen = changed(base, best.values, f"trial {best.trial}")
+    run.write_text(BEST, dump_yaml(chosen))
+    scores: dict[str, Any] = {}
+    task = ""
+    if tuning.refit:
+        with stages.stage("refit", f"fitting trial {best.trial} again"):
+            found = train(chosen, f"{run.uri.rstrip('/')}/{BEST_RUN}", name=name, reporter=Quiet(reporter))
+        scores, task = found.scores, found.task
+    return _finish(settled, objective, run, trials, best, scores, task, stages, reporter, command)
+
+
+def _objective(
+    settled: _Search, run: RunFolder, name: str, reporter: Reporter
+) -> "tuple[Objective, Experiment, Any]":
+    """Return what trials are compared by, the experiment that they change, and what their processes share."""
+    from shoal.evaluation.metrics import resolve_scoring
+    from shoal.verbs.dealing import dealt
+    from shoal.verbs.tune_objective import OnValidation, OverFolds
+
+    experiment, tuning = settled.experiment, settled.tuning
+    costs = experiment.evaluation.costs is not None
+
+    def metrics(task: str) -> "list[Metric]":
+        return resolve_scoring(experiment.evaluation.scoring, task, costs=costs)
+
+    if tuning.objective == "cv":
+        found = dealt({"": experiment}, settled.shape, reporter)
+        for notice in (*found.notices, found.folds.reason):
+            reporter.notice(notice)
+        return (
+            OverFolds(metrics(found.target.task)[0], run, settled.shape, len(found.folds)),
+            experiment,
+            found.reading,
+        )
+    objective = OnValidation(_first(), run, settled.shape, name, reporter)
+    target = objective.data(experiment).manifest.schema_.target
+    settled.shape.within(objective.data(experiment).manifest.n_shards)
+    scored = metrics(target.task)
+    if tuning.objective == "expected_cost":  # it stops trials early, too, and so the fit of the best values
+        names = ["expected_cost", *(m.name for m in scored if m.name != "expected_cost")]
+        evaluation = experiment.evaluation.model_copy(update={"scoring": tuple(names)})
+        experiment = experiment.model_copy(update={"evaluation": evaluation})
+        scored = resolve_scoring(names, target.task, costs=True)
+    objective.metric = scored[0]
+    return objective, experiment, None
+
+
+def _first() -> "Metric":
+    from shoal.evaluation.metrics import METRICS
+
+    return next(iter(METRICS.values()))
+
+
+def _trials(
+    settled: _Search,
+    objective: "Objective",
+    base: Mapping[str, Any],
+    done: Mapping[int, Trial],
+    shared: Any,
+    run: RunFolder,
+    reporter: Reporter,
+) -> list[Trial]:
+    """Do the trials that are missing; return all, by number."""
+    tuning, found = settled.tuning, dict(done)
+    rest = [number for number in range(1, settled.count + 1) if number not in done]
+    if not rest:
+        return [found[number] for number in sorted(found)]
+    from shoal.cluster.session import session
+    from shoal.cluster.tasks import room
+    from shoal.tuning.sweep import Sweep, sweep
+    from shoal.verbs.tune_objective import WORK
+
+    rule = rule_of(tuning.scheduler)
+    for trial in (done[number] for number in sorted(done)):  # so that a rule knows them again
+        kept = -math.inf
+        for epoch, value in enumerate(trial.curve, 1):
+            kept = max(kept, signed(math.nan if value is None else value, objective.greater_is_better))
+            if rule is not None:
+                rule.ends(trial.trial, epoch, kept)
+    source: Source
+    if isinstance(tuning.search, OptunaConfig):
+        known = [done[number] for number in sorted(done)]
+        seed = settled.experiment.seed
+        source = Parzen(tuning.search, settled.space, seed, rest, known, objective.greater_is_better)
+    else:
+        source = Listed({number: settled.values[number - 1] for number in rest})
+    asked = tuning.max_concurrent_trials
+    most = len(rest) if asked == "auto" else min(len(rest), asked)
+    part = trial_part(settled.shape, 1)
+
+    def demand(totals: Totals) -> Demand:
+        nonlocal part
+        part = replace(part, count=room(settled.experiment.cluster, part, totals, most))
+        return Demand((part,))
+
+    def over(trial: Trial) -> None:
+        found[trial.trial] = trial
+        write(run, trial)
+        best = best_of(list(found.values()), objective.greater_is_better)
+        reporter.notice(_line(trial, objective.name, best))
+        reporter.advance(len(found), settled.count, "trials")
+
+    grouped = settled.shape.placement == "group"
+    with session(settled.experiment.cluster, demand, reporter):
+        reporter.notice(f"{plural(part.count, 'trial')} at a time")
+        sweep(
+            Sweep(
+                source=source,
+                fit=lambda trial, values: objective.fit(
+                    trial, changed(base, values, f"tuning.space: trial {trial + 1}")
+                ),
+                count=len(rest),
+                at_once=part.count,
+                part=replace(part, cpus=0.0, gpus=0.0) if grouped else part,
+                by_epoch=not isinstance(tuning.scheduler, NoSchedulerConfig) or grouped,
+                rule=rule,
+                greater_is_better=objective.greater_is_better,
+                max_failures=settled.experiment.cluster.max_failures,
+                shared=shared,
+                over=over,
+            ),
+            run.storage,
+        )
+    run.delete(WORK)
+    return [found[number] for number in sorted(found)]
+
+
+class Quiet(Silent):
+    """Passes on what a fit inside a search has to say, but not that its own work is done."""
+
+    def __init__(self, reporter: Reporter) -> None:
+        self.reporter = reporter
+        self.notice, self.stage = reporter.notice, reporter.stage  # type: ignore[method-assign]
+        self.epoch, self.advance = reporter.epoch, reporter.advance  # type: ignore[method-assign]
+
+
+def _finish(
+    settled: _Search,
+    objective: "Objective",
+    run: RunFolder,
+    trials: Sequence[Trial],
+    best: Trial,
+    scores: dict[str, Any],
+    task: str,
+    stages: Stages,
+    reporter: Reporter,
+    command: Sequence[str] | None,
+) -> TuneResult:
+    """Write what a finished search has."""
+    from shoal.tuning.page import write_tune_report
+
+    shape = settled.shape
+    seen: dict[str, Any] = {
+        "seed": settled.experiment.seed,
+        "data_key": "",
+        "data_path": ", ".join(settled.experiment.data.path),
+        "cluster": asdict(shape),
+        "fit": {},
+        "command": command,
+    }
+    facts = provenance(stages, **seen)
+    run.write_json(PROVENANCE, facts)
+    confidence = settled.experiment.evaluation.confidence
+    drop = score_drop(objective.name, objective.greater_is_better, best, scores, confidence)
+    metrics = {
+        "tuning": {
+            "metric": objective.name,
+            "greater_is_better": objective.greater_is_better,
+            "objective": settled.tuning.objective,
+            "best": {"trial": best.trial, "values": best.values, "score": best.score},
+            "trials": len(trials),
+            "statuses": {s: sum(t.status == s for t in trials) for s in STATUSES},
+            "importance": importance(trials, settled.space, objective.greater_is_better),
+            "epochs": sum(t.epochs for t in trials),
+            "drop": drop,
+            "sentence": sentence(objective.name, best.score, drop, len(trials)),
+            "space": {
+                path: dimension.model_dump(mode="json", exclude_none=True)
+                for path, dimension in settled.space.items()
+            },
+        },
+        "best": scores,
+        "task": task,
+        "seconds": facts["seconds"],
+    }
+    with stages.stage("report", "writing the report"):
+        write_tune_report(run, metrics, facts)
+    run.write_json("metrics.json", metrics)  # last: it says that the run is complete
+    reporter.done()
+    return _result(run, metrics)
+
+
+def _result(run: RunFolder, metrics: dict[str, Any], was_complete: bool = False) -> TuneResult:
+    try:
+        rows = rows_of(run.read_table(TRIALS))
+        found = metrics["tuning"]
+    except (KeyError, StorageError) as error:
+        raise StorageError(f"{run.uri} holds no finished shoal tune; choose another --out") from error
+    return TuneResult(
+        run.uri,
+        found["metric"],
+        tuple(rows),
+        found["best"],
+        metrics["best"],
+        found["drop"],
+        found["sentence"],
+        found["greater_is_better"],
+        metrics["task"],
+        metrics["seconds"],
+        f"{run.uri.rstrip('/')}/report.html",
+        was_complete,
+    )
+
+
+def _line(trial: Trial, metric: str, best: Trial | None) -> str:
+    score = "no score" if trial.score is None else f"{metric} {trial.score:.4f}"
+    so_far = "" if best is None else f"  best {best.score:.4f} (trial {best.trial})"
+    ended = (
+        "" if trial.status == "finished" else f"  {trial.status}{': ' + trial.error if trial.error else ''}"
+    )
+    return (
+        f"trial {trial.trial}  {short(trial.values)}  {score}  {plural(trial.epochs, 'epoch')}  {trial.seconds:.1f} s"
+        f"{ended}{so_far}"
+    )
+
+
+def _statuses(trials: Sequence[Trial]) -> str:
+    count: dict[str, int] = {}
+    for trial in trials:
+        count[trial.status] = count.get(trial.status, 0) + 1
+    return ", ".join(f"{n} {status}" for status, n in count.items())

@@ -1,0 +1,156 @@
+"""What the trials of `shoal tune` are compared by: a score on the validation rows, or a mean over folds."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shoal.cluster.errors import ConfigError
+from shoal.cluster.progress import Reporter
+from shoal.cluster.resources import Shape
+from shoal.cluster.run_folder import RunFolder
+from shoal.cluster.sharding.reading import Reading
+from shoal.experiment import Experiment, dump_yaml
+from shoal.training.scikit.unused import names_estimator
+from shoal.tuning.groups import GroupFit
+from shoal.tuning.objective import Held, NetworkFit, Score, TrialFit, WholeFit
+from shoal.verbs.dataset import ShardResult, shard
+from shoal.verbs.decisions import plan_of_rows, steering_of
+from shoal.verbs.fit import job_of
+from shoal.verbs.fold_fit import FoldFit, fit_fold, in_this_process
+
+if TYPE_CHECKING:
+    from shoal.evaluation.metrics import Metric
+
+WORK = "work"  # folders of fits that need one while they run
+
+
+@dataclass
+class OnValidation:
+    """The metric that drives early stopping, on the validation rows.
+
+    Attributes
+    ----------
+    metric
+        The first one of `evaluation.scoring`.
+    run
+        The sweep's.
+    shape
+        How each trial is spread.
+    name_of_data, reporter
+        As for `shard`, which is asked once for each `data` section that trials have.
+    """
+
+    metric: "Metric"
+    run: RunFolder
+    shape: Shape
+    name_of_data: str
+    reporter: Reporter
+    datasets: dict[str, ShardResult] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        return self.metric.name
+
+    @property
+    def greater_is_better(self) -> bool:
+        """The metric's direction."""
+        return self.metric.greater_is_better
+
+    def data(self, experiment: Experiment) -> ShardResult:
+        """Return the rows of an experiment, sharded once for all trials that have the same.
+
+        Raises
+        ------
+        ConfigError
+            If there are no validation rows.
+        """
+        key = experiment.data.model_dump_json()
+        if key not in self.datasets:
+            found = shard(experiment, name=self.name_of_data, reporter=self.reporter, verify=False)
+            if not found.manifest.splits.get("validation") or not found.manifest.splits["validation"].rows:
+                raise ConfigError(
+                    "tuning.objective: there are no validation rows to compare trials by; give some (data.split: {validation: "
+                    "0.1}), or use objective: cv"
+                )
+            self.datasets[key] = found
+        return self.datasets[key]
+
+    def fit(self, trial: int, experiment: Experiment) -> TrialFit:
+        """Return the work of a trial."""
+        data = self.data(experiment)
+        steered = steering_of(experiment, data.manifest, self.metric, plan_of_rows(experiment, data.manifest))
+        folder = RunFolder.open(
+            f"{self.run.uri.rstrip('/')}/{WORK}/{trial + 1:06d}", experiment.cluster.storage
+        )
+        job = job_of(experiment, data, self.shape, folder, steered)
+        if self.shape.placement == "group":
+            return GroupFit(job, dump_yaml(experiment), self.shape, experiment.cluster)
+        if names_estimator(experiment.model) or experiment.training.ensemble is not None:
+            return WholeFit(job, dump_yaml(experiment))
+        return NetworkFit(job)
+
+
+@dataclass
+class OverFolds:
+    """The mean of the first metric over the folds of `evaluation.cv`; the test rows of the `data` section are in none.
+
+    Attributes
+    ----------
+    metric, run, shape
+        As `OnValidation`.
+    folds
+        How many.
+    """
+
+    metric: "Metric"
+    run: RunFolder
+    shape: Shape
+    folds: int
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        return self.metric.name
+
+    @property
+    def greater_is_better(self) -> bool:
+        """The metric's direction."""
+        return self.metric.greater_is_better
+
+    def fit(self, trial: int, experiment: Experiment) -> TrialFit:
+        """Return the work of a trial."""
+        folder = f"{self.run.uri.rstrip('/')}/{WORK}/{trial + 1:06d}"
+        config = dump_yaml(experiment)
+        return FoldsFit(
+            tuple(
+                FoldFit("", experiment, config, fold, None, f"{folder}/fold-{fold + 1:03d}", self.shape)
+                for fold in range(self.folds)
+            ),
+            self.metric.name,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class FoldsFit:
+    """The fits of all folds, one at each turn; `Held.shared` is the input, where it was read before."""
+
+    fits: tuple[FoldFit, ...]
+    metric: str
+
+    def scores(self, held: Held) -> Iterator[Score]:
+        """Fit, and yield each fold's score; what is kept is their mean, once all are known."""
+        reading: Reading | None = held.shared
+        known: list[float] = []
+        for fit in self.fits:
+            try:
+                fit_fold(fit, in_this_process, reading=reading)
+                found: Any = fit.run.read_json("metrics.json")["scores"][self.metric]
+            finally:
+                fit.run.delete()
+            known.append(math.nan if found is None else float(found))
+            whole = len(known) == len(self.fits)
+            yield Score(known[-1], float(np.mean(known)) if whole else math.nan)

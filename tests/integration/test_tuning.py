@@ -1,0 +1,273 @@
+"""Searches on Ray: the same for any number of trials at a time, killed with SIGKILL, with groups, and nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from ray.tune.schedulers.async_hyperband import _Bracket
+from support.tabular import rows
+
+from shoal.cli.main import main
+from shoal.cluster.errors import ConfigError, RunError
+from shoal.cluster.progress import Silent
+from shoal.cluster.session import leftovers
+from shoal.experiment import load_experiment
+from shoal.tuning.config import ASHAConfig
+from shoal.tuning.stopping import Halving
+from shoal.verbs.fit import train
+from shoal.verbs.tune import tune
+
+COMMAND = [sys.executable, "-c", "from shoal.cli.main import main; raise SystemExit(main())"]
+RATE = "training.optimizer.learning_rate"
+
+
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.notices: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def config(folder: Path, tuning: str = "{trials: 4}", more: str = "", epochs: int = 3) -> Path:
+    pq.write_table(rows(400), folder / "rows.parquet")
+    (folder / "small.yaml").write_text(
+        f"""\
+data: {{path: {folder}/rows.parquet, target: y, id: key}}
+model: {{mlp: {{hidden: [8]}}}}
+training: {{epochs: {epochs}, batch_size: 64}}
+tuning: {tuning}
+cluster: {{storage_path: {folder}/runs, cpus_per_worker: 0.5}}
+{more}"""
+    )
+    return folder / "small.yaml"
+
+
+def trials(run: Path) -> list[dict[str, object]]:
+    return pq.read_table(run / "trials.parquet").drop_columns("seconds").to_pylist()
+
+
+def test_any_number_of_trials_at_a_time_gives_the_same(ray_cluster: object, tmp_path: Path) -> None:
+    del ray_cluster
+    file = config(tmp_path)
+    done = {}
+    for count in (1, 3):
+        values = load_experiment(file, [f"tuning.max_concurrent_trials={count}"])
+        done[count] = tune(values, str(tmp_path / str(count)), name="small")
+    assert trials(tmp_path / "1") == trials(tmp_path / "3")
+    assert len({row["values"] for row in trials(tmp_path / "1")}) == 4
+    found = done[3]
+    scores = [row["score"] for row in found.trials]
+    assert found.best["score"] == max(scores)
+    # The fit that was made again is the trial's, to the bit, and best.yaml is that fit.
+    curves = pq.read_table(tmp_path / "3" / "curves.parquet").to_pylist()
+    history = pq.read_table(tmp_path / "3" / "best" / "history.parquet").to_pylist()
+    again = [row["value"] for row in history if row["split"] == "validation"]
+    assert [row["score"] for row in curves if row["trial"] == found.best["trial"]] == again
+    alone = load_experiment(tmp_path / "3" / "best.yaml")
+    assert alone.tuning is None
+    assert train(alone, str(tmp_path / "alone")).scores == found.scores
+    test = found.scores["test"][found.metric]["value"]
+    assert found.drop is not None
+    assert found.drop["value"] == pytest.approx(found.best["score"] - test)
+    assert "looks better than it is" in found.sentence
+    assert not (tmp_path / "3" / "work").exists()
+    assert not (tmp_path / "3" / "tune").exists()
+    assert "Importance" not in (tmp_path / "3" / "report.html").read_text()  # of four trials nothing is said
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
+    assert tune(file, str(tmp_path / "3"), name="small").was_complete
+
+
+def test_trials_that_leave_the_numbers_are_the_worst(ray_cluster: object, tmp_path: Path, capsys) -> None:
+    del ray_cluster
+    space = f"{{{RATE}: {{choice: [0.01, 1e30]}}}}"
+    tuning = f"{{search: grid, space: {space}, refit: false}}"
+    found = tune(config(tmp_path, tuning, "seed: 1\n"), str(tmp_path / "run"))
+    assert [row["status"] for row in found.trials] == ["finished", "diverged"]
+    assert "no finite number" in str(found.trials[1]["error"])
+    assert found.best["values"] == {RATE: 0.01}
+    assert found.scores == {}
+    file = config(tmp_path, f"{{search: grid, space: {{{RATE}: {{choice: [1e29, 1e30]}}}}}}")
+    assert main(["tune", str(file), "--out", str(tmp_path / "none")]) == 1
+    said = capsys.readouterr().err
+    assert "none of 2 trials has a score (2 diverged); the first cause, of trial 1" in said
+    assert "Traceback" not in said
+
+
+def test_a_stopped_group_gives_its_room_back(ray_cluster: object, tmp_path: Path) -> None:
+    """Four CPUs hold two groups of two workers; the third trial starts only where a stopped one has left."""
+    del ray_cluster
+    space = f"{{{RATE}: {{choice: [0.05, 1e-6, 1e-5]}}}}"
+    tuning = f"{{search: grid, space: {space}, scheduler: asha, refit: false}}"
+    file, heard = config(tmp_path, tuning, epochs=40), Heard()
+    values = load_experiment(file, ["cluster.num_workers=2", "cluster.cpus_per_worker=1", "cluster.wait=60s"])
+    found = tune(values, str(tmp_path / "run"), reporter=heard)
+    assert "2 trials at a time" in heard.notices
+    statuses = {json.loads(json.dumps(row["values"]))[RATE]: row["status"] for row in found.trials}
+    assert statuses[0.05] == "finished"
+    assert "stopped" in statuses.values()
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
+    assert ray.available_resources()["CPU"] == 4.0
+
+
+def test_a_killed_search_goes_on(ray_cluster: object, tmp_path: Path) -> None:
+    del ray_cluster
+    file = config(tmp_path, "{trials: 5, max_concurrent_trials: 1}", epochs=12)
+    run = tmp_path / "run"
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    command = [*COMMAND, "tune", str(file), "--out", str(run), "--quiet"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    first = run / "trials" / "000002.json"
+    deadline = time.monotonic() + 300
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    there = {p.name: p.read_bytes() for p in (run / "trials").glob("*.json")}
+    assert 2 <= len(there) < 5
+    assert not (run / "trials.parquet").exists()
+    subprocess.run(command, env=environment, check=True)
+    kept = {p.name: p.read_bytes() for p in (run / "trials").glob("*.json")}
+    assert there == {name: kept[name] for name in there}
+    tune(file, str(tmp_path / "whole"))
+    assert trials(run) == trials(tmp_path / "whole")
+    assert (run / "best.yaml").read_text() == (tmp_path / "whole" / "best.yaml").read_text()
+
+
+def test_folds_and_models_of_scikit_learns(ray_cluster: object, tmp_path: Path) -> None:
+    """A trial's score over folds is that of `shoal crossval`; an estimator's, that of its run."""
+    del ray_cluster
+    from shoal.verbs.crossval import crossval
+
+    space = "{model.C: {loguniform: [1e-3, 10]}}"
+    file = config(
+        tmp_path,
+        f"{{search: {{grid: {{points: 2}}}}, space: {space}, objective: cv}}",
+        "evaluation: {cv: 3}\n",
+    )
+    text = file.read_text().replace(
+        "{mlp: {hidden: [8]}}", "{import: 'sklearn.linear_model:LogisticRegression'}"
+    )
+    file.write_text(text.replace("training: {epochs: 3, batch_size: 64}\n", ""))
+    found = tune(file, str(tmp_path / "cv"))
+    values = load_experiment(file, ["model.C=0.001"])
+    folds = crossval(values.model_copy(update={"tuning": None}), str(tmp_path / "folds"))
+    expected = folds.scores["as it is"]["average_precision"]["value"]
+    assert [row["epochs"] for row in found.trials] == [3, 3]
+    assert found.trials[0]["score"] == pytest.approx(expected, abs=1e-12)
+    chosen = tune(load_experiment(file, ["tuning.objective=validation"]), str(tmp_path / "validation"))
+    entry = chosen.scores["validation"]["average_precision"]["value"]
+    assert chosen.best["score"] == pytest.approx(entry, abs=1e-12)
+
+
+def test_costs_are_what_trials_are_compared_by(ray_cluster: object, tmp_path: Path) -> None:
+    del ray_cluster
+    costs = "evaluation: {costs: {false_positive: 1, false_negative: 9}, calibration: none}\n"
+    found = tune(config(tmp_path, "{trials: 3, objective: expected_cost}", costs), str(tmp_path / "run"))
+    assert found.metric == "expected_cost"
+    assert found.best["score"] == min(row["score"] for row in found.trials)
+    entry = found.scores["validation"]["expected_cost"]["value"]
+    assert found.best["score"] == pytest.approx(entry, rel=1e-6)
+
+
+def test_optuna_proposes_and_knows_earlier_trials(ray_cluster: object, tmp_path: Path) -> None:
+    del ray_cluster
+    pytest.importorskip("optuna")
+    space = (
+        f"{{{RATE}: {{loguniform: [1e-4, 0.1]}}, model.dropout: {{choice: [0.0, 0.4], when: {{{RATE}: 1}}}}}}"
+    )
+    tuning = f"{{trials: 5, search: {{optuna: {{startup_trials: 2}}}}, space: {space}, max_concurrent_trials: 1, refit: false}}"
+    file = config(tmp_path, tuning)
+    found = tune(file, str(tmp_path / "run"))
+    values = [row["values"][RATE] for row in found.trials]
+    assert len(set(values)) == 5
+    assert all(1e-4 <= value <= 0.1 for value in values)
+    for name in ("metrics.json", "trials/000005.json"):
+        (tmp_path / "run" / name).unlink()
+    again = tune(file, str(tmp_path / "run"))
+    assert [row["values"] for row in again.trials[:4]] == [row["values"] for row in found.trials[:4]]
+
+
+def test_rungs_are_ray_tunes() -> None:
+    """The rule decides as Ray Tune's own bracket does, where no score lies within float noise of a cutoff."""
+    draws = np.random.default_rng(0)
+    bracket = _Bracket(min_t=2, max_t=1000, reduction_factor=3, s=0)
+    rule, differ = Halving(ASHAConfig(grace=2, reduction=3)), 0
+
+    class Named:
+        def __init__(self, trial_id: int) -> None:
+            self.trial_id = trial_id
+
+    alive = {trial: draws.normal() for trial in range(60)}
+    for epoch in range(1, 40):
+        for trial, level in list(alive.items()):
+            score = float(level + draws.normal() / epoch)
+            theirs = bracket.on_result(Named(trial), epoch, score) == "STOP"
+            assert rule.ends(trial, epoch, score) == theirs
+            differ += theirs
+            if theirs:
+                del alive[trial]
+    assert 20 < differ < 60
+
+
+def test_what_cannot_be_is_refused_before_anything_starts(tmp_path: Path, capsys, monkeypatch) -> None:
+    file = config(tmp_path)
+    with pytest.raises(ConfigError, match="placement: inline fits in this process"):
+        tune(load_experiment(file, ["cluster.placement=inline"]))
+    with pytest.raises(ConfigError, match=r"\[1, 2\] lets a group grow"):
+        tune(load_experiment(file, ["cluster.num_workers=[1, 2]"]))
+    with pytest.raises(ConfigError, match="there are no validation rows"):
+        tune(load_experiment(file, ["data.split={test: 0.2, validation: 0}"]))
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert main(["tune", str(file), "--set", "tuning.search=optuna"]) == 2
+    assert "pip install 'shoal[tune]'" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").glob("*tune*"))
+    assert main(["check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "# the space of shoal tune" in said
+    assert f"{RATE}: loguniform: [3.3333333333333335e-05, 0.03]" in said
+    assert "4 trials, as many as are free at a time, each:" in said
+
+
+def test_a_fault_of_the_report_is_not_ray_tunes(ray_cluster: object, tmp_path: Path) -> None:
+    """What the driver's own side raises ends the search with its own error."""
+    del ray_cluster
+
+    class Broken(Heard):
+        def notice(self, text: str) -> None:
+            if text.startswith("trial "):
+                raise RunError("the disk is full")
+
+    with pytest.raises(RunError, match="the disk is full"):
+        tune(config(tmp_path), str(tmp_path / "run"), reporter=Broken())
+    assert leftovers() == {"actors": 0, "placement_groups": 0}
+
+
+def test_the_other_verbs_know_a_search(ray_cluster: object, tmp_path: Path, capsys) -> None:
+    del ray_cluster
+    run = tmp_path / "run"
+    assert main(["tune", str(config(tmp_path)), "--out", str(run), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"]["trial"] in range(1, 5)
+    page = (run / "report.html").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").read_bytes() == page
+    data = tmp_path / "new.parquet"
+    pq.write_table(pa.table(rows(20)), data)
+    capsys.readouterr()
+    assert main(["predict", str(run), "--data", str(data), "--to", str(tmp_path / "out.parquet")]) == 2
+    assert f"{run} is of shoal tune, and the model of its best trial is a run of its own: {run}/best" in (
+        capsys.readouterr().err.replace("\n       ", " ")
+    )
+    assert main(["predict", f"{run}/best", "--data", str(data), "--to", str(tmp_path / "out.parquet")]) == 0
