@@ -5,9 +5,9 @@ Shape legend: n rows, B background rows, E encoded features, M columns, K output
 References
 ----------
 Sundararajan, Taly and Yan (2017), Axiomatic attribution for deep networks, ICML, equation 1 (integrated gradients); Simonyan,
-Vedaldi and Zisserman (2014), Deep inside convolutional networks, section 3 (saliency); Erion et al. (2021), Improving performance of
-deep learning models with axiomatic attribution priors and expected gradients, equation 3 (gradient SHAP); Shrikumar, Greenside and
-Kundaje (2017), Learning important features through propagating activation differences, ICML (DeepLIFT).
+Vedaldi and Zisserman (2014), Deep inside convolutional networks, section 3 (saliency); Erion et al. (2021), Improving performance
+of deep learning models with axiomatic attribution priors and expected gradients, equation 3 (gradient SHAP); Shrikumar, Greenside
+and Kundaje (2017), Learning important features through propagating activation differences, ICML (DeepLIFT).
 """
 
 import warnings

@@ -11,14 +11,14 @@ Ribeiro, Singh and Guestrin (2016), "Why should I trust you?", KDD, equation 1 a
 are those of the authors' package `lime`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
-from shoal.evaluation.explain.subject import Cells, Floats, Positions, Predict
+from shoal.evaluation.explain.subject import Cells, Floats, Positions, Subject
 
 _FEW = 10  # values of a column, up to which each is one of its own
 Codes = NDArray[np.int64]
@@ -67,26 +67,30 @@ class Neighbours:
         return np.asarray(np.sqrt(np.exp(-(distance**2) / width**2)))
 
 
-def kinds(background: Cells, cells: Cells, column: Positions, *, ordered: bool) -> tuple[Codes, Codes]:
-    """Return which values of a column are alike, as numbers ``[B]`` and ``[n]``.
+def kinds(
+    background: Cells, cells: Cells, numbers: tuple[Floats, Floats] | None = None
+) -> tuple[Codes, Codes]:
+    """Return which values of a column are alike, as codes ``[B]`` and ``[n]``.
 
     Parameters
     ----------
-    ordered
-        Whether the first cell is a number: then more than a few values are cut at the background's quartiles.
+    background, cells
+        The column's cells ``[B, w]`` and ``[n, w]``.
+    numbers
+        What they are as numbers, ``[B]`` and ``[n]``: more than a few are cut at the background's quartiles. None where values
+        are alike only if they are equal.
     """
-    at = list(column)
-    if ordered:
-        numbers = background[:, at[0]].astype(np.float64)
-        there = numbers[~np.isnan(numbers)]
+    if numbers is not None:
+        there = numbers[0][~np.isnan(numbers[0])]
         if len(np.unique(there)) > _FEW:
             cuts = np.quantile(there, [0.25, 0.5, 0.75])
-            both = (numbers, cells[:, at[0]].astype(np.float64))
-            first, second = (np.where(np.isnan(v), -1, np.searchsorted(cuts, v, side="left")) for v in both)
+            first, second = (
+                np.where(np.isnan(v), -1, np.searchsorted(cuts, v, side="left")) for v in numbers
+            )
             return first, second
-    together = np.concatenate([background[:, at], cells[:, at]])
-    number = np.unique(together, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
-    return number[: len(background)], number[len(background) :]
+    together = np.concatenate([background, cells])
+    code = np.unique(together, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    return code[: len(background)], code[len(background) :]
 
 
 def neighbours(
@@ -122,15 +126,19 @@ def fitted(around: Neighbours, answers: Floats) -> Local:
     return Local(coefficients, np.atleast_1d(model.intercept_), explained[0], fidelity)
 
 
+def first_cell(_: str, cells: Cells) -> Floats | None:
+    """Return a column's numbers where its cells are numbers themselves."""
+    return cells[:, 0].astype(np.float64)
+
+
 def lime(
-    predict: Predict,
+    subject: Subject,
     cells: Cells,
     background: Cells,
-    columns: Sequence[Positions],
     seeds: Sequence[np.random.SeedSequence],
     *,
-    ordered: Sequence[bool] | None = None,
     count: int = 1000,
+    numbers: Callable[[str, Cells], Floats | None] = first_cell,
 ) -> list[Local]:
     """Explain each row ``[n, P]`` by a linear model around it.
 
@@ -138,20 +146,22 @@ def lime(
     ----------
     background
         ``[B, P]``: where values come from.
-    columns
-        Positions of each column's cells.
     seeds
         One a row, so that no explanation depends on the others.
-    ordered
-        Whether a column is a number; None where all are.
     count
         N.
+    numbers
+        Name of a column, and its cells, to numbers; None where its values have no order.
     """
-    is_ordered = ordered if ordered is not None else [True] * len(columns)
-    found = [kinds(background, cells, c, ordered=o) for c, o in zip(columns, is_ordered, strict=True)]
-    of_background, of_rows = (np.stack(codes, axis=1) for codes in zip(*found, strict=True))
+    places = list(subject.columns.values())
+    codes = []
+    for name, positions in subject.columns.items():
+        parts = background[:, list(positions)], cells[:, list(positions)]
+        first, second = (numbers(name, part) for part in parts)
+        codes.append(kinds(*parts, None if first is None or second is None else (first, second)))
+    of_background, of_rows = (np.stack(each, axis=1) for each in zip(*codes, strict=True))
     explained = []
     for row, kind, seed in zip(cells, of_rows, seeds, strict=True):
-        around = neighbours(row, kind, background, of_background, columns, count, seed)
-        explained.append(fitted(around, predict(around.cells)))
+        around = neighbours(row, kind, background, of_background, places, count, seed)
+        explained.append(fitted(around, subject.predict(around.cells)))
     return explained

@@ -202,7 +202,7 @@ def test_lime_fits_what_its_package_fits_to_the_same_neighbours():
     x, y = load_iris(return_X_y=True)
     model = RandomForestClassifier(20, random_state=0).fit(x, y)
     predict = of_estimator(model).predict
-    found = [kinds(x, x[:1], c, ordered=True) for c in single(4)]
+    found = [kinds(c, c[:1], (c[:, 0], c[:1, 0])) for c in np.split(x, 4, axis=1)]
     of_background, of_row = (np.stack(codes, axis=1) for codes in zip(*found, strict=True))
     around = neighbours(x[0], of_row[0], x, of_background, single(4), 500, SEED)
     answers = predict(around.cells)
@@ -225,16 +225,16 @@ def test_quarters_are_those_of_the_limes_package():
     lime_tabular = pytest.importorskip("lime.lime_tabular")
     x = load_breast_cancer().data[:, :3]
     theirs = lime_tabular.QuartileDiscretizer(x, [], ["a", "b", "c"]).discretize(x)
-    own = np.stack([kinds(x, x[:0], c, ordered=True)[0] for c in single(3)], axis=1)
+    own = np.stack([kinds(c, c[:0], (c[:, 0], c[:0, 0]))[0] for c in np.split(x, 3, axis=1)], axis=1)
     np.testing.assert_array_equal(own, theirs)
 
 
 def test_an_explanation_does_not_depend_on_the_other_rows():
     x, y = load_iris(return_X_y=True)
-    predict = of_estimator(LogisticRegression(max_iter=500).fit(x, y)).predict
+    subject = of_estimator(LogisticRegression(max_iter=500).fit(x, y))
     seeds = SEED.spawn(3)
-    together = lime(predict, x[:3], x, single(4), seeds, count=200)
-    alone = lime(predict, x[2:3], x, single(4), seeds[2:], count=200)
+    together = lime(subject, x[:3], x, seeds, count=200)
+    alone = lime(subject, x[2:3], x, seeds[2:], count=200)
     np.testing.assert_array_equal(together[2].coefficients, alone[0].coefficients)
     assert not np.array_equal(together[0].coefficients, together[1].coefficients)
 
