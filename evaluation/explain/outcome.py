@@ -82,7 +82,6 @@ class Outcome:
     dependences: tuple[Dependences, ...] = ()
     sample: dict[str, Floats] = field(default_factory=dict)
     confidence: float = 0.95
-    notices: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -162,7 +161,6 @@ class Outcome:
             "sampling_error": sampling,
             "fidelity": None if self.fidelity is None else float(np.median(self.fidelity)),
             "dependence": [list(one.columns) for one in self.dependences],
-            "notices": list(self.notices),
         }
 
 

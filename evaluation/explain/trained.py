@@ -108,7 +108,7 @@ def numbers(column: Column, cells: Cells) -> Floats:
     prepared = np.ascontiguousarray(cells[:, 0]).view(np.float32).astype(np.float64)
     raw = prepared * column.scale[0] + column.center[0] + column.origin
     if column.type == "boolean" or "int" in column.arrow_type:
-        return np.asarray(np.rint(raw))
+        return np.asarray(np.rint(raw) + 0.0)  # no minus before 0
     return raw
 
 

@@ -4,8 +4,7 @@ Shape legend: n rows of the sample, P cells of a row, R repeats, K outputs. What
 does it.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ from shoal.evaluation.explain.trained import Grid, grid, numbers, of_trained, un
 from shoal.evaluation.metrics import METRICS
 from shoal.training.artifact import TrainedModel
 from shoal.training.costs import Amounts
-from shoal.training.description import digest
+from shoal.training.description import DESCRIPTION, digest
 from shoal.training.device import own_threads
 
 Piece = tuple[str, tuple[Any, ...]]
@@ -91,6 +90,11 @@ class Source:
     storage: StorageConfig
     allow_import: bool
 
+    @property
+    def sha256(self) -> str:
+        """A hash of the model as it is now: of its description, which holds that of its weights."""
+        return digest(Storage.open(self.run, self.storage).read_bytes(DESCRIPTION))
+
     def load(self) -> TrainedModel:
         """Load the model."""
         return TrainedModel.load(Storage.open(self.run, self.storage), allow_import=self.allow_import)
@@ -146,7 +150,7 @@ class Explain:
     def _trained(self) -> TrainedModel:
         if not _LOADED or _LOADED[0][:2] != (self.source, self.sha256):
             trained = self.source.load()
-            if identity_of(trained) != self.sha256:
+            if self.source.sha256 != self.sha256:
                 raise DataError(f"the model in {self.source.run} changed since this began; start again")
             _LOADED[:] = [(self.source, self.sha256, trained)]
         return _LOADED[0][2]
@@ -218,13 +222,6 @@ class Explain:
         own, others = (encoded(model, unpacked(cells[of], schema)) for of in (rows, self.sample.background))
         outputs = range(model.n_outputs)
         return attributions(method, differentiable(model, schema), own, others, outputs, seeds)
-
-
-def identity_of(trained: TrainedModel) -> str:
-    """Return a hash of a model's description and weights."""
-    text = json.dumps([trained.schema.model_dump(mode="json"), trained.calibration.model_dump(mode="json")])
-    state: Mapping[str, Any] = {} if trained.module.is_estimator else trained.module.state_dict()
-    return digest(text.encode() + b"".join(t.cpu().numpy().tobytes() for t in state.values()))
 
 
 def answers_of(subject: Subject, sample: Sample) -> Floats:

@@ -20,6 +20,7 @@ from shoal.evaluation.report.markup import (
     paragraph,
     section,
     table,
+    text,
 )
 from shoal.evaluation.report.overview import lower, title
 from shoal.evaluation.report.page import document
@@ -39,6 +40,10 @@ TITLES = {
     "saliency": "Saliency",
 }
 _LOGITS = ("integrated_gradients", "gradient_shap", "deep_lift", "saliency")
+_TOGETHER = (
+    "These columns go together (absolute rank correlation of at least 0.8): the model can read one from another, so each alone "
+    "looks less important than it is, and values that never occur together are tried. Judge them as groups:"
+)
 _MEANS = {
     "shap": "What a column's value adds to the prediction, shared fairly over all orders in which columns may become known: "
     "base and contributions add up to the prediction. The base is the mean prediction over the background rows.",
@@ -102,12 +107,6 @@ def _top(found: Outcome) -> Html:
     private = [c for c in found.columns if c in found.schema.private]
     if private:
         sentences.append(f"Values of {listed(private)} are private and not shown.")
-    warnings = [
-        f"{' and '.join((', '.join(group[:-1]), group[-1]))} go together (absolute rank correlation of at least 0.8): the model "
-        "can read one from another, so each alone looks less important than it is, and values that never occur together are "
-        "tried. Judge them as a group."
-        for group in found.correlated
-    ]
     top = paragraph(*sentences)
     lead = ""
     if found.importances and found.metric is not None and found.baseline is not None:
@@ -120,7 +119,15 @@ def _top(found: Outcome) -> Html:
                 else "No column alone makes it worse when permuted."
             )
         )
-    return Html(f"{top}{lead}" + "".join(paragraph(w, css="warning") for w in [*warnings, *found.notices]))
+    return Html(f"{top}{lead}{_together(found)}")
+
+
+def _together(found: Outcome) -> Html:
+    """Warn of columns that go together."""
+    if not found.correlated:
+        return Html("")
+    names = Html("".join(f"<li>{text(_and(group))}</li>" for group in found.correlated))
+    return Html(f'<div class="warning">{paragraph(_TOGETHER)}<ul>{names}</ul></div>')
 
 
 def _signed(found: Outcome) -> float:
@@ -211,8 +218,8 @@ def _attributed(found: Outcome, method: str, one: Attributions) -> Html:
             falls.append(
                 figure(
                     Html(svg),
-                    f"Row {found.rows.ids[row]}: the {word} answer",
-                    f"{one.predictions[row, k]:.4g}",
+                    f"The {word} answer, {one.predictions[row, k]:.4g}",
+                    f"row {found.rows.ids[row]}",
                 )
             )
     headers = ("column", *(f"mean size, {name}" for name in (found.outputs[k] for k in of)))

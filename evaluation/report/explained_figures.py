@@ -12,7 +12,7 @@ import numpy as np
 from shoal.evaluation.explain.permutation import Importance
 from shoal.evaluation.explain.subject import Floats
 from shoal.evaluation.explain.work import Dependences
-from shoal.evaluation.report.plots import INK, MAIN, SECOND, THIRD, canvas, label_axes, plain, svg
+from shoal.evaluation.report.plots import HEIGHT, INK, MAIN, SECOND, THIRD, canvas, label_axes, plain, svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -129,7 +129,8 @@ def dependence_line(
     grid, mean = one.grids[0], one.found.mean
     individual = one.found.individual
     lines = individual[:: max(1, len(individual) // LINES)][:LINES]
-    with canvas() as figure:
+    few = grid.numbers is None and len(grid.names) < 8
+    with canvas(height=_height(len(grid.names), 0.3) if few else HEIGHT) as figure:
         axes = figure.subplots()
         if grid.numbers is None:
             _categories(axes, grid.names, mean, individual, outputs, drawn)
@@ -144,9 +145,8 @@ def dependence_line(
             if rug is not None and len(rug):
                 here = np.quantile(rug[~np.isnan(rug)], np.linspace(0.02, 0.98, RUG))
                 here = np.unique(here[(here >= x.min()) & (here <= x.max())])
-                low = axes.get_ylim()[0]
-                axes.plot(here, np.full(len(here), low), "|", color=INK, ms=9, alpha=0.55, clip_on=False)
-                axes.set_ylim(bottom=low)
+                across = axes.get_xaxis_transform()
+                axes.plot(here, np.full(len(here), 0.02), "|", color=INK, ms=9, alpha=0.55, transform=across)
             if len(grid.names) and "-" in grid.names[0][1:]:  # dates
                 at = np.unique(np.linspace(0, len(x) - 1, 4).astype(int))
                 axes.set_xticks(x[at], [grid.names[i] for i in at])

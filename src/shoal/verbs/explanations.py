@@ -44,7 +44,6 @@ from shoal.evaluation.explain.work import (
     Source,
     answers_of,
     draws,
-    identity_of,
 )
 from shoal.evaluation.metrics import METRICS, resolve_scoring
 from shoal.evaluation.report.explained import render_explained
@@ -155,9 +154,10 @@ def explain(
     metric = resolve_scoring(
         experiment.evaluation.scoring, trained.task, costs=experiment.evaluation.costs is not None
     )[0]
+    source = Source(folder.uri, experiment.cluster.storage, allow_import)
     explaining = Explain(
-        Source(folder.uri, experiment.cluster.storage, allow_import),
-        identity_of(trained),
+        source,
+        source.sha256,
         _sample(found, settings, experiment.seed),
         metric.name,
         judging.rule,
