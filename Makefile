@@ -41,6 +41,7 @@ bench: $(STAMP)  ## both sides of every comparison, with ratios; DATA=FILE.parqu
 	@$(BIN)/python benchmarks/costs.py
 	@$(BIN)/python benchmarks/crossval.py
 	@$(BIN)/python benchmarks/fine_tuning.py
+	@$(BIN)/python benchmarks/explain.py
 	@if [ -n "$(DATA)" ]; then \
 	  $(BIN)/python benchmarks/sharding.py "$(DATA)" label --split-column split && \
 	  $(BIN)/python benchmarks/train.py "$(DATA)" && \

@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-# Where a run runs and how often it saves itself are not the experiment: results do not depend on them.
-_NOT_IDENTITY = ("cluster", "training.checkpoint", "tuning.max_concurrent_trials")
+# Where a run runs, how often it saves itself and how it is explained are not the experiment: results do not depend on them.
+_NOT_IDENTITY = ("cluster", "training.checkpoint", "tuning.max_concurrent_trials", "evaluation.explain")
 _LONGEST_SECONDS = 36_500 * 86_400
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([smhdw])\s*$")
 

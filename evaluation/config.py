@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field
 from shoal.cluster.config import Config
 from shoal.evaluation.crossval.config import AutoConfig, CvChoice
 from shoal.evaluation.deciding.config import CostsField, Threshold
+from shoal.evaluation.explain.config import ExplainConfig
 
 
 def _as_tuple(value: Any) -> Any:
@@ -40,3 +41,4 @@ class EvaluationConfig(Config):
         description="least probability of the event that is called the event; optimal: by the costs; empirical: of lowest cost "
         "on the validation rows; auto: optimal with costs, otherwise 0.5",
     )
+    explain: ExplainConfig = ExplainConfig()

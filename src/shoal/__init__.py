@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shoal.verbs.adapt import adapt
     from shoal.verbs.check import check
     from shoal.verbs.crossval import crossval
+    from shoal.verbs.explanations import explain
     from shoal.verbs.fit import train
     from shoal.verbs.judge import evaluate
     from shoal.verbs.predictions import predict
@@ -26,6 +27,7 @@ __all__ = [
     "check",
     "crossval",
     "evaluate",
+    "explain",
     "load_experiment",
     "predict",
     "train",
@@ -42,6 +44,7 @@ _HOMES = {
     "check": "verbs.check",
     "crossval": "verbs.crossval",
     "evaluate": "verbs.judge",
+    "explain": "verbs.explanations",
     "load_experiment": "experiment",
     "predict": "verbs.predictions",
     "train": "verbs.fit",

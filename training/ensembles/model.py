@@ -46,8 +46,12 @@ class EnsembleModel(Model):
         """
         del share, others  # it sees no blends
         logits = torch.stack([member(numeric, categorical).double() for member in self.members])  # [M, B, K]
-        if self.n_outputs == 1:
-            mean = logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
-        else:
-            mean = log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(self.members))
+        mean = self.joined(logits)
         return mean if told is None or self.beside is None else (mean, *self.beside(mean, told, logits))
+
+    @staticmethod
+    def joined(logits: Tensor) -> Tensor:
+        """Return the logits ``[B, K]`` of the mean probability of members' logits ``[M, B, K]``."""
+        if logits.shape[-1] == 1:
+            return logsigmoid(logits).logsumexp(0) - logsigmoid(-logits).logsumexp(0)
+        return log_softmax(logits, dim=-1).logsumexp(0) - math.log(len(logits))

@@ -251,6 +251,59 @@ def evaluate(
 
 
 @app.command()
+@verb(
+    overrides=("evaluation.KEY=VALUE", "Change how it is explained; repeatable."),
+    out=("FOLDER", "Folder of the tables and the page (default: RUN/explanations)."),
+)
+def explain(
+    common: Common,
+    run: Run,
+    data: Annotated[
+        str | None, typer.Option("--data", metavar="DATA", help="Other data, Parquet or CSV.")
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            "--methods",
+            metavar="NAMES",
+            help="permutation, partial_dependence, shap, lime, integrated_gradients, gradient_shap, deep_lift, saliency.",
+        ),
+    ] = "",
+    rows: Annotated[
+        int | None, typer.Option("--rows", metavar="N", help="Rows explained one by one, at most.")
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--columns", metavar="COLUMN", help="Column of partial dependence, a,b for two; repeatable."
+        ),
+    ] = None,
+    background: Annotated[
+        int | None,
+        typer.Option("--background", metavar="N", help="Rows that explained ones are compared with."),
+    ] = None,
+    allow_import: AllowImport = False,
+) -> Output:
+    """Say what a run's answers come from, on rows that it was not fitted to."""
+    from shoal.verbs.explanations import explain as answer
+
+    result = answer(
+        run,
+        data,
+        methods=tuple(name.strip() for name in methods.split(",") if name.strip()),
+        rows=rows,
+        columns=tuple(columns or ()),
+        background=background,
+        out=common.out,
+        overrides=tuple(o for o in common.overrides if not o.startswith("cluster.")),
+        cluster=common.cluster(),
+        reporter=common.reporter(),
+        allow_import=allow_import,
+    )
+    return Output(result.as_dict(), show_results.explain(result))
+
+
+@app.command()
 @verb(without=["overrides", "out"])
 def predict(
     common: Common,

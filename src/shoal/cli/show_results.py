@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shoal.verbs.crossval import CrossvalResult
     from shoal.verbs.dataset import ShardResult
     from shoal.verbs.digits import DemoResult
+    from shoal.verbs.explanations import ExplainResult
     from shoal.verbs.features import FeaturesResult, LayersResult
     from shoal.verbs.first_file import InitResult
     from shoal.verbs.fit import TrainResult
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 ORDER = ("data", "test", "validation")
 MOST_CLASSES = 20  # shown in a table
+_MOST_COLUMNS = 15
 NAMED = {"test": "test rows", "validation": "validation rows", "data": "rows of --data"}
 
 
@@ -272,6 +274,32 @@ def features(result: "FeaturesResult") -> list[Any]:
         f"rows:     {rows}",
         f"features: {_short(result.run)}/features",
     ]
+
+
+def explain(result: "ExplainResult") -> list[Any]:
+    """Return the most important columns, what goes together, and where the tables and the page are."""
+    from rich import box
+    from rich.table import Table
+
+    found = result.found
+    shown: list[Any] = []
+    entries = found["importance"][:_MOST_COLUMNS]
+    if entries:
+        title = f"importance on {NAMED[found['part']]} ({found['rows']:,}), by {found['metric']}"
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold")
+        for column in ("column", "worse by", "interval"):
+            table.add_column(column, justify="left" if column == "column" else "right")
+        for entry in entries:
+            table.add_row(entry["name"], _number(entry["value"]), _interval(entry))
+        shown.append(table)
+        if rest := len(found["importance"]) - len(entries):
+            shown.append(f"and {plural(rest, 'column')} of less importance")
+    for group in found["correlated"]:
+        shown.append(f"together: {', '.join(group)}; judge them as a group")
+    for method, sizes in found["mean_absolute"].items():
+        best = sorted(sizes, key=lambda name: -sizes[name])[:3]
+        shown.append(f"{method}: largest on average {', '.join(f'{n} {sizes[n]:.3g}' for n in best)}")
+    return [*shown, f"tables: {_short(result.folder)}", f"page:   {_short(result.page)}"]
 
 
 def layers(result: "LayersResult") -> list[Any]:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from shoal.verbs.check import check
     from shoal.verbs.dataset import shard
     from shoal.verbs.digits import demo
+    from shoal.verbs.explanations import explain
     from shoal.verbs.first_file import init
     from shoal.verbs.fit import train
     from shoal.verbs.judge import evaluate, report
@@ -17,13 +18,14 @@ _HOME = {
     "check": "look",
     "demo": "digits",
     "evaluate": "judge",
+    "explain": "explanations",
     "init": "first_file",
     "predict": "predictions",
     "report": "judge",
     "shard": "dataset",
     "train": "fit",
 }
-__all__ = ["check", "demo", "evaluate", "init", "predict", "report", "shard", "train"]
+__all__ = ["check", "demo", "evaluate", "explain", "init", "predict", "report", "shard", "train"]
 
 
 def __getattr__(name: str) -> Any:

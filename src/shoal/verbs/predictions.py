@@ -222,7 +222,7 @@ def labelled_predictions(
         amounts = trained.amounts(batch, columns)
         carried.append(np.stack([amounts[name] for name in columns], axis=1) if columns else None)
         scores.append(trained.prepared_scores(prepared, amounts))
-        ids += _identity(trained, batch, rows)[1].chunks
+        ids += identity_column(trained, batch, rows)[1].chunks
         rows += batch.num_rows
         reporter.advance(rows, rows, "rows")
     if not rows:
@@ -235,7 +235,8 @@ def labelled_predictions(
     return predictions_table({"data": judged}, schema.target)
 
 
-def _identity(trained: TrainedModel, batch: pa.Table, start: int) -> tuple[str, pa.ChunkedArray]:
+def identity_column(trained: TrainedModel, batch: pa.Table, start: int) -> tuple[str, pa.ChunkedArray]:
+    """Return the id column's name and values where a batch has it, otherwise the numbers of its rows from `start`."""
     name = trained.schema.id
     if name is not None and name in batch.column_names:
         column = batch.column(name)
@@ -263,7 +264,7 @@ def _answers(
     decided = trained.decide(scores, amounts)
     by_class = trained.task in ("binary", "multiclass")
     raw, codes = scores, trained.decision.classes(scores, amounts) if by_class else decided
-    name, identity = _identity(trained, batch, start)
+    name, identity = identity_column(trained, batch, start)
     columns: dict[str, Any] = {name: identity}
     if trained.task == "multilabel":
         columns |= {f"prediction_{c}": decided[:, k] for k, c in enumerate(trained.classes)}

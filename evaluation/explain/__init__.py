@@ -1,0 +1,1 @@
+"""What a model's answers come from: importance, attributions and dependence, in raw columns."""
