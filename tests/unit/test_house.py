@@ -20,7 +20,13 @@ ALLOWED = {
     TOP: {*ROOMS, TOP},
 }
 # Everything else is plain arithmetic that runs and is tested without Ray.
-IMPORTS_RAY = {"cluster/relay.py", "cluster/session.py", "cluster/tasks.py", "training/placements.py"}
+IMPORTS_RAY = {
+    "cluster/jobs.py",
+    "cluster/relay.py",
+    "cluster/session.py",
+    "cluster/tasks.py",
+    "training/placements.py",
+}
 # A config is read by every command, `shoal --help` included.
 LIGHT = {"pydantic", "pydantic_core", "annotated_types", "typing_extensions"}
 HEAVY = {"torch", "ray", "pandas", "sklearn", "pyarrow", "numpy", "scipy", "matplotlib", "deepspeed"}
