@@ -7,6 +7,7 @@ import typer
 
 from shoal.cli import show_results
 from shoal.cli.jobs import add_submit, jobs
+from shoal.cli.kubernetes import add_kubernetes
 from shoal.cli.options import Common, verb
 from shoal.cli.output import Output, state
 
@@ -289,4 +290,5 @@ def schema(_common: Common) -> Output:
 
 
 add_submit(app)
+add_kubernetes(app)
 app.add_typer(jobs, name="jobs")
