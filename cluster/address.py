@@ -1,8 +1,13 @@
 """Whether an address can be one of Ray's, and whether somebody answers there; no Ray needed."""
 
+import json
 import os
 import re
 import socket
+from http.client import HTTPException
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 from shoal.cluster.errors import ResourceError
 
@@ -11,6 +16,7 @@ _HOW = "write host:6379, or auto for the cluster on this machine"
 # Ray speaks gRPC, and so HTTP/2: the client's greeting with an empty SETTINGS frame is answered by one.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 _FRAME_HEAD, _FRAME_TYPE, _SETTINGS = 9, 3, 4
+_NO_TOKEN = (401, 403)
 
 
 def checked_address(address: str, seconds: float = 3.0) -> str:
@@ -49,6 +55,52 @@ def checked_address(address: str, seconds: float = 3.0) -> str:
             "cluster runs, or leave the address out to start Ray on this machine"
         ) from error
     return address
+
+
+def checked_dashboard(address: str, seconds: float = 5.0) -> tuple[str, bool]:
+    """Return the URL of a cluster's dashboard after it answered, and whether it asks for a token.
+
+    Parameters
+    ----------
+    address
+        ``http://host:8265``, or ``host:8265``.
+    seconds
+        To wait for an answer.
+
+    Raises
+    ------
+    ResourceError
+        If it is no such address, or no dashboard of Ray's answers.
+    """
+    url = (address if "://" in address else f"http://{address}").rstrip("/")
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.username:
+        raise ResourceError(
+            f"--address {address}: jobs go to the dashboard of a cluster's head, such as http://host:8265; https:// is possible"
+        )
+    try:
+        with urlopen(f"{url}/api/version", timeout=seconds) as answer:
+            json.loads(answer.read())["ray_version"]
+    except HTTPError as error:
+        if error.code in _NO_TOKEN:
+            return url, True
+        raise ResourceError(_no_dashboard(url, f"HTTP {error.code}")) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResourceError(_no_dashboard(url, "something else answers")) from error
+    except (OSError, HTTPException) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        slow = isinstance(reason, TimeoutError)
+        raise ResourceError(
+            _no_dashboard(url, "no answer" if slow else str(reason) or "no answer")
+        ) from error
+    return url, False
+
+
+def _no_dashboard(url: str, reason: str) -> str:
+    return (
+        f"no Ray dashboard answers at {url} ({reason}); check --address and that the head runs with a dashboard "
+        "(ray[default]), its port is 8265"
+    )
 
 
 def _greet(host: str, port: int, seconds: float) -> None:

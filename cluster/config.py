@@ -84,6 +84,7 @@ class StorageConfig(Config):
 
 
 Workers = Annotated[int, Field(ge=1)]
+SharedPath = Annotated[str, Field(pattern=r"^/")]
 
 
 class AutoscalerConfig(Config):
@@ -109,6 +110,10 @@ class ClusterConfig(Config):
     storage_path: str = Field("runs", description="folder or URI that holds runs and sharded datasets")
     storage: StorageConfig = StorageConfig()
     cache_path: str | None = Field(None, description="where workers keep copies of remote shards")
+    shared_paths: tuple[SharedPath, ...] = Field(
+        (),
+        description="folders that all nodes reach under these names, such as /mnt/shared: jobs elsewhere may use them",
+    )
     autoscaler: AutoscalerConfig | None = Field(
         None,
         description="{cpus: …, gpus: …}: the most that the cluster may grow to; it is asked for nodes and waited for",

@@ -214,7 +214,7 @@ def _start(config: ClusterConfig) -> None:
         # Ray listens on the network and then asks for a token by itself. Ours is this process's own; without
         # it Ray would write one to the home folder. Ray sets the mode, which is taken back afterwards.
         wanted |= {"RAY_AUTH_TOKEN": _TOKEN, "RAY_AUTH_MODE": None}
-    with _environment(wanted), _process_groups_of_their_own():
+    with environment(wanted), _process_groups_of_their_own():
         _init(
             "the local Ray",
             config,
@@ -251,7 +251,7 @@ def _import_path() -> str:
 def _connect(address: str, config: ClusterConfig) -> None:
     name = f"the cluster at {address}"
     checked = checked_address(address)
-    with _environment(
+    with environment(
         {"RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE")}
     ):  # what is settled here is taken back
         try:
@@ -334,7 +334,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _environment(wanted: dict[str, str | None]) -> Iterator[None]:
+def environment(wanted: dict[str, str | None]) -> Iterator[None]:
     """Set variables around Ray's start; the processes that it starts keep them, this one does not."""
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update({name: value for name, value in wanted.items() if value is not None})

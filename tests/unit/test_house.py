@@ -21,6 +21,7 @@ ALLOWED = {
 }
 # Everything else is plain arithmetic that runs and is tested without Ray.
 IMPORTS_RAY = {
+    "cluster/jobs.py",
     "cluster/relay.py",
     "cluster/session.py",
     "cluster/tasks.py",

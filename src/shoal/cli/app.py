@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shoal.cli import show_results
+from shoal.cli.jobs import add_submit, jobs
+from shoal.cli.kubernetes import add_kubernetes
 from shoal.cli.options import Common, verb
 from shoal.cli.output import Output, state
 
@@ -352,3 +354,8 @@ def schema(_common: Common) -> Output:
 
     found: dict[str, Any] = json_schema()
     return Output(found, [json.dumps(found, indent=2, ensure_ascii=False)])
+
+
+add_submit(app)
+add_kubernetes(app)
+app.add_typer(jobs, name="jobs")

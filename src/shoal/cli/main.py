@@ -87,6 +87,7 @@ def _usage(message: str) -> str:
     verbs = [
         str(command.name or getattr(command.callback, "__name__", "")) for command in app.registered_commands
     ]
+    verbs += [str(group.name) for group in app.registered_groups]
     if state.verb in verbs:
         return f"{message}\nsee: shoal {state.verb} --help"
     return f"{message}\nverbs: {', '.join(verbs)}"

@@ -27,6 +27,7 @@ class State:
     json: bool = False
     debug: bool = False
     run: str | None = None
+    job: str | None = None
     reporter: "Reporter | None" = None
     document: "Document | None" = None
 
@@ -35,10 +36,12 @@ class State:
         options = arguments[: arguments.index("--")] if "--" in arguments else arguments
         self.verb = next((a for a in arguments if not a.startswith("-")), "")
         self.json, self.debug = "--json" in options, "--debug" in options
-        self.run, self.reporter, self.document = None, None, None
+        self.run, self.job, self.reporter, self.document = None, None, None, None
 
     def remains(self) -> str:
         """Say what a command that ended early leaves behind."""
+        if self.job is not None:
+            return f"; job {self.job} goes on: shoal jobs status, logs and stop know it, and the same command finds it"
         if self.run is None:
             return "; nothing was written"
         return f"\nkept: {self.run} and what is finished beside it, such as the sharded dataset; the same command uses it"

@@ -1,0 +1,174 @@
+"""What is refused before anything is sent to another machine."""
+
+import http.server
+import socket
+import threading
+import time
+
+import pytest
+
+from shoal.experiment import from_dict, load_experiment
+from shoal.verbs.elsewhere import modules_of, refuse_local, resolved
+from shoal.verbs.runs import run_uri
+
+REMOTE = {
+    "data": {"path": "s3://lake/rows.parquet", "target": "y"},
+    "cluster": {"storage_path": "s3://bucket/runs"},
+}
+
+
+def experiment(**sections):
+    return from_dict({**REMOTE, **sections})
+
+
+def submit(shoal, folder, *words, address="http://127.0.0.1:1", verb="train"):
+    return shoal("submit", verb, folder / "small.yaml", "--address", address, *words)
+
+
+def test_paths_of_this_machine_are_named_with_their_keys(shoal, folder):
+    done = submit(shoal, folder)
+    assert done.code == 2
+    assert (
+        f"data.path: {folder}/rows.parquet, cluster.storage_path: {folder}/runs are paths of this machine"
+        in done.err
+    )
+    assert "cluster.shared_paths" in done.err
+
+
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        (
+            {"data": {"path": ["s3://a/b.parquet", "file:///tmp/x.parquet"], "target": "y"}},
+            "data.path: file:///tmp/x",
+        ),
+        ({"cluster": {"storage_path": "runs", "shared_paths": ["/mnt/all"]}}, "cluster.storage_path: runs"),
+        # A folder that only begins like a shared one, and one that leaves it again.
+        (
+            {"cluster": {"storage_path": "/mnt/all2/r", "shared_paths": ["/mnt/all"]}},
+            "storage_path: /mnt/all2/r",
+        ),
+        (
+            {"cluster": {"storage_path": "/mnt/all/../r", "shared_paths": ["/mnt/all"]}},
+            "storage_path: /mnt/all/../r",
+        ),
+        ({"transfer": {"start": "runs/earlier"}}, "transfer.start: runs/earlier"),
+        ({"model": {"pretrained": {"path": "/models/bert"}}}, "model.pretrained.path: /models/bert"),
+        (
+            {
+                "transfer": {
+                    "adaptation": "dann",
+                    "target_data": {"path": "s3://t/a.parquet", "test": "t.parquet"},
+                }
+            },
+            "transfer.target_data.test: t.parquet",
+        ),
+    ],
+)
+def test_every_place_is_looked_at(sections, key):
+    with pytest.raises(Exception, match="of this machine") as refused:
+        refuse_local(experiment(**sections))
+    assert key in str(refused.value)
+
+
+def test_what_the_cluster_reaches_is_let_through():
+    refuse_local(experiment())
+    there = {"storage_path": "/mnt/all/runs", "shared_paths": ["/mnt/all/"]}
+    refuse_local(
+        experiment(data={"path": "/mnt/all/rows.parquet", "target": "y"}, cluster=there), out="/mnt/all/out"
+    )
+    with pytest.raises(Exception, match="--out: here"):
+        refuse_local(experiment(), out="here")
+
+
+def test_what_is_sent_is_the_same_run(tmp_path):
+    here = experiment(
+        cluster={"storage_path": "s3://bucket/runs", "address": "10.0.0.1:6379", "num_workers": 3}
+    )
+    (tmp_path / "small.yaml").write_text(resolved(here))
+    there = load_experiment(tmp_path / "small.yaml")
+    assert there.cluster.address is None  # it runs inside the cluster
+    assert there.cluster.num_workers == 3
+    assert run_uri(there, "train", "small") == run_uri(here, "train", "small")
+
+
+def test_credentials_are_not_sent():
+    with pytest.raises(Exception, match=r"data\.path: s3://\*\*\*@lake/rows\.parquet carries credentials"):
+        resolved(experiment(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}))
+
+
+def test_modules_of_ones_own_are_found_wherever_they_are():
+    found = experiment(
+        model={"import": "my.models:build"},
+        training={"optimizer": {"import": "optimisers:make"}},
+    )
+    assert modules_of(found) == ["my.models", "optimisers"]
+    assert modules_of(experiment()) == []
+
+
+def test_only_verbs_that_run_an_experiment_are_sent(shoal, folder):
+    done = submit(shoal, folder, verb="report")
+    assert done.code == 2
+    assert "use one of adapt, crossval, features, shard, train" in done.err
+
+
+class Dumb(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<html>hello</html>")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def silent():
+    """A server that takes connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_an_address_that_does_not_answer_is_told_in_a_line(shoal, folder, silent):
+    shared = ("--set", f'cluster.shared_paths=["{folder}"]')
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dumb)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    other = f"http://127.0.0.1:{server.server_address[1]}"
+    began = time.monotonic()
+    for address, reason in (
+        ("http://127.0.0.1:1", "refused"),
+        (silent, "no answer"),
+        (other, "something else"),
+    ):
+        done = submit(shoal, folder, *shared, address=address)
+        assert done.code == 2
+        assert reason in done.err
+        assert "check --address" in done.err
+        assert len(done.err.splitlines()) == 1
+    assert time.monotonic() - began < 30
+    server.shutdown()
+    for address in ("ray://127.0.0.1:10001", "http://127.0.0.1:1/api", "http://me:pw@127.0.0.1:1"):
+        done = submit(shoal, folder, *shared, address=address)
+        assert done.code == 2
+        assert "http://host:8265" in done.err
+        assert "pw@" not in done.err
+
+
+def test_a_client_that_is_not_installed_is_named_with_the_command(shoal, folder, monkeypatch):
+    from shoal.cluster import jobs
+
+    monkeypatch.setattr(jobs, "checked_dashboard", lambda address: (address, False))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "aiohttp" else name)
+    done = shoal("jobs", "list", "--address", "http://127.0.0.1:1")
+    assert done.code == 2
+    assert "pip install 'shoal[jobs]'" in done.err
+    assert "aiohttp" in done.err
+
+
+def test_jobs_needs_a_verb_of_its_own(shoal):
+    done = shoal("jobs", "lst", "--address", "http://127.0.0.1:1")
+    assert done.code == 2
+    assert "see: shoal jobs --help" in done.err
+    assert "jobs" in shoal("nothing").err
