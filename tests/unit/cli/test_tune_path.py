@@ -1,6 +1,5 @@
 """`shoal tune` along a regularisation path: the chosen fit is scikit-learn's, its page and files are there, no Ray is started."""
 
-
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
