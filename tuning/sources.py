@@ -1,6 +1,7 @@
 """Where the values of trials come from: a list that is there from the start, or an estimator that learns from scores."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -86,13 +87,15 @@ class Parzen:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._space = optuna, space
         own = int(np.random.SeedSequence(seed, spawn_key=(len(done),)).generate_state(1)[0])
-        sampler = optuna.samplers.TPESampler(
-            seed=own,
-            n_startup_trials=config.startup_trials,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of options that we pin in tests
+            sampler = optuna.samplers.TPESampler(
+                seed=own,
+                n_startup_trials=config.startup_trials,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
         self._study = optuna.create_study(
             direction="maximize" if greater_is_better else "minimize", sampler=sampler
         )
