@@ -131,7 +131,7 @@ class PathConfig(Config):
 class TuningConfig(Config):
     """Fits with other values each, the best of which is refitted and judged on rows that none of them saw."""
 
-    trials: Annotated[int, Field(ge=1, le=100_000)] | None = Field(
+    trials: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
         None, description=f"how many; null for {TRIALS}, or for a whole grid"
     )
     space: dict[str, DimensionConfig] | None = Field(

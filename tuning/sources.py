@@ -1,6 +1,7 @@
 """Where the values of trials come from: a list that is there from the start, or an estimator that learns from scores."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -86,13 +87,15 @@ class Parzen:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._space = optuna, space
         own = int(np.random.SeedSequence(seed, spawn_key=(len(done),)).generate_state(1)[0])
-        sampler = optuna.samplers.TPESampler(
-            seed=own,
-            n_startup_trials=config.startup_trials,
-            multivariate=True,
-            group=True,
-            constant_liar=True,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of options that we pin in tests
+            sampler = optuna.samplers.TPESampler(
+                seed=own,
+                n_startup_trials=config.startup_trials,
+                multivariate=True,
+                group=True,
+                constant_liar=True,
+            )
         self._study = optuna.create_study(
             direction="maximize" if greater_is_better else "minimize", sampler=sampler
         )
@@ -109,7 +112,7 @@ class Parzen:
         values: Values = {}
         for path, dimension in self._space.items():
             if all(w in values and values[w] == v for w, v in (dimension.when or {}).items()):
-                values[path] = self._value(dimension, self._suggest(asked, path, dimension))
+                values[path] = self._suggest(asked, path, dimension)
         return number, values
 
     def tell(self, trial: Trial) -> None:
@@ -123,21 +126,23 @@ class Parzen:
         else:
             self._study.tell(asked, state=states.FAIL)
 
-    def _suggest(self, asked: Any, path: str, dimension: DimensionConfig) -> Any:
-        return asked._suggest(path, self._distribution(dimension))
+    @staticmethod
+    def _suggest(asked: Any, path: str, dimension: DimensionConfig) -> Any:
+        if dimension.choice is not None:  # by place: values may be lists and sections
+            return dimension.choice[asked.suggest_categorical(path, tuple(range(len(dimension.choice))))]
+        low, high = getattr(dimension, dimension.domain)
+        if dimension.integer is not None:
+            return asked.suggest_int(path, low, high)
+        return asked.suggest_float(path, low, high, log=dimension.loguniform is not None)
 
     def _distribution(self, dimension: DimensionConfig) -> Any:
         made = self._optuna.distributions
-        if dimension.choice is not None:  # by place: values may be lists and sections
+        if dimension.choice is not None:
             return made.CategoricalDistribution(tuple(range(len(dimension.choice))))
         low, high = getattr(dimension, dimension.domain)
         if dimension.integer is not None:
             return made.IntDistribution(low, high)
         return made.FloatDistribution(low, high, log=dimension.loguniform is not None)
-
-    @staticmethod
-    def _value(dimension: DimensionConfig, found: Any) -> Any:
-        return dimension.choice[found] if dimension.choice is not None else found
 
     def _known(self, trial: Trial) -> Any:
         states = self._optuna.trial.TrialState

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
@@ -47,7 +46,7 @@ def config(folder: Path, tuning: str = "{trials: 4}", more: str = "", epochs: in
 data: {{path: {folder}/rows.parquet, target: y, id: key}}
 model: {{mlp: {{hidden: [8]}}}}
 training: {{epochs: {epochs}, batch_size: 64}}
-tuning: {tuning}
+tuning: {tuning.replace("{", "{max_concurrent_trials: 1, ", 1)}
 cluster: {{storage_path: {folder}/runs, cpus_per_worker: 0.5}}
 {more}"""
     )
@@ -58,7 +57,7 @@ def trials(run: Path) -> list[dict[str, object]]:
     return pq.read_table(run / "trials.parquet").drop_columns("seconds").to_pylist()
 
 
-def test_any_number_of_trials_at_a_time_gives_the_same(ray_cluster: object, tmp_path: Path) -> None:
+def test_any_number_of_trials_at_a_time_gives_the_same(ray_cluster: object, tmp_path: Path, capsys) -> None:
     del ray_cluster
     file = config(tmp_path)
     done = {}
@@ -87,6 +86,30 @@ def test_any_number_of_trials_at_a_time_gives_the_same(ray_cluster: object, tmp_
     assert "Importance" not in (tmp_path / "3" / "report.html").read_text()  # of four trials nothing is said
     assert leftovers() == {"actors": 0, "placement_groups": 0}
     assert tune(file, str(tmp_path / "3"), name="small").was_complete
+    known_to_other_verbs(tmp_path / "3", tmp_path, capsys)
+
+
+def known_to_other_verbs(run: Path, folder: Path, capsys) -> None:
+    """The command line shows a search again, builds its page again, and says where its model is."""
+    capsys.readouterr()
+    assert (
+        main(
+            ["tune", str(folder / "small.yaml"), "--set", "tuning.max_concurrent_trials=3", "--out", str(run)]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "the best of 4 trials" in said
+    assert "best.yaml, its run:" in said
+    page = (run / "report.html").read_bytes()
+    assert main(["report", str(run)]) == 0
+    assert (run / "report.html").read_bytes() == page
+    pq.write_table(rows(20), folder / "new.parquet")
+    predict = ["--data", str(folder / "new.parquet"), "--to", str(folder / "out.parquet")]
+    capsys.readouterr()
+    assert main(["predict", str(run), *predict]) == 2
+    assert "the model of its best trial is a run of its own" in capsys.readouterr().err
+    assert main(["predict", f"{run}/best", *predict]) == 0
 
 
 def test_trials_that_leave_the_numbers_are_the_worst(ray_cluster: object, tmp_path: Path, capsys) -> None:
@@ -111,7 +134,15 @@ def test_a_stopped_group_gives_its_room_back(ray_cluster: object, tmp_path: Path
     space = f"{{{RATE}: {{choice: [0.05, 1e-6, 1e-5]}}}}"
     tuning = f"{{search: grid, space: {space}, scheduler: asha, refit: false}}"
     file, heard = config(tmp_path, tuning, epochs=40), Heard()
-    values = load_experiment(file, ["cluster.num_workers=2", "cluster.cpus_per_worker=1", "cluster.wait=60s"])
+    values = load_experiment(
+        file,
+        [
+            "cluster.num_workers=2",
+            "cluster.cpus_per_worker=1",
+            "cluster.wait=60s",
+            "tuning.max_concurrent_trials=auto",
+        ],
+    )
     found = tune(values, str(tmp_path / "run"), reporter=heard)
     assert "2 trials at a time" in heard.notices
     statuses = {json.loads(json.dumps(row["values"]))[RATE]: row["status"] for row in found.trials}
@@ -123,7 +154,7 @@ def test_a_stopped_group_gives_its_room_back(ray_cluster: object, tmp_path: Path
 
 def test_a_killed_search_goes_on(ray_cluster: object, tmp_path: Path) -> None:
     del ray_cluster
-    file = config(tmp_path, "{trials: 5, max_concurrent_trials: 1}", epochs=12)
+    file = config(tmp_path, "{trials: 5}", epochs=12)
     run = tmp_path / "run"
     environment = {**os.environ, "RAY_ADDRESS": ""}
     command = [*COMMAND, "tune", str(file), "--out", str(run), "--quiet"]
@@ -174,29 +205,11 @@ def test_folds_and_models_of_scikit_learns(ray_cluster: object, tmp_path: Path) 
 def test_costs_are_what_trials_are_compared_by(ray_cluster: object, tmp_path: Path) -> None:
     del ray_cluster
     costs = "evaluation: {costs: {false_positive: 1, false_negative: 9}, calibration: none}\n"
-    found = tune(config(tmp_path, "{trials: 3, objective: expected_cost}", costs), str(tmp_path / "run"))
+    found = tune(config(tmp_path, "{trials: 2, objective: expected_cost}", costs), str(tmp_path / "run"))
     assert found.metric == "expected_cost"
     assert found.best["score"] == min(row["score"] for row in found.trials)
     entry = found.scores["validation"]["expected_cost"]["value"]
     assert found.best["score"] == pytest.approx(entry, rel=1e-6)
-
-
-def test_optuna_proposes_and_knows_earlier_trials(ray_cluster: object, tmp_path: Path) -> None:
-    del ray_cluster
-    pytest.importorskip("optuna")
-    space = (
-        f"{{{RATE}: {{loguniform: [1e-4, 0.1]}}, model.dropout: {{choice: [0.0, 0.4], when: {{{RATE}: 1}}}}}}"
-    )
-    tuning = f"{{trials: 5, search: {{optuna: {{startup_trials: 2}}}}, space: {space}, max_concurrent_trials: 1, refit: false}}"
-    file = config(tmp_path, tuning)
-    found = tune(file, str(tmp_path / "run"))
-    values = [row["values"][RATE] for row in found.trials]
-    assert len(set(values)) == 5
-    assert all(1e-4 <= value <= 0.1 for value in values)
-    for name in ("metrics.json", "trials/000005.json"):
-        (tmp_path / "run" / name).unlink()
-    again = tune(file, str(tmp_path / "run"))
-    assert [row["values"] for row in again.trials[:4]] == [row["values"] for row in found.trials[:4]]
 
 
 def test_rungs_are_ray_tunes() -> None:
@@ -250,24 +263,5 @@ def test_a_fault_of_the_report_is_not_ray_tunes(ray_cluster: object, tmp_path: P
                 raise RunError("the disk is full")
 
     with pytest.raises(RunError, match="the disk is full"):
-        tune(config(tmp_path), str(tmp_path / "run"), reporter=Broken())
+        tune(config(tmp_path, "{trials: 2}"), str(tmp_path / "run"), reporter=Broken())
     assert leftovers() == {"actors": 0, "placement_groups": 0}
-
-
-def test_the_other_verbs_know_a_search(ray_cluster: object, tmp_path: Path, capsys) -> None:
-    del ray_cluster
-    run = tmp_path / "run"
-    assert main(["tune", str(config(tmp_path)), "--out", str(run), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["best"]["trial"] in range(1, 5)
-    page = (run / "report.html").read_bytes()
-    assert main(["report", str(run)]) == 0
-    assert (run / "report.html").read_bytes() == page
-    data = tmp_path / "new.parquet"
-    pq.write_table(pa.table(rows(20)), data)
-    capsys.readouterr()
-    assert main(["predict", str(run), "--data", str(data), "--to", str(tmp_path / "out.parquet")]) == 2
-    assert f"{run} is of shoal tune, and the model of its best trial is a run of its own: {run}/best" in (
-        capsys.readouterr().err.replace("\n       ", " ")
-    )
-    assert main(["predict", f"{run}/best", "--data", str(data), "--to", str(tmp_path / "out.parquet")]) == 0

@@ -275,7 +275,7 @@ def _objective(
     """Return what trials are compared by, the experiment that they change, and what their processes share."""
     from shoal.evaluation.metrics import resolve_scoring
     from shoal.verbs.dealing import dealt
-    from shoal.verbs.tune_objective import OnValidation, OverFolds
+    from shoal.verbs.tune_objective import Datasets, OnValidation, OverFolds
 
     experiment, tuning = settled.experiment, settled.tuning
     costs = experiment.evaluation.costs is not None
@@ -292,23 +292,17 @@ def _objective(
             experiment,
             found.reading,
         )
-    objective = OnValidation(_first(), run, settled.shape, name, reporter)
-    target = objective.data(experiment).manifest.schema_.target
-    settled.shape.within(objective.data(experiment).manifest.n_shards)
-    scored = metrics(target.task)
+    datasets = Datasets(name, reporter)
+    manifest = datasets.of(experiment).manifest
+    settled.shape.within(manifest.n_shards)
+    task = manifest.schema_.target.task
+    scored = metrics(task)
     if tuning.objective == "expected_cost":  # it stops trials early, too, and so the fit of the best values
         names = ["expected_cost", *(m.name for m in scored if m.name != "expected_cost")]
         evaluation = experiment.evaluation.model_copy(update={"scoring": tuple(names)})
         experiment = experiment.model_copy(update={"evaluation": evaluation})
-        scored = resolve_scoring(names, target.task, costs=True)
-    objective.metric = scored[0]
-    return objective, experiment, None
-
-
-def _first() -> "Metric":
-    from shoal.evaluation.metrics import METRICS
-
-    return next(iter(METRICS.values()))
+        scored = resolve_scoring(names, task, costs=True)
+    return OnValidation(scored[0], run, settled.shape, datasets), experiment, None
 
 
 def _trials(

@@ -28,6 +28,41 @@ WORK = "work"  # folders of fits that need one while they run
 
 
 @dataclass
+class Datasets:
+    """The rows of trials, sharded once for each `data` section that they have.
+
+    Attributes
+    ----------
+    name, reporter
+        As for `shard`.
+    """
+
+    name: str
+    reporter: Reporter
+    found: dict[str, ShardResult] = field(default_factory=dict)
+
+    def of(self, experiment: Experiment) -> ShardResult:
+        """Return the rows of an experiment.
+
+        Raises
+        ------
+        ConfigError
+            If there are no validation rows.
+        """
+        key = experiment.data.model_dump_json()
+        if key not in self.found:
+            made = shard(experiment, name=self.name, reporter=self.reporter, verify=False)
+            validation = made.manifest.splits.get("validation")
+            if validation is None or not validation.rows:
+                raise ConfigError(
+                    "tuning.objective: there are no validation rows to compare trials by; give some (data.split: {validation: "
+                    "0.1}), or use objective: cv"
+                )
+            self.found[key] = made
+        return self.found[key]
+
+
+@dataclass
 class OnValidation:
     """The metric that drives early stopping, on the validation rows.
 
@@ -39,16 +74,14 @@ class OnValidation:
         The sweep's.
     shape
         How each trial is spread.
-    name_of_data, reporter
-        As for `shard`, which is asked once for each `data` section that trials have.
+    datasets
+        The rows of trials.
     """
 
     metric: "Metric"
     run: RunFolder
     shape: Shape
-    name_of_data: str
-    reporter: Reporter
-    datasets: dict[str, ShardResult] = field(default_factory=dict)
+    datasets: Datasets
 
     @property
     def name(self) -> str:
@@ -60,28 +93,9 @@ class OnValidation:
         """The metric's direction."""
         return self.metric.greater_is_better
 
-    def data(self, experiment: Experiment) -> ShardResult:
-        """Return the rows of an experiment, sharded once for all trials that have the same.
-
-        Raises
-        ------
-        ConfigError
-            If there are no validation rows.
-        """
-        key = experiment.data.model_dump_json()
-        if key not in self.datasets:
-            found = shard(experiment, name=self.name_of_data, reporter=self.reporter, verify=False)
-            if not found.manifest.splits.get("validation") or not found.manifest.splits["validation"].rows:
-                raise ConfigError(
-                    "tuning.objective: there are no validation rows to compare trials by; give some (data.split: {validation: "
-                    "0.1}), or use objective: cv"
-                )
-            self.datasets[key] = found
-        return self.datasets[key]
-
     def fit(self, trial: int, experiment: Experiment) -> TrialFit:
         """Return the work of a trial."""
-        data = self.data(experiment)
+        data = self.datasets.of(experiment)
         steered = steering_of(experiment, data.manifest, self.metric, plan_of_rows(experiment, data.manifest))
         folder = RunFolder.open(
             f"{self.run.uri.rstrip('/')}/{WORK}/{trial + 1:06d}", experiment.cluster.storage
