@@ -2,7 +2,8 @@
 
     python benchmarks/explain.py [--rows 100000] [--repeats 3]
 
-Permutation: a table of 50 columns, 2 permutations of each, scored by the log loss of each side's own; `apart` is the largest difference of importances. KernelSHAP: an MLP of 30
+Permutation: a table of 50 columns, 2 permutations of each, scored by the log loss of each side's own; `apart` is the largest
+difference of importances. KernelSHAP: an MLP of 30
 columns, with 100 background rows and with one; both sides get the budgets at which their errors, against values from many more
 coalitions, are equal. CPU seconds are the process's, of all its threads; medians of several repeats, both sides in turns.
 """
@@ -119,7 +120,8 @@ def kernel(background_rows: int, rows: int, repeats: int) -> None:
     (own, other), found = in_turns((lambda: ours(budget, 3), lambda: theirs(asked)), repeats)
     print(
         f"KernelSHAP, {columns} columns, {rows} rows, {background_rows} background row(s): shoal {own:.1f} s ({budget:,} "
-        f"coalitions, error {error(found[0]):.1e})  shap {other:.1f} s ({asked:,}, {error(found[1]):.1e})  ratio {other / own:.1f}"
+        f"coalitions, error {error(found[0]):.1e})  shap {other:.1f} s "
+        f"({asked:,}, {error(found[1]):.1e})  ratio {other / own:.1f}"
     )
     (same, _), _ = in_turns((lambda: ours(asked, 3), lambda: None), repeats)
     print(

@@ -141,10 +141,11 @@ class TuningConfig(Config):
     )
     search: SearchChoice = RandomConfig()
     scheduler: SchedulerChoice = NoSchedulerConfig()
-    objective: Literal["validation", "cv", "expected_cost"] = Field(
+    objective: Literal["validation", "cv", "expected_cost", "target"] = Field(
         "validation",
         description="by what trials are compared: the first metric of evaluation.scoring on the validation rows, its mean over "
-        "the folds of evaluation.cv, or what decisions cost on the validation rows",
+        "the folds of evaluation.cv, what decisions cost on the validation rows, or with transfer.adaptation the mean rank of "
+        "scores that need no label of the target",
     )
     max_concurrent_trials: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
@@ -165,6 +166,21 @@ class TuningConfig(Config):
                 raise ValueError(
                     f"path goes along strengths of its own, and {' and '.join(given)} would change nothing: leave out one of them"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _ranks_at_the_end(self) -> "TuningConfig":
+        if self.objective == "target":
+            for key, given, usual in (
+                ("scheduler", self.scheduler, NoSchedulerConfig),
+                ("search", self.search, RandomConfig | GridConfig),
+            ):
+                if not isinstance(given, usual):
+                    fix = "none" if key == "scheduler" else "random or grid"
+                    raise ValueError(
+                        f"objective: target ranks trials among each other once all are over, which nothing can go by before: use "
+                        f"{key}: {fix}"
+                    )
         return self
 
     @model_validator(mode="after")

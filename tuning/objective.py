@@ -5,7 +5,7 @@ makes such a fit from an experiment; another one is plugged in where `shoal.verb
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,11 +13,23 @@ from typing import Any, Protocol
 from shoal.cluster.progress import Silent
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.storage import Storage
+from shoal.evaluation.metrics import Metric
 from shoal.training.device import own_threads, pick_device
 from shoal.training.models import build_model
 from shoal.training.outcome import Monitor
 from shoal.training.strategies.base import Strategy
 from shoal.training.worker import FitJob, loop_of
+from shoal.tuning.trials import Trial
+
+MEAN_RANK = Metric(
+    "mean_rank",
+    "mean rank without target labels",
+    ("binary", "multiclass", "multilabel", "regression"),
+    False,
+    "score",
+    "The mean place of a model among all trials, 1 for the best, over scores that need no label of the target.",
+    (1.0, math.inf),
+)
 
 
 @dataclass(frozen=True)
@@ -30,10 +42,13 @@ class Score:
         Of the last epoch, or fold; NaN where it has none.
     kept
         Of what the trial would leave if it ended now, by which trials are compared.
+    parts
+        Scores by which trials are ranked once all are over, in the place of those two.
     """
 
     value: float
     kept: float
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -95,6 +110,9 @@ class Objective(Protocol):
         ConfigError
             If its values do not go together.
         """
+
+    def settled(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return all trials with the scores that they have beside each other."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -27,6 +27,7 @@ from shoal.tuning import figures
 from shoal.tuning.config import DimensionConfig
 from shoal.tuning.drop import sentence
 from shoal.tuning.importance import FEW
+from shoal.tuning.objective import MEAN_RANK
 from shoal.tuning.trials import ranked, rows_of, short, shown
 
 _SHOWN = 15
@@ -69,12 +70,16 @@ class Facts:
     @property
     def metric(self) -> Metric:
         """What trials were compared by."""
-        return METRICS[self.tuning["metric"]]
+        return _metric(self.tuning["metric"])
 
     @property
     def space(self) -> dict[str, DimensionConfig]:
         """The space."""
         return {path: DimensionConfig(**given) for path, given in self.tuning["space"].items()}
+
+
+def _metric(name: str) -> Metric:
+    return MEAN_RANK if name == MEAN_RANK.name else METRICS[name]
 
 
 def write_tune_report(run: RunFolder, found: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
@@ -99,7 +104,7 @@ def _collect(run: RunFolder, found: Mapping[str, Any], provenance: Mapping[str, 
     target = data.get("target", [])
     targets = {target} if isinstance(target, str) else set(target)
     hidden = bool(targets & set(data.get("private") or ()))
-    metric, scale = METRICS[found["tuning"]["metric"]], 1.0
+    metric, scale = _metric(found["tuning"]["metric"]), 1.0
     if hidden and metric.in_units and run.exists("best/data.json"):
         scale = float(run.read_json("best/data.json")["schema"]["target"]["scale"])
     curves: dict[int, list[float | None]] = {}
@@ -143,6 +148,7 @@ def _searched(facts: Facts) -> Html:
             "validation": "on the validation rows",
             "cv": "as a mean over folds",
             "expected_cost": "on the validation rows",
+            "target": "of models adapted to the target's rows",
         },
     )
     counts = ", ".join(f"{n} {status}" for status, n in tuning["statuses"].items() if n)
@@ -160,7 +166,8 @@ def _headline(facts: Facts) -> Html:
     best = tuning["best"]["score"] / facts.scale
     test = facts.found["best"].get("test", {}).get(metric.name)
     values = ", ".join(f"{path}: {shown(value)}" for path, value in tuning["best"]["values"].items())
-    said = sentence(metric.label, best, drop or None, len(facts.rows))
+    on_target = tuning["objective"] == "target"
+    said = tuning["sentence"] if on_target else sentence(metric.label, best, drop or None, len(facts.rows))
     if test is None or test["value"] is None:
         shown_, label, spread, kind = (
             number(best, metric.limits),
@@ -173,7 +180,11 @@ def _headline(facts: Facts) -> Html:
         shown_, label = number(entry["value"], metric.limits), "test rows, which no trial saw"
         spread = interval(entry, metric.limits)
         kind = f"{100 * facts.config.get('evaluation', {}).get('confidence', 0.95):g} % interval, {entry['method']}"
-    link = Html('<a href="best/report.html">The report of its run</a> has all other metrics.') if test else ""
+    link = (
+        Html('<a href="best/report.html">The report of its run</a> has all other metrics.')
+        if test or on_target
+        else ""
+    )
     chosen = paragraph(f"Trial {tuning['best']['trial']} was chosen:", values)
     warning = paragraph(said[0].upper() + said[1:] + ".", css="warning")
     return Html(

@@ -1,5 +1,6 @@
 """Trials on Ray Tune: small fits in actors that are used again, groups of workers beside them; this module imports ray."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -155,9 +156,10 @@ class _Ours:
         trial = self.running[name]
         self.heard_of[name] = result["training_iteration"]
         trial.seconds = result["seconds"]
-        for value, kept in result["scores"]:
-            trial.curve.append(value)
-            trial.kept = kept
+        for value, kept, parts in result["scores"]:
+            if not parts:
+                trial.curve.append(value)
+            trial.kept, trial.parts = kept, parts
             rule = self.job.rule
             if rule is None:
                 continue
@@ -211,11 +213,12 @@ class _Actor(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Go on to the next score, or to the end of the trial where nothing looks at scores on the way."""
         started = time.perf_counter()
-        scores: list[tuple[float, float]] = []
+        scores: list[tuple[float, float, dict[str, float | None]]] = []
         status, error = "", ""
         try:
             for score in self._scores:
-                scores.append((score.value, score.kept))
+                parts = {name: part if math.isfinite(part) else None for name, part in score.parts.items()}
+                scores.append((score.value, score.kept, parts))
                 if self._by_epoch:
                     break
             else:

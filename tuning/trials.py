@@ -37,6 +37,8 @@ class Trial:
         Of its work.
     error
         Why it failed or diverged.
+    parts
+        Scores by which it is ranked among the others.
     """
 
     trial: int
@@ -46,6 +48,7 @@ class Trial:
     curve: tuple[float | None, ...] = ()
     seconds: float = 0.0
     error: str = ""
+    parts: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -67,14 +70,16 @@ class Running:
     kept: float = math.nan
     curve: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    parts: dict[str, float | None] = field(default_factory=dict)
 
     def over(self, status: Status, error: str = "") -> Trial:
         """Return the trial as it ended; one whose score is no number has diverged."""
-        if status in ("finished", "stopped") and not math.isfinite(self.kept):
+        ranked_later = status == "finished" and bool(self.parts)
+        if status in ("finished", "stopped") and not ranked_later and not math.isfinite(self.kept):
             status, error = "diverged", error or "its score is no finite number"
-        score = self.kept if status in ("finished", "stopped") else None
+        score = self.kept if status in ("finished", "stopped") and math.isfinite(self.kept) else None
         curve = tuple(v if math.isfinite(v) else None for v in self.curve)
-        return Trial(self.trial, self.values, status, score, curve, round(self.seconds, 3), error)
+        return Trial(self.trial, self.values, status, score, curve, round(self.seconds, 3), error, self.parts)
 
 
 def write(run: Storage, trial: Trial) -> None:
@@ -127,6 +132,10 @@ def table(trials: Sequence[Trial]) -> pa.Table:
             "epochs": pa.array([t.epochs for t in trials], pa.int64()),
             "seconds": pa.array([t.seconds for t in trials], pa.float64()),
             "error": pa.array([t.error or None for t in trials], pa.string()),
+            **{
+                name: pa.array([t.parts.get(name) for t in trials], pa.float64())
+                for name in dict.fromkeys(name for t in trials for name in t.parts)
+            },
         }
     )
 

@@ -47,6 +47,8 @@ class Work:
         several source domains is left out.
     label
         What to say before the name of a fit.
+    cpus
+        That this process may use; None for all that it sees, or for those of the shape.
     """
 
     experiment: Experiment
@@ -61,6 +63,7 @@ class Work:
     folder: str = FITS
     part: str = "train"
     label: str = ""
+    cpus: float | None = None
 
     @property
     def transfer(self) -> Any:
@@ -107,11 +110,17 @@ def fit_kind(
         own = Stages(heard)
 
         def seeded(job: "FitJob") -> "FitJob":
-            return change(replace(job, seed=fit_seed(experiment.seed, number)))
+            cpus = job.cpus if work.cpus is None else work.cpus
+            return change(replace(job, seed=fit_seed(experiment.seed, number), cpus=cpus))
 
         fit_into(folder, experiment, work.source, work.shape, work.demand, own, heard, work.command, seeded)
         work.stages.seconds[kind] = round(work.stages.seconds.get(kind, 0.0) + sum(own.seconds.values()), 3)
     return uri
+
+
+def needs_plain(method: Config) -> bool:
+    """Whether a method weighs rows by what a plain model answers."""
+    return isinstance(method, BBSEConfig) or (isinstance(method, AlignmentConfig) and method.label_shift)
 
 
 def fit_adapted(work: Work, kind: str, method: Config, number: int, plain: str) -> str:
@@ -119,7 +128,7 @@ def fit_adapted(work: Work, kind: str, method: Config, number: int, plain: str) 
     from shoal.transfer.adaptation.service import AdaptTo
 
     by_class: tuple[float, ...] = ()
-    if isinstance(method, BBSEConfig) or (isinstance(method, AlignmentConfig) and method.label_shift):
+    if needs_plain(method):
         soft = method.soft if isinstance(method, BBSEConfig) else True
         shift = estimated_shift(work.experiment, work.open(work.source), work.open_target(), plain, soft)
         if shift.reason:

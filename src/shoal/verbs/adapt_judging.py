@@ -164,19 +164,7 @@ def chosen(
     for kind, uris in fits.items():
         by_seed = []
         for uri in uris:
-            trained = load(experiment, uri)
-            known = answers(trained, source, held_out(source), MOST_ROWS)
-            new = answers(trained, target, "train", MOST_ROWS)
-            classes = trained.task in ("binary", "multiclass")
-            by_seed.append(
-                selection_scores(
-                    new.probabilities if classes else None,
-                    new.features.astype(np.float64),
-                    _losses(known, trained.task),
-                    known.features.astype(np.float64),
-                    seed=experiment.seed,
-                )
-            )
+            by_seed.append(scores_without_labels(experiment, source, target, uri))
         found[kind] = {name: float(np.mean([one[name] for one in by_seed])) for name in by_seed[0]}
         if judged_without is not None:
             mean = judged_without["means"][kind]
@@ -196,6 +184,23 @@ def chosen(
         "left_out": judged_without,
         "sentence": said,
     }
+
+
+def scores_without_labels(
+    experiment: Experiment, source: ShardedDataset, target: ShardedDataset, uri: str
+) -> dict[str, float]:
+    """Return the scores of the model of a run that need no label of the target, the larger, the better."""
+    trained = load(experiment, uri)
+    known = answers(trained, source, held_out(source), MOST_ROWS)
+    new = answers(trained, target, "train", MOST_ROWS)
+    classes = trained.task in ("binary", "multiclass")
+    return selection_scores(
+        new.probabilities if classes else None,
+        new.features.astype(np.float64),
+        _losses(known, trained.task),
+        known.features.astype(np.float64),
+        seed=experiment.seed,
+    )
 
 
 def shifted(

@@ -182,6 +182,10 @@ def settle_search(experiment: Experiment) -> _Search:
         raise ConfigError(
             "tuning.objective: cv fits each fold in one process; set cluster.num_workers: 1, or use objective: validation"
         )
+    if tuning.objective == "target":
+        from shoal.verbs.tune_target import require_target
+
+        require_target(experiment, shape)
     if shape.placement == "inline":  # that is what auto makes of one worker
         shape = replace(shape, placement="task")
     return _Search(experiment, tuning, space, values, shape, demand)
@@ -249,6 +253,7 @@ def _tune(
     fits = plural(settled.count, "trial")
     with stages.stage("fit", f"{fits} of {', '.join(settled.space)}"):
         trials = _trials(settled, objective, base, done, shared, run, reporter)
+    trials = objective.settled(trials)
     best = best_of(trials, objective.greater_is_better)
     if best is None:
         cause = next(t for t in trials if t.error)
@@ -261,12 +266,18 @@ def _tune(
     chosen = changed(base, best.values, f"trial {best.trial}")
     run.write_text(BEST, dump_yaml(chosen))
     scores: dict[str, Any] = {}
-    task = ""
-    if tuning.refit:
+    task = said = ""
+    if tuning.refit and tuning.objective == "target":
+        from shoal.verbs.adapt import adapt
+
+        with stages.stage("refit", f"adapting with the values of trial {best.trial}"):
+            adapted = adapt(chosen, f"{run.uri.rstrip('/')}/{BEST_RUN}", name=name, reporter=Quiet(reporter))
+        said = str(adapted.found["sentence"])
+    elif tuning.refit:
         with stages.stage("refit", f"fitting trial {best.trial} again"):
             found = train(chosen, f"{run.uri.rstrip('/')}/{BEST_RUN}", name=name, reporter=Quiet(reporter))
         scores, task = found.scores, found.task
-    return _finish(settled, objective, run, trials, best, scores, task, stages, reporter, command)
+    return _finish(settled, objective, run, trials, best, scores, task, said, stages, reporter, command)
 
 
 def _objective(
@@ -293,6 +304,10 @@ def _objective(
             found.reading,
         )
     datasets = Datasets(name, reporter)
+    if tuning.objective == "target":
+        from shoal.verbs.tune_target import OnTarget
+
+        return OnTarget(run, settled.shape, datasets, reporter), experiment, None
     manifest = datasets.of(experiment).manifest
     settled.shape.within(manifest.n_shards)
     task = manifest.schema_.target.task
@@ -396,6 +411,7 @@ def _finish(
     best: Trial,
     scores: dict[str, Any],
     task: str,
+    said: str,
     stages: Stages,
     reporter: Reporter,
     command: Sequence[str] | None,
@@ -427,7 +443,7 @@ def _finish(
             "importance": importance(trials, settled.space, objective.greater_is_better),
             "epochs": sum(t.epochs for t in trials),
             "drop": drop,
-            "sentence": sentence(objective.name, best.score, drop, len(trials)),
+            "sentence": said or sentence(objective.name, best.score, drop, len(trials)),
             "space": {
                 path: dimension.model_dump(mode="json", exclude_none=True)
                 for path, dimension in settled.space.items()
@@ -467,14 +483,18 @@ def _result(run: RunFolder, metrics: dict[str, Any], was_complete: bool = False)
 
 
 def _line(trial: Trial, metric: str, best: Trial | None) -> str:
-    score = "no score" if trial.score is None else f"{metric} {trial.score:.4f}"
+    score = (
+        ("ranked at the end" if trial.parts else "no score")
+        if trial.score is None
+        else f"{metric} {trial.score:.4f}"
+    )
+    epochs = f"  {plural(trial.epochs, 'epoch')}" if trial.epochs else ""
     so_far = "" if best is None else f"  best {best.score:.4f} (trial {best.trial})"
     ended = (
         "" if trial.status == "finished" else f"  {trial.status}{': ' + trial.error if trial.error else ''}"
     )
     return (
-        f"trial {trial.trial}  {short(trial.values)}  {score}  {plural(trial.epochs, 'epoch')}  {trial.seconds:.1f} s"
-        f"{ended}{so_far}"
+        f"trial {trial.trial}  {short(trial.values)}  {score}{epochs}  {trial.seconds:.1f} s{ended}{so_far}"
     )
 
 

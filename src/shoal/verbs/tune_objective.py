@@ -1,7 +1,7 @@
 """What the trials of `shoal tune` are compared by: a score on the validation rows, or a mean over folds."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from shoal.experiment import Experiment, dump_yaml
 from shoal.training.scikit.unused import names_estimator
 from shoal.tuning.groups import GroupFit
 from shoal.tuning.objective import Held, NetworkFit, Score, TrialFit, WholeFit
+from shoal.tuning.trials import Trial
 from shoal.verbs.dataset import ShardResult, shard
 from shoal.verbs.decisions import plan_of_rows, steering_of
 from shoal.verbs.fit import job_of
@@ -107,6 +108,10 @@ class OnValidation:
             return WholeFit(job, dump_yaml(experiment))
         return NetworkFit(job)
 
+    def settled(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials as they are: each has its score by itself."""
+        return list(trials)
+
 
 @dataclass
 class OverFolds:
@@ -146,6 +151,10 @@ class OverFolds:
             ),
             self.metric.name,
         )
+
+    def settled(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials as they are: each has its score by itself."""
+        return list(trials)
 
 
 @dataclass(frozen=True, repr=False)

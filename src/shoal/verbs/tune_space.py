@@ -21,7 +21,10 @@ _FIXED = {
     "cluster": "is where trials run, and changes no result",
     "seed": "is the root of every draw, of the values too",
     "tuning": "is the search itself",
-    "transfer.adaptation": "is for shoal adapt",
+    **{
+        f"transfer.{key}": "is for shoal adapt"
+        for key in ("candidates", "target_data", "seeds", "leave_one_domain_out", "in_domain")
+    },
 }
 _FREE = ("data.imbalance",)
 
@@ -37,7 +40,7 @@ def space_of(experiment: Experiment) -> dict[str, DimensionConfig]:
     tuning = experiment.tuning or TuningConfig()
     space = ordered(tuning.space if tuning.space is not None else _usual(experiment))
     for path in space:
-        _require_free(path)
+        _require_free(path, tuning.objective == "target")
     base = plain(experiment)
     for path, dimension in space.items():
         for value in ends(dimension):
@@ -111,6 +114,9 @@ def _usual(experiment: Experiment) -> dict[str, DimensionConfig]:
             "{model.max_depth: {integer: [2, 12]}}"
         )
     found = default_space(experiment.training, experiment.model)
+    tuning, transfer = experiment.tuning or TuningConfig(), experiment.transfer
+    if tuning.objective == "target" and transfer is not None and hasattr(transfer.adaptation, "weight"):
+        found["transfer.adaptation.weight"] = DimensionConfig(loguniform=(0.1, 10.0))
     if not found:
         model = Choice(MODELS).name_of(experiment.model)
         optimizer = experiment.training.optimizer
@@ -122,10 +128,13 @@ def _usual(experiment: Experiment) -> dict[str, DimensionConfig]:
     return found
 
 
-def _require_free(path: str) -> None:
+def _require_free(path: str, adapts: bool) -> None:
     if any(path == free or path.startswith(f"{free}.") for free in _FREE):
         return
-    for fixed, why in _FIXED.items():
+    fixed_here = (
+        _FIXED if adapts else {**_FIXED, "transfer.adaptation": "matters with tuning.objective: target"}
+    )
+    for fixed, why in fixed_here.items():
         if path == fixed or path.startswith(f"{fixed}."):
             raise ConfigError(f"tuning.space: {path} cannot be varied: it {why}; set it in the experiment")
 
