@@ -11,7 +11,7 @@ import numpy as np
 from shoal.evaluation.explain.coalitions import Coalitions
 from shoal.evaluation.explain.subject import Cells, Floats, Positions, Predict
 
-BLOCK = 8192  # rows of a call
+BLOCK = 4096  # rows of a call: they stay in the processor's cache
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from shoal.cluster.sharding.names import listed, plural
 from shoal.evaluation.explain.outcome import Outcome
 from shoal.evaluation.explain.permutation import Importance
 from shoal.evaluation.explain.shapley import Attributions
+from shoal.evaluation.explain.subject import Floats
 from shoal.evaluation.report import explained_figures as figures
 from shoal.evaluation.report.facts import STANDARD
 from shoal.evaluation.report.markup import (
@@ -219,7 +220,7 @@ def _attributed(found: Outcome, method: str, one: Attributions) -> Html:
                 figure(
                     Html(svg),
                     f"The {word} answer, {one.predictions[row, k]:.4g}",
-                    f"row {found.rows.ids[row]}",
+                    f"row {found.rows.ids[row]}{_where_it_ends(method, values, one.base[row, k])}",
                 )
             )
     headers = ("column", *(f"mean size, {name}" for name in (found.outputs[k] for k in of)))
@@ -234,6 +235,10 @@ def _attributed(found: Outcome, method: str, one: Attributions) -> Html:
         grid(*drawn, *falls),
         details("All columns", table("Mean size of the contributions", headers, rows)),
     )
+
+
+def _where_it_ends(method: str, values: Floats, base: float) -> str:
+    return f"; the linear model around it says {base + values.sum():.4g}" if method == "lime" else ""
 
 
 def _unit(found: Outcome, method: str, output: int) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import average_precision_score
+from support.media import image_table
 from support.tabular import rows
 
 import shoal as package
@@ -301,6 +302,40 @@ def test_an_estimator_has_no_gradients(shoal, place):
     done = shoal("explain", place / "tree", "--rows", 3, "--out", place / "t", "--json")
     assert done.code == 0, done.err
     assert done.json["additivity_error"]["shap"] < 1e-9
+
+
+def test_an_image_is_one_column(shoal, tmp_path):
+    pq.write_table(image_table(120), tmp_path / "rows.parquet")
+    text = BASE.format(folder=tmp_path, rows="rows", model="{cnn: {channels: [4]}}", more="")
+    text = text.replace("id: key", "id: key, types: {photo: {image: {size: 8}}}")
+    (tmp_path / "e.yaml").write_text(text)
+    assert main(["train", str(tmp_path / "e.yaml"), "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    done = shoal("explain", tmp_path / "run", "--rows", 3, "--json")
+    assert done.code == 0, done.err
+    assert {one["name"] for one in done.json["importance"]} == {"photo", "price", "kind"}
+    assert [one[0] for one in done.json["dependence"]] != []
+    for method, said in (
+        ("lime", "lime: column 'photo' is an image"),
+        ("saliency", "saliency: column 'photo' is an image"),
+    ):
+        refused = shoal("explain", tmp_path / "run", "--methods", method, "--out", tmp_path / "x")
+        assert refused.code == 2
+        assert said in refused.err
+    refused = shoal("explain", tmp_path / "run", "--columns", "photo", "--out", tmp_path / "x")
+    assert "partial dependence: column 'photo' is an image" in refused.err
+
+
+def test_a_private_number_is_shown_in_standard_deviations(shoal, tmp_path):
+    table = rows(300)
+    number = 7_000_000 + 3_000 * table["x"].to_numpy()
+    pq.write_table(table.drop_columns(["y"]).append_column("y", pa.array(number)), tmp_path / "rows.parquet")
+    fit(tmp_path, "run", more=", private: [y]")
+    done = shoal("explain", tmp_path / "run", "--rows", 4)
+    assert done.code == 0, done.err
+    page = (tmp_path / "run" / "explanations" / "explanations.html").read_text()
+    assert "standard deviations" in page
+    assert "70000" not in page.replace(",", "")
+    assert "7e+06" not in page
 
 
 def test_rows_that_are_gone_are_named(shoal, place):
