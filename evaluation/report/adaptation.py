@@ -179,9 +179,9 @@ def _selection(found: Mapping[str, Any]) -> Html:
     selection = found["selection"]
     names = list(next(iter(selection["scores"].values())))
     rows = [
-        [_named(kind, found), *(number(selection["scores"][kind][name]) if selection["scores"][kind][name] is not None else "–"
-                                for name in names), f"{selection['ranks'][kind]:.2f}"]
-        for kind in selection["scores"]
+        [_named(kind, found), f"{selection['ranks'][kind]:.2f}",
+         *("–" if of[name] is None else number(of[name]) for name in names)]
+        for kind, of in selection["scores"].items()
     ]  # fmt: skip
     meanings = Html("<ul>" + "".join(f"<li><b>{name}</b>: {SCORES[name]}</li>" for name in names) + "</ul>")
     guessed = [
@@ -199,7 +199,7 @@ def _selection(found: Mapping[str, Any]) -> Html:
         ),
         table(
             "Scores without target labels, means over seeds",
-            ["model", *names, "mean rank"],
+            ["model", "mean rank", *names],
             rows,
             css="metrics",
         ),
