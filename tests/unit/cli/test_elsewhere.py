@@ -109,7 +109,7 @@ def test_modules_of_ones_own_are_found_wherever_they_are():
 def test_only_verbs_that_run_an_experiment_are_sent(shoal, folder):
     done = submit(shoal, folder, verb="report")
     assert done.code == 2
-    assert "use one of adapt, crossval, features, shard, train" in done.err
+    assert "use one of adapt, crossval, features, shard, train, tune" in done.err
 
 
 class Dumb(http.server.BaseHTTPRequestHandler):
