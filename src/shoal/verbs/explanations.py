@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from shoal.cluster.config import ClusterConfig
-from shoal.cluster.errors import ConfigError, StorageError
+from shoal.cluster.errors import ConfigError, DataError, StorageError
 from shoal.cluster.progress import Reporter, Silent
 from shoal.cluster.resources import Part, plan
 from shoal.cluster.run_folder import RunFolder
@@ -165,6 +165,8 @@ def explain(
         experiment.seed,
         None,
     )
+    if judged:
+        _refuse_undefined(explaining, found)
     key = _key(explaining, experiment, found, judging.calibration.model_dump(mode="json"))
     if (before := _earlier(target, key)) is not None:
         reporter.notice(f"these explanations are there already; delete {target.uri} to repeat them")
@@ -227,6 +229,26 @@ def _refuse(settings: ExplainConfig, trained: TrainedModel) -> None:
             )
 
 
+def _refuse_undefined(explaining: Explain, found: Drawn) -> None:
+    """Refuse to watch a score that these rows do not have.
+
+    Raises
+    ------
+    DataError
+        If they are of one class, say.
+    """
+    labels = found.labels
+    assert labels is not None
+    metric = METRICS[explaining.metric]
+    one_class = labels.ndim == 1 and "regression" not in metric.tasks and len(np.unique(labels)) < 2
+    if len(labels) < 2 or one_class:
+        few = "one row" if len(labels) < 2 else "one class"
+        raise DataError(
+            f"permutation: these rows hold {few} only, on which {metric.name} says nothing; give others, or leave out the method "
+            "(--methods shap,partial_dependence)"
+        )
+
+
 def _sample(found: Drawn, settings: ExplainConfig, seed: int) -> Sample:
     n = len(found.cells)
 
@@ -247,6 +269,8 @@ def _sample(found: Drawn, settings: ExplainConfig, seed: int) -> Sample:
 def _key(explaining: Explain, experiment: Experiment, found: Drawn, calibration: Any) -> str:
     """Return a hash of all that the result depends on."""
     digest = hashlib.sha256(found.cells.tobytes())
+    for judged_by in (found.labels, *found.amounts.values()):
+        digest.update(b"" if judged_by is None else np.ascontiguousarray(judged_by).tobytes())
     evaluation = experiment.evaluation.model_dump(mode="json")
     facts = [explaining.sha256, evaluation, experiment.seed, explaining.metric, found.part, calibration]
     digest.update(json.dumps(facts, sort_keys=True).encode())
