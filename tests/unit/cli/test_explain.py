@@ -191,6 +191,20 @@ def _tensors(prepared, n):
     return torch.from_numpy(prepared.numeric[:n].copy()), torch.from_numpy(prepared.categorical[:n].copy())
 
 
+def test_the_network_behind_an_ensembles_encoders_is_the_ensemble(place):
+    from shoal.training.config import MLPConfig
+    from shoal.training.ensembles.model import EnsembleModel
+    from shoal.training.models import build_model
+
+    schema = TrainedModel.load(place / "net").schema
+    prepared = prepare(pq.read_table(place / "rows.parquet"), schema)
+    both = EnsembleModel([build_model(MLPConfig(hidden=(4,)), schema, seed) for seed in range(2)]).eval()
+    subject = differentiable(both, schema)
+    found = subject.network(encoded(both, prepared)).detach()
+    np.testing.assert_allclose(found, both(*_tensors(prepared, 600)).detach(), atol=1e-6)
+    assert set(subject.owner) == set(range(4))
+
+
 def test_cells_are_the_raw_rows_bit_for_bit(place):
     trained = TrainedModel.load(place / "net")
     table = pq.read_table(place / "rows.parquet")
@@ -281,6 +295,11 @@ def test_what_cannot_be_is_refused_by_name(shoal, place, tmp_path):
         assert done.code == 2, (given, done.err)
         if said:
             assert said in done.err, done.err
+    alike = rows(60).append_column("copy", pa.array(np.zeros(60)))
+    pq.write_table(alike.filter(pa.compute.equal(alike["y"], "no")), tmp_path / "alike.parquet")
+    done = shoal("explain", place / "net", "--data", tmp_path / "alike.parquet", "--out", tmp_path / "x")
+    assert done.code == 2
+    assert "these rows hold one class only" in done.err
     unlabelled = rows(20).drop_columns(["y"]).append_column("copy", pa.array(np.zeros(20)))
     pq.write_table(unlabelled, tmp_path / "unlabelled.parquet")
     done = shoal("explain", place / "net", "--data", tmp_path / "unlabelled.parquet", "--out", tmp_path / "x")
