@@ -240,7 +240,9 @@ def main() -> None:
         sample(given.file, given.rows, file)
 
         def run(side: str, epochs: int) -> dict[str, float]:
-            os.environ.setdefault("RAY_worker_niceness", "0")  # else other work starves the sides on Ray alone
+            os.environ.setdefault(
+                "RAY_worker_niceness", "0"
+            )  # else other work starves the sides on Ray alone
             command = [sys.executable, __file__, str(file), "--only", side, "--epochs", str(epochs)]
             command += ["--trials", str(given.trials), "--few", str(given.few)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)

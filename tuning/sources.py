@@ -88,7 +88,9 @@ class Parzen:
         self._optuna, self._space = optuna, space
         own = int(np.random.SeedSequence(seed, spawn_key=(len(done),)).generate_state(1)[0])
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of options that we pin in tests
+            warnings.simplefilter(
+                "ignore", optuna.exceptions.ExperimentalWarning
+            )  # of options that we pin in tests
             sampler = optuna.samplers.TPESampler(
                 seed=own,
                 n_startup_trials=config.startup_trials,
