@@ -46,6 +46,7 @@ bench: $(STAMP)  ## both sides of every comparison, with ratios; DATA=FILE.parqu
 	  $(BIN)/python benchmarks/sharding.py "$(DATA)" label --split-column split && \
 	  $(BIN)/python benchmarks/train.py "$(DATA)" && \
 	  $(BIN)/python benchmarks/crossval.py "$(DATA)" && \
+	  $(BIN)/python benchmarks/tuning.py "$(DATA)" && \
 	  $(BIN)/python benchmarks/convergence.py "$(DATA)" label --split-column split; \
 	else echo "sharding and whole commands: make bench DATA=FILE.parquet, with 0/1 label and train/test split columns"; fi
 

@@ -250,7 +250,7 @@ def test_what_cannot_be_is_refused_before_anything_starts(tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "# the space of shoal tune" in said
     assert f"{RATE}: loguniform: [3.3333333333333335e-05, 0.03]" in said
-    assert "4 trials, as many as are free at a time, each:" in said
+    assert "4 trials, at most 1 at a time, each:" in said
 
 
 def test_a_fault_of_the_report_is_not_ray_tunes(ray_cluster: object, tmp_path: Path) -> None:
