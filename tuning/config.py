@@ -84,7 +84,10 @@ class NoSchedulerConfig(Config):
 class ASHAConfig(Config):
     """Successive halving without waiting: at each rung, trials below the best share end (Li et al. 2020, ASHA)."""
 
-    grace: Annotated[int, Field(ge=1)] = Field(1, description="epochs of the first rung")
+    grace: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="epochs of the first rung; auto: training.epochs / reduction^2, which makes two rungs on the way",
+    )
     reduction: Annotated[int, Field(ge=2)] = Field(
         3, description="a rung is this many times the epochs of the one before; the best 1 / reduction go on"
     )

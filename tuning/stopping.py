@@ -34,6 +34,11 @@ class Halving:
     At the rungs ``grace x reduction^k`` a trial goes on where it is among the best ``1 / reduction`` of all that came there
     before it. The first to come goes on.
 
+    Parameters
+    ----------
+    epochs
+        Of a whole trial, for a ``grace`` that is not given.
+
     References
     ----------
     Li, Jamieson, Rostamizadeh, Gonina, Ben-tzur, Hardt, Recht and Talwalkar (2020), A system for massively parallel
@@ -41,11 +46,18 @@ class Halving:
     """
 
     config: ASHAConfig
+    epochs: int = 1
     rungs: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    @property
+    def grace(self) -> int:
+        """Epochs of the first rung."""
+        given = self.config.grace
+        return max(1, self.epochs // self.config.reduction**2) if given == "auto" else given
 
     def ends(self, trial: int, epoch: int, score: float) -> bool:
         """Note the score where the epoch is a rung, and compare it with those that came before."""
-        rung = self.config.grace
+        rung = self.grace
         while rung < epoch:
             rung *= self.config.reduction
         if rung != epoch:
@@ -82,10 +94,10 @@ class Median:
         return max(own) < median - NOISE
 
 
-def rule_of(config: Config) -> Rule | None:
-    """Return the rule of `tuning.scheduler`; None where all trials are trained to their end."""
+def rule_of(config: Config, epochs: int) -> Rule | None:
+    """Return the rule of `tuning.scheduler` for trials of so many epochs; None where all are trained to their end."""
     if isinstance(config, ASHAConfig):
-        return Halving(config)
+        return Halving(config, epochs)
     return Median(config) if isinstance(config, MedianConfig) else None
 
 

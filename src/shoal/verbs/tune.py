@@ -339,7 +339,7 @@ def _trials(
     from shoal.tuning.sweep import Sweep, sweep
     from shoal.verbs.tune_objective import WORK
 
-    rule = rule_of(tuning.scheduler)
+    rule = rule_of(tuning.scheduler, settled.experiment.training.epochs)
     for trial in (done[number] for number in sorted(done)):  # so that a rule knows them again
         kept = -math.inf
         for epoch, value in enumerate(trial.curve, 1):

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from shoal.tuning.config import ASHAConfig, MedianConfig, NoSchedulerConfig
 from shoal.tuning.stopping import Halving, Median, rule_of, signed
@@ -46,4 +47,12 @@ def test_no_number_is_the_worst_in_both_directions():
     assert not rule.ends(2, 1, 0.5)
     assert not rule.ends(3, 1, 0.6)
     assert rule.ends(4, 1, -math.inf)
-    assert rule_of(NoSchedulerConfig()) is None
+    assert rule_of(NoSchedulerConfig(), 9) is None
+
+
+@pytest.mark.parametrize(("epochs", "first"), [(1, 1), (8, 1), (27, 3), (100, 11)])
+def test_the_first_rung_follows_from_the_epochs(epochs, first):
+    rule = rule_of(ASHAConfig(), epochs)
+    assert isinstance(rule, Halving)
+    assert rule.grace == first
+    assert Halving(ASHAConfig(grace=2), epochs).grace == 2
