@@ -161,8 +161,9 @@ class TargetDataConfig(Config):
     path: Names = Field(
         description="rows without labels, or with labels that stay unread: Parquet, as data.path"
     )
-    test: Names | Literal["same"] | None = Field(
+    test: Literal["same"] | Names | None = Field(
         None,
+        union_mode="left_to_right",  # a text alone would else be taken for a file of that name
         description="labelled rows for the final test alone: their files, or same for the labels of the rows themselves",
     )
 
