@@ -261,4 +261,5 @@ def _method(found: Mapping[str, Any]) -> Html:
             f"Intervals: {found['method']}. Differences are of the same rows and seeds. No label of the target was read before "
             f"all was fitted and chosen.{upper}"
         ),
+        paragraph(_sentence(found["epochs_differ"])) if found.get("epochs_differ") else "",
     )

@@ -20,7 +20,7 @@ from shoal.transfer.adaptation.config import (
     ADAPTATIONS,
     AlignmentConfig,
 )
-from shoal.verbs.adapt_fits import FITS, SOURCE_ONLY, Work, fit_adapted, fit_kind
+from shoal.verbs.adapt_fits import FITS, SOURCE_ONLY, Work, fit_adapted, fit_kind, takes_all_epochs
 from shoal.verbs.dataset import shard, shard_target
 from shoal.verbs.fit import capped, fit_into
 from shoal.verbs.provenance import Stages, provenance
@@ -34,6 +34,10 @@ if TYPE_CHECKING:
     from shoal.verbs.look import Look
 
 IN_DOMAIN = "in_domain"
+EPOCHS = (
+    "source only keeps its best epoch by the source's validation rows (training.early_stopping), and methods that look at target "
+    "rows take all epochs: a part of what they differ by may be that; training.early_stopping: null trains them alike"
+)
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def _adapt(
     from shoal.evaluation.report.markup import Html
     from shoal.evaluation.report.shift import shift_section
     from shoal.transfer.adaptation.service import refuse
-    from shoal.verbs.adapt_judging import chosen, final_test, shifted, summary
+    from shoal.verbs.adapt_judging import chosen, final_test, require_test_rows, shifted, summary
     from shoal.verbs.label_plan import planned
     from shoal.verbs.leave_domain_out import leaves_out, left_out
 
@@ -136,6 +140,7 @@ def _adapt(
             "shoal adapt needs rows of the source that train nothing, to choose and to judge by: set data.split.validation or "
             "data.split.test above 0"
         )
+    require_test_rows(experiment, source.manifest.schema_)
     with stages.stage("shard_target", "sharding the target, without labels"):
         target = shard_target(experiment, source.manifest, name, reporter)
     methods = named_methods(experiment)
@@ -147,6 +152,9 @@ def _adapt(
         refuse(method, experiment.training, source.manifest.schema_, rows, shape.num_workers)
     work = Work(experiment, run, source, target, shape, demand, stages, reporter, command)
     _rehearse(work, methods.values())
+    stops = experiment.training.early_stopping is not None
+    if epochs_differ := EPOCHS if stops and any(map(takes_all_epochs, methods.values())) else "":
+        reporter.notice(epochs_differ)
     takes_turns = leaves_out(experiment, source.manifest.schema_, source.manifest.splits["validation"].rows)
     fits: dict[str, list[str]] = {kind: [] for kind in (SOURCE_ONLY, *methods)}
     shift: Shift | None = None
@@ -180,6 +188,7 @@ def _adapt(
         "selection": selection,
         "shift": summary(shift),
         "seeds": config.seeds,
+        "epochs_differ": epochs_differ,
         "fits": fits,
         "label_plan": plan_of_labels,
     }
@@ -261,6 +270,7 @@ def check_target(experiment: Experiment, found: "Look", shape: Shape) -> tuple[s
     from shoal.training.models import build_model
     from shoal.training.rehearsal import labels_alone
     from shoal.transfer.adaptation.service import at_work, refuse
+    from shoal.verbs.adapt_judging import require_test_rows
     from shoal.verbs.leave_domain_out import leaves_out
 
     assert experiment.transfer is not None
@@ -269,6 +279,7 @@ def check_target(experiment: Experiment, found: "Look", shape: Shape) -> tuple[s
         rows = open_source(find(experiment.transfer.target_data.path, experiment.cluster.storage))
     for column in found.schema.columns:
         require(column.name, rows.schema.names, "transfer.target_data")
+    require_test_rows(experiment, found.schema)
     alone = labels_alone(found.schema, found.labels, found.n_shards, found.costs, found.row_ids)
     methods = named_methods(experiment)
     for method in methods.values():

@@ -118,6 +118,11 @@ def fit_kind(
     return uri
 
 
+def takes_all_epochs(method: Config) -> bool:
+    """Whether a method looks at target rows in its steps, so that no epoch is chosen by the source's."""
+    return not isinstance(method, BBSEConfig | ImportanceWeightingConfig)
+
+
 def needs_plain(method: Config) -> bool:
     """Whether a method weighs rows by what a plain model answers."""
     return isinstance(method, BBSEConfig) or (isinstance(method, AlignmentConfig) and method.label_shift)
@@ -153,7 +158,7 @@ def fit_adapted(work: Work, kind: str, method: Config, number: int, plain: str) 
             work.part,
         )
         training = job.training
-        if (not by_class and not by_row) or isinstance(method, AlignmentConfig):
+        if takes_all_epochs(method):
             # The source's validation rows say nothing of the target: an early epoch may be one before the alignment.
             training = training.model_copy(update={"early_stopping": None})
         return replace(job, adapt=to, training=training)

@@ -10,8 +10,11 @@ import numpy as np
 from shoal.cluster.errors import DataError
 from shoal.cluster.progress import Reporter
 from shoal.cluster.sharding.dataset import ShardedDataset
-from shoal.cluster.sharding.names import plural
+from shoal.cluster.sharding.listing import find
+from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import plural, require
 from shoal.cluster.sharding.prepare import Prepared
+from shoal.cluster.sharding.source import open_source
 from shoal.cluster.storage import Storage
 from shoal.evaluation.evaluate import amounts_of, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS
@@ -26,6 +29,7 @@ from shoal.transfer.shift.compare import Shift, compare_prepared
 from shoal.transfer.shift.domains import LIMIT
 from shoal.verbs.decisions import PREDICTIONS, judging_of_run
 from shoal.verbs.judge import metrics_of, rows_of
+from shoal.verbs.rows import CSV, given_as
 
 MOST_CELLS, FEWEST_ROWS = 2_000_000, 500  # numbers of a domain that its shift is looked for in, and rows
 MOST_ROWS = 20_000  # of a domain, by which models are chosen and the shift is looked at
@@ -40,6 +44,27 @@ def held_out(source: ShardedDataset) -> str:
 def load(experiment: Experiment, uri: str) -> TrainedModel:
     """Load the model of a fit of this run."""
     return TrainedModel.load(uri, allow_import=True, storage=experiment.cluster.storage)
+
+
+def require_test_rows(experiment: Experiment, schema: Schema) -> None:
+    """Look whether the files of the final test are there and have the columns; no row is read.
+
+    Raises
+    ------
+    DataError
+        If not.
+    """
+    assert experiment.transfer is not None
+    assert experiment.transfer.target_data is not None
+    given = experiment.transfer.target_data
+    if given.test is None:
+        return
+    with given_as("transfer.target_data.test"):
+        files = find(given.path if given.test == "same" else given.test, experiment.cluster.storage)
+    if parquet := [file for file in files if not file.path.lower().endswith(CSV)]:
+        names = open_source(parquet).schema.names
+        for column in (*(c.name for c in schema.columns), *schema.target.columns):
+            require(column, names, "transfer.target_data.test")
 
 
 def final_test(

@@ -20,7 +20,7 @@ from shoal.cluster.sharding.source import damaged
 BATCH_ROWS = 65_536
 PREPARED_BYTES = 64 << 20  # of texts and images
 CSV_BLOCK = 8 << 20
-_CSV = (".csv", ".csv.gz")
+CSV = (".csv", ".csv.gz")
 
 
 def raw_batches(
@@ -57,7 +57,7 @@ def raw_batches(
     size = 4 * sum(column.block for column in schema.columns)  # of a row's texts and images
     most = max(1, min(BATCH_ROWS, PREPARED_BYTES // size)) if size else CSV_BLOCK  # no block has as many rows
     for file in files:
-        read = _csv if file.path.lower().endswith(_CSV) else _parquet
+        read = _csv if file.path.lower().endswith(CSV) else _parquet
         for batch in read(file, schema, wanted, optional, costs):
             for start in range(0, max(1, batch.num_rows), most):
                 yield batch.slice(start, most)

@@ -145,6 +145,7 @@ def test_without_labels_nothing_is_said_of_the_target(place, capsys):
         ({"transfer.adaptation": "dannn"}, "did you mean dann?"),
         ({"transfer.target_data": "null"}, "adaptation needs target_data: give {path: …}"),
         ({"transfer.target_data": "{path: /nowhere.parquet}"}, "transfer.target_data.path"),
+        ({"transfer.target_data.test": "/nowhere.parquet"}, "transfer.target_data.test"),
         ({"transfer.target_data": "{path: a.parquet, oracle: true}"}, "oracle chooses by labels of the target"),
         ({"transfer.target_data": "{path: a.parquet, test: a.parquet}"}, "say test: same"),
         ({"transfer.adaptation": "{dann: {layer: body.7}}"}, "layer: 'body.7' matches nothing"),
@@ -194,6 +195,8 @@ def test_check_looks_at_both_domains(place, capsys):
         (f"transfer.target_data.path={lacking}", "transfer.target_data: the data have no column 'z'"),
         ("transfer.adaptation={dann: {layer: body.9}}", "layer: 'body.9' matches nothing"),
         ("transfer.target_data.path=/nowhere.parquet", "transfer.target_data.path"),
+        ("transfer.target_data.test=/nowhere.parquet", "transfer.target_data.test"),
+        (f"transfer.target_data.test={lacking}", "transfer.target_data.test: the data have no column 'z'"),
     ):
         assert main(["check", str(place / "target.yaml"), "--set", given]) == 2
         assert said in capsys.readouterr().err
