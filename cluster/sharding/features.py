@@ -1,5 +1,6 @@
 """Which columns are features, and of which type."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,6 +29,7 @@ from shoal.cluster.sharding.texts import tokens_of
 
 # Fewer rows say little about whether values repeat.
 FEWEST_FOR_IDS = 20
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _WORDS = 4
 _LONG = 100
 _CYCLES = ("weekday_sin", "weekday_cos", "yearday_sin", "yearday_cos")
@@ -95,6 +97,12 @@ def candidates(schema: pa.Schema, data: DataConfig) -> tuple[list[str], dict[str
         if name is not None and name not in (data.features or ()) and name not in reasons:
             reasons[name] = f"{role} column"
             notices.append(f"column {name!r} is the {role} and no feature; data.features can name it")
+    for name in names:  # pandas stores a data frame's row labels so
+        if _PANDAS_INDEX.fullmatch(name) and name not in (data.features or ()) and name not in reasons:
+            reasons[name] = "row labels of a data frame"
+            notices.append(
+                f"column {name!r} holds the row labels of a data frame, and is no feature; data.features can name it"
+            )
     if data.features is not None:
         reasons = {name: "not in data.features" for name in names if name not in data.features} | reasons
     chosen = [name for name in names if name not in reasons]

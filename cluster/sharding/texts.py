@@ -152,6 +152,11 @@ def _read(place: str, key: str) -> tuple[str, list[str]]:
         raise ConfigError(
             f"{key}: {place} holds no {_FILE}, and no tokenizer that transformers reads: {reason}"
         ) from error
+    if len(slow) <= len(slow.all_special_tokens):
+        raise ConfigError(
+            f"{key}: {place} holds no {_FILE} and no vocabulary: every word would be unknown; give the folder with the "
+            "tokenizer's files"
+        )
     return text, [slow.pad_token] if slow.pad_token else []
 
 

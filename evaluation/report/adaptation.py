@@ -257,9 +257,8 @@ def _method(found: Mapping[str, Any]) -> Html:
         "method",
         "How the numbers were made",
         paragraph(
-            f"Each model was fitted with {found['seeds']} seeds, which change first weights and batches, not the rows. "
-            f"Intervals: {found['method']}. Differences are of the same rows and seeds. No label of the target was read before "
-            f"all was fitted and chosen.{upper}"
+            f"Each model was fitted with {found['seeds']} seeds, which change first weights and batches, not the rows, "
+            f"for all epochs. Intervals: {found['method']}. Differences are of the same rows and seeds. No label of the "
+            f"target was read before all was fitted and chosen.{upper}"
         ),
-        paragraph(_sentence(found["epochs_differ"])) if found.get("epochs_differ") else "",
     )

@@ -24,13 +24,14 @@ def free_port():
 @contextmanager
 def job_server(folder, token):
     """Start a head that asks for a token; yield the address of its dashboard."""
-    port, dashboard = free_port(), free_port()
+    port, dashboard, agent = free_port(), free_port(), free_port()
     words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
     options = {
         "node-ip-address": "127.0.0.1",
         "port": port,
         "dashboard-host": "127.0.0.1",
         "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,  # by default the same for every Ray of a machine
         "num-cpus": 2,
         "object-store-memory": 100 << 20,
         "temp-dir": folder,

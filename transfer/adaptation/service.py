@@ -13,6 +13,7 @@ from shoal.cluster.config import Config, StorageConfig
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.sharding.dataset import ShardedDataset
 from shoal.cluster.sharding.manifest import Schema
+from shoal.cluster.sharding.names import plural
 from shoal.cluster.storage import Storage
 from shoal.training.batches import Dataset
 from shoal.training.config import DeepSpeedConfig, SearchConfig, TrainingConfig
@@ -31,6 +32,7 @@ from shoal.transfer.adaptation.reading import unlabelled
 from shoal.transfer.adaptation.self_training import SelfTraining
 from shoal.transfer.adaptation.several import several
 from shoal.transfer.adaptation.weights import Weighted, Weights
+from shoal.transfer.shift.domains import FEWEST
 
 IMPORTANCE = "importance.parquet"  # of a run: shard, weight
 
@@ -197,9 +199,10 @@ def refuse(config: Config, training: TrainingConfig, schema: Schema, target_rows
         raise ConfigError(
             "transfer.adaptation and training.ensemble are not built together; leave one of them out"
         )
-    if target_rows < workers:
+    if target_rows < (fewest := max(FEWEST, workers)):
         raise ConfigError(
-            f"transfer.target_data: {target_rows} rows are too few for {workers} workers: give more rows, or fewer workers"
+            f"transfer.target_data: {plural(target_rows, 'row')}; to compare domains, and for {plural(workers, 'worker')}, give "
+            f"at least {fewest}"
         )
 
 

@@ -148,15 +148,18 @@ def _separation(separations: dict[str, Separation], apart: bool) -> list[str]:
     return said
 
 
+def _effect(column: ColumnShift) -> str:
+    if column.effect != column.effect:  # one domain has no values to compare
+        return f"missing in {column.missing_source:.0%} of source rows and {column.missing_target:.0%} of target rows"
+    return f"{'Kolmogorov-Smirnov' if column.numeric else 'total variation'} {column.effect:.2f}"
+
+
 def _columns(columns: Sequence[ColumnShift], differ: Sequence[ColumnShift]) -> list[str]:
     tested = [c for c in columns if not c.skipped]
     skipped = [c for c in columns if c.skipped]
     said = []
     if differ:
-        largest = (
-            f"{c.name!r} ({'Kolmogorov-Smirnov' if c.numeric else 'total variation'} {c.effect:.2f})"
-            for c in differ
-        )
+        largest = (f"{c.name!r} ({_effect(c)})" for c in differ)
         said.append(
             f"{len(differ)} of {plural(len(tested), 'column')} differ at 5 % after Holm's adjustment, most of all "
             f"{listed(largest, 3)}"

@@ -217,12 +217,11 @@ def adapt(result: "AdaptResult") -> list[Any]:
         table.add_row(label, *cells, f"{found['selection']['ranks'][kind]:.2f}")
     if found["in_domain"]:
         table.add_row("in domain", *(_mean(found["in_domain"][name]) for name in names), "")
-    oracle = ["oracle: the method was chosen by the target's labels"] if found.get("oracle") else []
+    by = "" if found["oracle"] else f" ({found['selection']['by']}, which need no labels)"
     return [
         table,
-        *oracle,
         found["sentence"],
-        found["selection"]["sentence"] + f" ({found['selection']['by']}, which need no labels)",
+        found["selection"]["sentence"] + by,
         *([f"labels: {found['label_plan']['message']}"] if found["label_plan"] else []),
         f"run:    {_short(result.run)}",
         f"report: {_short(result.report)}",

@@ -20,7 +20,7 @@ from shoal.transfer.adaptation.config import (
     ADAPTATIONS,
     AlignmentConfig,
 )
-from shoal.verbs.adapt_fits import FITS, SOURCE_ONLY, Work, fit_adapted, fit_kind, takes_all_epochs
+from shoal.verbs.adapt_fits import FITS, SOURCE_ONLY, Work, fit_adapted, fit_kind
 from shoal.verbs.dataset import shard, shard_target
 from shoal.verbs.fit import capped, fit_into
 from shoal.verbs.provenance import Stages, provenance
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from shoal.verbs.look import Look
 
 IN_DOMAIN = "in_domain"
-EPOCHS = (
-    "source only keeps its best epoch by the source's validation rows (training.early_stopping), and methods that look at target "
-    "rows take all epochs: a part of what they differ by may be that; training.early_stopping: null trains them alike"
-)
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,7 @@ def _adapt(
     from shoal.evaluation.report.adaptation import write_adaptation_report
     from shoal.evaluation.report.markup import Html
     from shoal.evaluation.report.shift import shift_section
+    from shoal.training.config import EarlyStoppingConfig
     from shoal.transfer.adaptation.service import refuse
     from shoal.verbs.adapt_judging import chosen, final_test, require_test_rows, shifted, summary
     from shoal.verbs.label_plan import planned
@@ -152,9 +149,10 @@ def _adapt(
         refuse(method, experiment.training, source.manifest.schema_, rows, shape.num_workers)
     work = Work(experiment, run, source, target, shape, demand, stages, reporter, command)
     _rehearse(work, methods.values())
-    stops = experiment.training.early_stopping is not None
-    if epochs_differ := EPOCHS if stops and any(map(takes_all_epochs, methods.values())) else "":
-        reporter.notice(epochs_differ)
+    if experiment.training.early_stopping not in (None, EarlyStoppingConfig()):
+        reporter.notice(
+            "training.early_stopping is left out: all fits take all epochs, so that they differ by the adaptation alone"
+        )
     takes_turns = leaves_out(experiment, source.manifest.schema_, source.manifest.splits["validation"].rows)
     fits: dict[str, list[str]] = {kind: [] for kind in (SOURCE_ONLY, *methods)}
     shift: Shift | None = None
@@ -184,11 +182,12 @@ def _adapt(
     with stages.stage("judge", "final test" if labelled else "judging on source rows"):
         found = final_test(work.experiment, fits, selection["chosen"], in_domain, reporter)
     selection["chosen"] = found.pop("chosen")
+    if found["oracle"]:
+        selection["sentence"] = f"{selection['chosen']} was chosen by the target's labels (oracle)"
     found |= {
         "selection": selection,
         "shift": summary(shift),
         "seeds": config.seeds,
-        "epochs_differ": epochs_differ,
         "fits": fits,
         "label_plan": plan_of_labels,
     }

@@ -111,16 +111,14 @@ def fit_kind(
 
         def seeded(job: "FitJob") -> "FitJob":
             cpus = job.cpus if work.cpus is None else work.cpus
-            return change(replace(job, seed=fit_seed(experiment.seed, number), cpus=cpus))
+            # All epochs, and alike in all fits, so that they differ by the adaptation alone. The source's validation rows say
+            # nothing of the target: the best epoch by them may be one before the alignment.
+            training = job.training.model_copy(update={"early_stopping": None})
+            return change(replace(job, seed=fit_seed(experiment.seed, number), cpus=cpus, training=training))
 
         fit_into(folder, experiment, work.source, work.shape, work.demand, own, heard, work.command, seeded)
         work.stages.seconds[kind] = round(work.stages.seconds.get(kind, 0.0) + sum(own.seconds.values()), 3)
     return uri
-
-
-def takes_all_epochs(method: Config) -> bool:
-    """Whether a method looks at target rows in its steps, so that no epoch is chosen by the source's."""
-    return not isinstance(method, BBSEConfig | ImportanceWeightingConfig)
 
 
 def needs_plain(method: Config) -> bool:
@@ -157,11 +155,7 @@ def fit_adapted(work: Work, kind: str, method: Config, number: int, plain: str) 
             by_row,
             work.part,
         )
-        training = job.training
-        if takes_all_epochs(method):
-            # The source's validation rows say nothing of the target: an early epoch may be one before the alignment.
-            training = training.model_copy(update={"early_stopping": None})
-        return replace(job, adapt=to, training=training)
+        return replace(job, adapt=to)
 
     return fit_kind(work, kind, number, change, adapts=True)
 
