@@ -17,6 +17,7 @@ from shoal.transfer.shift.columns import (
     without,
 )
 from shoal.transfer.shift.domains import pair, separate
+from shoal.transfer.shift.verdict import _columns
 
 CITIES = ("Bern", "Oslo", "Rome")
 
@@ -155,6 +156,8 @@ def test_a_column_that_one_domain_lacks_values_of() -> None:
     shifts = found(table(300, 0), empty)
     assert next(iter(shifts)) == "b"
     assert (shifts["b"].missing_target, shifts["b"].auc.auc) == (1, 1)
+    (said,) = [line for line in _columns([shifts["b"]], [shifts["b"]]) if "'b'" in line]
+    assert "missing in 0% of source rows and 100% of target rows" in said
 
 
 def test_the_order_of_rows_means_nothing() -> None:

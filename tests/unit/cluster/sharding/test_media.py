@@ -282,6 +282,11 @@ def test_a_missing_tokenizer_or_package_is_named(tmp_path: Path, monkeypatch: py
         with pytest.raises(ConfigError, match="data.types.x.text.tokenizer: ") as caught:
             texts.tokens_of("x", TextConfig(tokenizer=str(place)))
         assert str(place) in str(caught.value)
+    empty = tmp_path / "bert"
+    empty.mkdir()
+    (empty / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="no vocabulary: every word would be unknown"):
+        texts.tokens_of("x", TextConfig(tokenizer=str(empty)))
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds no tokenizer that can be read"):
         texts.tokens_of("x", TextConfig(tokenizer=str(tmp_path)))

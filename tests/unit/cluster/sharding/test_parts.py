@@ -30,6 +30,15 @@ def test_group_split(table: pa.Table, run: Run, gather: Gather) -> None:
     assert "'customer' is the group and no feature" in notices(dataset)
 
 
+def test_row_labels_of_a_data_frame_are_no_feature(table: pa.Table, run: Run) -> None:
+    labels = table.append_column("__index_level_0__", pa.array(np.arange(len(table)) ** 2 % 97 * 1.5))
+    dataset = run(labels, id="order")
+    assert "__index_level_0__" not in [column.name for column in dataset.schema.columns]
+    assert "'__index_level_0__' holds the row labels of a data frame" in notices(dataset)
+    named = run(labels, id="order", features=["__index_level_0__"])
+    assert [column.name for column in named.schema.columns] == ["__index_level_0__"]
+
+
 @pytest.mark.parametrize("form", ["stamp", "text", "date", "number"])
 def test_time_split(table: pa.Table, run: Run, gather: Gather, form: str) -> None:
     stamps = table.column("booked").combine_chunks()
