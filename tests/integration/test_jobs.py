@@ -129,7 +129,7 @@ def test_a_stopped_job_goes_on_where_it_was(shoal, address, folder):
     while not (folder / "long" / "checkpoints").exists():
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    time.sleep(1.5)
+    time.sleep(1.5)  # so that a fit is under way when it is stopped
     # Others are told that it runs, and start no second one.
     code, out, err = submit(shoal, address, folder, *words)
     assert (json.loads(out)["id"], json.loads(out)["started_now"]) == (first["id"], False)

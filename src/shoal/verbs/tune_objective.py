@@ -64,8 +64,8 @@ class Datasets:
 
 
 @dataclass
-class OnValidation:
-    """The metric that drives early stopping, on the validation rows.
+class _ByMetric:
+    """What trials have in common that have a score by themselves.
 
     Attributes
     ----------
@@ -75,14 +75,11 @@ class OnValidation:
         The sweep's.
     shape
         How each trial is spread.
-    datasets
-        The rows of trials.
     """
 
     metric: "Metric"
     run: RunFolder
     shape: Shape
-    datasets: Datasets
 
     @property
     def name(self) -> str:
@@ -93,6 +90,23 @@ class OnValidation:
     def greater_is_better(self) -> bool:
         """The metric's direction."""
         return self.metric.greater_is_better
+
+    def settled(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Return the trials as they are: each has its score by itself."""
+        return list(trials)
+
+
+@dataclass
+class OnValidation(_ByMetric):
+    """The metric that drives early stopping, on the validation rows.
+
+    Attributes
+    ----------
+    datasets
+        The rows of trials.
+    """
+
+    datasets: Datasets
 
     def fit(self, trial: int, experiment: Experiment) -> TrialFit:
         """Return the work of a trial."""
@@ -108,37 +122,18 @@ class OnValidation:
             return WholeFit(job, dump_yaml(experiment))
         return NetworkFit(job)
 
-    def settled(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return the trials as they are: each has its score by itself."""
-        return list(trials)
-
 
 @dataclass
-class OverFolds:
+class OverFolds(_ByMetric):
     """The mean of the first metric over the folds of `evaluation.cv`; the test rows of the `data` section are in none.
 
     Attributes
     ----------
-    metric, run, shape
-        As `OnValidation`.
     folds
         How many.
     """
 
-    metric: "Metric"
-    run: RunFolder
-    shape: Shape
     folds: int
-
-    @property
-    def name(self) -> str:
-        """The metric's name."""
-        return self.metric.name
-
-    @property
-    def greater_is_better(self) -> bool:
-        """The metric's direction."""
-        return self.metric.greater_is_better
 
     def fit(self, trial: int, experiment: Experiment) -> TrialFit:
         """Return the work of a trial."""
@@ -151,10 +146,6 @@ class OverFolds:
             ),
             self.metric.name,
         )
-
-    def settled(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Return the trials as they are: each has its score by itself."""
-        return list(trials)
 
 
 @dataclass(frozen=True, repr=False)

@@ -79,13 +79,18 @@ class OnTarget:
         return AdaptedFit(experiment, folder, source, self.targets[source.uri], self.shape)
 
     def settled(self, trials: Sequence[Trial]) -> list[Trial]:
-        """Give each trial its mean rank among all that have scores."""
-        known = [trial for trial in trials if trial.parts]
-        if not known:
-            return list(trials)
-        ranks = mean_ranks({name: [_number(t.parts[name]) for t in known] for name in known[0].parts})
-        rank_of = {trial.trial: rank for trial, rank in zip(known, ranks, strict=True)}
-        return [replace(t, score=rank_of[t.trial]) if t.trial in rank_of else t for t in trials]
+        """Return all trials with the scores that they have beside each other."""
+        return by_mean_rank(trials)
+
+
+def by_mean_rank(trials: Sequence[Trial]) -> list[Trial]:
+    """Give each trial its mean rank among all that have scores."""
+    known = [trial for trial in trials if trial.parts]
+    if not known:
+        return list(trials)
+    ranks = mean_ranks({name: [_number(t.parts[name]) for t in known] for name in known[0].parts})
+    rank_of = {trial.trial: rank for trial, rank in zip(known, ranks, strict=True)}
+    return [replace(t, score=rank_of[t.trial]) if t.trial in rank_of else t for t in trials]
 
 
 @dataclass(frozen=True, repr=False)

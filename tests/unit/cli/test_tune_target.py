@@ -15,7 +15,7 @@ from shoal.experiment import load_experiment
 from shoal.tuning.objective import Held
 from shoal.tuning.trials import Running, Trial, best_of, table
 from shoal.verbs.tune_objective import Datasets
-from shoal.verbs.tune_target import OnTarget
+from shoal.verbs.tune_target import OnTarget, by_mean_rank
 
 BASE = """\
 data: {{path: {folder}/source.parquet, target: y, id: key}}
@@ -69,7 +69,7 @@ def test_trials_are_ranked_among_each_other():
     best = over(2, dev=-0.2, importance_weighted=-0.1, entropy=-0.1, snd=2.0)
     middle = over(3, dev=-0.3, importance_weighted=-0.3, entropy=-0.4, snd=1.0)
     failed = Trial(4, {"training.epochs": 4}, "failed", None, error="so")
-    found = OnTarget.settled(None, [worst, best, middle, failed])
+    found = by_mean_rank([worst, best, middle, failed])
     assert [trial.score for trial in found] == [3.0, 1.0, 2.0, None]
     chosen = best_of(found, greater_is_better=False)
     assert chosen is not None
