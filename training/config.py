@@ -261,6 +261,34 @@ class ParameterGroupConfig(Config):
         return self
 
 
+class ChangeConfig(Config):
+    """Other values from an epoch on; what is left out stays as it was, and so do values of `parameter_groups`."""
+
+    epoch: Annotated[int, Field(ge=2)] = Field(description="the first one with these values, counted from 1")
+    learning_rate: Positive | None = Field(
+        None,
+        description="rates of parameter_groups keep their ratio to it, and training.schedule multiplies it",
+    )
+    weight_decay: Strength | None = None
+    l1: Annotated[float, Field(gt=0, le=1e6)] | None = Field(
+        None, description="strength, applied as training.l1 says"
+    )
+    l2: Strength | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChangeConfig":
+        if not self.values:
+            raise ValueError(
+                f"the entry for epoch {self.epoch} changes nothing; give a learning_rate, weight_decay, l1 or l2, or leave it out"
+            )
+        return self
+
+    @property
+    def values(self) -> dict[str, float]:
+        """What changes."""
+        return self.model_dump(exclude={"epoch"}, exclude_none=True)
+
+
 class MixupConfig(Config):
     """Train on blends of two rows (Zhang et al. 2018): lambda from Beta(alpha, alpha), one a step."""
 
@@ -383,6 +411,10 @@ class TrainingConfig(Config):
     parameter_groups: tuple[ParameterGroupConfig, ...] = Field(
         (), description="learning rate, weight decay, l1 and l2 of parameters by name"
     )
+    changes: tuple[ChangeConfig, ...] = Field(
+        (),
+        description="other learning rates and strengths of penalties from an epoch on, as shoal tune with pbt finds them",
+    )
     mixup: MixupConfig | None = None
     augment: AugmentConfig | None = Field(
         None, description="of training images: flip, and crop after padding"
@@ -433,6 +465,38 @@ class TrainingConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _changes_what_there_is(self) -> "TrainingConfig":
+        before = 1
+        for i, change in enumerate(self.changes):
+            where, optimizer = f"changes.{i}", type(self.optimizer).model_fields
+            if change.epoch <= before and i:
+                raise ValueError(
+                    f"{where}.epoch: {change.epoch} does not come after {before}; put them in their order"
+                )
+            if change.epoch > self.epochs:
+                raise ValueError(
+                    f"{where}.epoch: {change.epoch} is beyond epochs: {self.epochs}; use a smaller one, or more epochs"
+                )
+            if change.l1 is not None and self.l1 is None:
+                raise ValueError(
+                    f"{where}.l1: training.l1 does not say how it is applied; give it a subgradient or a proximal strength"
+                )
+            for key in ("learning_rate", "weight_decay"):
+                if key in change.values and key not in optimizer:
+                    raise ValueError(f"{where}.{key}: this optimizer has none by that name; leave it out")
+            before = change.epoch
+        if self.changes and isinstance(self.optimizer, SearchConfig):
+            raise ValueError(
+                "changes: lbfgs and nonlinear_cg search for the optimum of one objective; use another one, or leave changes "
+                "out"
+            )
+        if self.changes and isinstance(self.strategy, DeepSpeedConfig):
+            raise ValueError(
+                "changes: deepspeed cuts up once what an optimiser works on; use strategy: ddp, or leave changes out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_way_to_mix(self) -> "TrainingConfig":
         sampled = not isinstance(self.sampling, ShuffleConfig)
         if sampled and self.mixup is not None:
@@ -473,6 +537,7 @@ __all__ = [
     "AdamWConfig",
     "AugmentConfig",
     "CNNConfig",
+    "ChangeConfig",
     "CheckpointConfig",
     "DDPConfig",
     "DeepSpeedConfig",

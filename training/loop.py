@@ -102,7 +102,7 @@ class Loop:
     adaptation: Adaptation | None = None
 
     def __post_init__(self) -> None:
-        tuning = self.tuning or FineTuning.whole(self.model, self.config)
+        tuning = (self.tuning or FineTuning.whole(self.model, self.config)).changing(self.config.changes)
         target = self.dataset.schema.target
         self.notices: list[str] = []
         if self.costs is not None:
@@ -627,7 +627,7 @@ class Loop:
     ) -> None:
         searches = isinstance(self.config.optimizer, SearchConfig)  # which finds its own step
         # Not that of a parameter group with one of its own.
-        base = getattr(self.config.optimizer, "learning_rate", self.strategy.rates[0])
+        base = getattr(self.stepper.settled.optimizer, "learning_rate", self.strategy.rates[0])
         first = epoch * len(by_step)
         for block in np.array_split(np.arange(len(by_step)), min(self.loss_points, len(by_step))):
             step = first + int(block[-1]) + 1

@@ -64,6 +64,7 @@ class Stepper:
     ) -> None:
         self.model, self.config, self.strategy = model, config, strategy
         self.tuning, self.at = tuning, 0  # the stage's number
+        self.settled = config  # as the stage has it
         self.plan, self.reader, self.loss, self.draws = plan, reader, loss, draws
         self.dtype = DTYPES[config.precision]
         self.gradient_error = 0.0
@@ -84,7 +85,7 @@ class Stepper:
 
         Every start of a group proves itself, and every stage; none changes weights, buffers or random states.
         """
-        config = self.stage.begin(self.model, self.config)
+        config = self.settled = self.stage.begin(self.model, self.config)
         self.stage.train_mode(self.model)
         many = self.strategy.world_size > 1
         local: dict[str, Tensor] = {}

@@ -37,6 +37,18 @@ REGULARISED: dict[str, Any] = {
     "averaging": {"ema": {"decay": 0.9}},
 }
 
+CHANGED: dict[str, Any] = {
+    "epochs": 3,
+    "optimizer": {"adamw": {"learning_rate": 0.01}},
+    "l1": {"proximal": 0.001},
+    "schedule": "cosine",
+    "parameter_groups": [{"match": "body.0.*", "learning_rate": 0.02}],
+    "changes": [
+        {"epoch": 2, "learning_rate": 0.03, "l2": 0.1},
+        {"epoch": 3, "l1": 0.02, "weight_decay": 0.2},
+    ],
+}
+
 
 class Unreduced(DDP):
     """DDP with the reduction switched off."""
@@ -103,6 +115,7 @@ def fits(strategy: Strategy) -> dict[str, np.ndarray]:
         "regression": make_loop(strategy, task="regression"),
         "unused parameter": make_loop(strategy, factory=Sometimes, optimizer="sgd"),
         "regularised": make_loop(strategy, **REGULARISED),
+        "changed on the way": make_loop(strategy, **CHANGED),
         "blended with few rows": make_loop(strategy, rows=40, batch_size=1, epochs=1, mixup={"alpha": 1.0}),
         "weighted": make_loop(
             strategy, loss={"focal": {"class_weights": "balanced"}}, gradient_accumulation=2, mixup={}

@@ -10,7 +10,7 @@ import torch
 from support.modules import DrawsByItself, Tied
 from support.prepared import make_dataset
 from support.resuming import whole_stopped_and_resumed
-from support.scenarios import REGULARISED, Error
+from support.scenarios import CHANGED, REGULARISED, Error
 from support.together import run_together
 
 from shoal.cluster.components import Imported
@@ -81,6 +81,7 @@ CASES = [
     ({"optimizer": {"sgd": {"learning_rate": 0.01}}}, Tied),
     *(({"optimizer": name}, None) for name in ("adagrad", "rmsprop", "nadam", "radam", "adadelta")),
     (REGULARISED, None),
+    ({**CHANGED, "epochs": 4}, None),
     ({"schedule": "one_cycle", "optimizer": {"sgd": {"learning_rate": 0.01}}}, None),
     ({"schedule": {"cyclic": {"step_size_up": 3, "mode": "exp_range", "gamma": 0.9, "warmup": 4}}}, None),
     ({"schedule": {"reduce_on_plateau": {"patience": 0, "min_delta": 0.01}}, "early_stopping": None}, None),
