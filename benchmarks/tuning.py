@@ -6,7 +6,7 @@ FILE has a 0/1 `label` and a `split` column with train and test (census_income h
 with two layers of 64 at batch 128 to the same rows, with the same learning rates and weight decays, and scores the validation
 rows after each epoch. What is timed begins when Ray and the rows are there, and ends with the last trial; Shoal's side writes
 its trials, and neither side fits the best again. `trainers` (a TorchTrainer a trial) is timed on a few trials and multiplied.
-In brackets: times the first side. On a machine that does other work too, look at the CPU seconds.
+In brackets: times the first side.
 """
 
 import argparse
@@ -92,17 +92,6 @@ def by_hand(data: dict[str, Any], rate: float, decay: float, epochs: int, thread
     return score
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and all that it started, Ray's own and those that have ended too."""
-    import psutil
-
-    found = 0.0
-    for process in (own := psutil.Process(), *own.children(recursive=True)):
-        with contextlib.suppress(psutil.Error):
-            found += sum(process.cpu_times()[:4])
-    return found
-
-
 def shoal(file: str, trials: int, epochs: int, scheduler: str) -> dict[str, float]:
     from shoal.cluster.config import ClusterConfig
     from shoal.cluster.resources import Demand
@@ -117,12 +106,11 @@ def shoal(file: str, trials: int, epochs: int, scheduler: str) -> dict[str, floa
             CONFIG.format(path=file, epochs=epochs, trials=trials, scheduler=scheduler, storage=folder)
         )
         shard(load_experiment(config), name="search")
-        started, before = time.perf_counter(), cpu_seconds()
+        started = time.perf_counter()
         found = tune(config)
-        seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
+        seconds = time.perf_counter() - started
     return {
         "seconds": seconds,
-        "cpu": cpu,
         "score": found.best["score"],
         "epochs": sum(row["epochs"] for row in found.trials),
     }
@@ -155,7 +143,7 @@ def ray_tune(file: str, trials: int, epochs: int, trainers: bool) -> dict[str, f
 
     cpus = {"cpu": 0.01} if trainers else {"cpu": 1}
     at_once = max(1, (os.cpu_count() or 1) - 1) if trainers else os.cpu_count()
-    started, before = time.perf_counter(), cpu_seconds()
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         found = tune.Tuner(
             tune.with_resources(tune.with_parameters(group if trainers else plain, data=data), cpus),
@@ -165,10 +153,10 @@ def ray_tune(file: str, trials: int, epochs: int, trainers: bool) -> dict[str, f
             ),
             run_config=tune.RunConfig(storage_path=folder, verbose=0),
         ).fit()
-        seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
+        seconds = time.perf_counter() - started
         score = max(float(one.metrics["score"]) for one in found if one.metrics and "score" in one.metrics)
     ray.shutdown()
-    return {"seconds": seconds, "cpu": cpu, "score": score, "epochs": trials * epochs}
+    return {"seconds": seconds, "score": score, "epochs": trials * epochs}
 
 
 def optuna(file: str, trials: int, epochs: int) -> dict[str, float]:
@@ -182,12 +170,11 @@ def optuna(file: str, trials: int, epochs: int) -> dict[str, float]:
         decay = trial.suggest_float("decay", *SPACE["training.optimizer.weight_decay"], log=True)
         return by_hand(data, rate, decay, epochs, os.cpu_count() or 1)
 
-    started, before = time.perf_counter(), cpu_seconds()
+    started = time.perf_counter()
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
     study.optimize(objective, n_trials=trials)
     return {
         "seconds": time.perf_counter() - started,
-        "cpu": cpu_seconds() - before,
         "score": study.best_value,
         "epochs": trials * epochs,
     }
@@ -214,7 +201,7 @@ def one_side(side: str, file: str, trials: int, epochs: int, few: int) -> dict[s
     if side == "optuna":
         return optuna(file, trials, epochs)
     found = ray_tune(file, few, epochs, trainers=True)
-    return {**found, **{name: found[name] * trials / few for name in ("seconds", "cpu")}}
+    return {**found, "seconds": found["seconds"] * trials / few}
 
 
 def main() -> None:
@@ -255,11 +242,8 @@ def main() -> None:
         for side in (s for s in SIDES if s in given.sides and s != "shoal_asha"):
             found = run(side, given.epochs)
             ours = ours or found
-            times = [f"{found[name]:8.1f} ({found[name] / ours[name]:.2f})" for name in ("seconds", "cpu")]
-            print(
-                f"{side:10}  s {times[0]}  CPU s {times[1]}  average precision {found['score']:.4f}",
-                flush=True,
-            )
+            times = f"{found['seconds']:8.1f} s ({found['seconds'] / ours['seconds']:.2f})"
+            print(f"{side:10}  {times}  average precision {found['score']:.4f}", flush=True)
         if "shoal_asha" in given.sides:
             full, asha = (run(side, given.asha_epochs) for side in ("shoal_full", "shoal_asha"))
             print(

@@ -96,7 +96,7 @@ def sweep(job: Sweep, run: Storage) -> None:
         PlacementGroupFactory([{name: amount for name, amount in resources.items() if amount}]),
     )
     folder = run.child(FOLDER)
-    with _settled():
+    with _settled(job.at_once):
         tuner = tune.Tuner(
             trainable,
             tune_config=tune.TuneConfig(
@@ -318,10 +318,13 @@ class _Callback(tune.Callback):
 
 
 @contextmanager
-def _settled() -> Iterator[None]:
+def _settled(at_once: int) -> Iterator[None]:
     """Set Ray Tune's variables for the block."""
-    before = {name: os.environ.get(name) for name in _SETTINGS}
-    os.environ.update(_SETTINGS)
+    # Else Ray Tune starts one actor after the other, and where the first is done with a trial before the second is up, it takes
+    # the trial over and the second is called off, again and again.
+    settings = _SETTINGS | {"TUNE_MAX_PENDING_TRIALS_PG": str(at_once)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     try:
         yield
     finally:
