@@ -271,7 +271,7 @@ class Loop:
         if (
             not self._converged and self.lookout.deserves_one()
         ):  # what judges the model may still be interrupted
-            self._save(last=False)
+            self.save(last=False)
         if self.position > self._began:
             self.notices += idle(
                 self.config, self.schedule, self._before is not None and self._before == self._own_work()
@@ -476,7 +476,7 @@ class Loop:
         if not orders.checkpoint:
             return
         with self.account.measure("checkpoint"):
-            self._save(last=orders.stop)
+            self.save(last=orders.stop)
         self.lookout.saved()
         if orders.stop:
             raise StoppedError(
@@ -484,7 +484,14 @@ class Loop:
                 "checkpoint; the same command goes on from there"
             )
 
-    def _save(self, last: bool) -> None:
+    def save(self, last: bool) -> None:
+        """Give the keeper a checkpoint of the position; with ``last``, return when it is stored.
+
+        Raises
+        ------
+        StorageError
+            If it could not be written.
+        """
         prove_one_model(self.strategy, self.position)
         self._settle()
         weights = self.strategy.weights()

@@ -102,10 +102,28 @@ class MedianConfig(Config):
     )
 
 
+class PBTConfig(Config):
+    """Trials are members of a population: those behind go on from those ahead, with other values (Jaderberg et al. 2017)."""
+
+    interval: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="epochs of a generation; auto: a fifth of training.epochs"
+    )
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.25, description="share of the members that is ahead, and share that is behind"
+    )
+    resample: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.25, description="probability that a value is drawn anew, not multiplied by one of the factors"
+    )
+    factors: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (0.8, 1.2), description="by one of which a value is multiplied"
+    )
+
+
 SCHEDULERS: dict[str, type[Config]] = {
     "none": NoSchedulerConfig,
     "asha": ASHAConfig,
     "median": MedianConfig,
+    "pbt": PBTConfig,
 }
 SearchChoice = Annotated[Config, Choice(SEARCHES, importable=False)]
 SchedulerChoice = Annotated[Config, Choice(SCHEDULERS, importable=False)]
@@ -184,6 +202,15 @@ class TuningConfig(Config):
                         f"objective: target ranks trials among each other once all are over, which nothing can go by before: use "
                         f"{key}: {fix}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _breeds_by_itself(self) -> "TuningConfig":
+        if isinstance(self.scheduler, PBTConfig) and not isinstance(self.search, RandomConfig):
+            name = Choice(SEARCHES).name_of(self.search)
+            raise ValueError(
+                f"search: {name} proposes values of whole trials, and scheduler: pbt changes them on the way: use search: random"
+            )
         return self
 
     @model_validator(mode="after")

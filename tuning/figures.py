@@ -21,9 +21,13 @@ def by_trial(rows: Sequence[Row], label: str, greater_is_better: bool) -> str:
     best = (np.maximum if greater_is_better else np.minimum).accumulate(score)
     with canvas() as figure:
         axes = figure.subplots()
-        for status, marker in (("finished", "o"), ("stopped", "v")):
+        for status, marker in (("finished", "o"), ("stopped", "v"), ("continued", ".")):
             of = [i for i, row in enumerate(known) if row["status"] == status]
-            name = {"finished": "a trial", "stopped": "stopped early"}[status]
+            names = {
+                "finished": "a trial",
+                "stopped": "stopped early",
+                "continued": "before the last generation",
+            }
             if of:
                 axes.plot(
                     [number[i] for i in of],
@@ -33,7 +37,7 @@ def by_trial(rows: Sequence[Row], label: str, greater_is_better: bool) -> str:
                     color=MAIN,
                     alpha=0.65,
                     mew=0,
-                    label=name,
+                    label=names[status],
                 )
         axes.plot(number, best, color=SECOND, drawstyle="steps-post", label="best so far")
         lost = [row["trial"] for row in rows if row["score"] is None]
@@ -46,22 +50,51 @@ def by_trial(rows: Sequence[Row], label: str, greater_is_better: bool) -> str:
         return svg(figure, "by-trial", f"{label} of {len(known)} trials; the best is {best[-1]:.4g}.")
 
 
-def learning(curves: Mapping[int, Sequence[float | None]], best: int, label: str) -> str:
-    """Draw the score of each trial over its epochs, that of the chosen one in another colour."""
+def learning(
+    curves: Mapping[int, Sequence[tuple[int, float | None]]], chosen: Sequence[int], label: str
+) -> str:
+    """Draw the score of each trial over its epochs, those of the chosen model in another colour."""
     with canvas() as figure:
         axes = figure.subplots()
-        for trial, curve in sorted(curves.items(), key=lambda item: item[0] == best):
-            values = [math.nan if value is None else value for value in curve]
+        for trial, curve in sorted(curves.items(), key=lambda item: item[0] in chosen):
+            values = [math.nan if value is None else value for _, value in curve]
             style: dict[str, Any] = {"color": MAIN, "lw": 0.8, "alpha": 0.45}
-            if trial == best:
-                style = {"color": SECOND, "lw": 2.2, "label": f"trial {best}, chosen"}
+            if trial in chosen:
+                style = {"color": SECOND, "lw": 2.2}
+            if trial == chosen[-1]:
+                style["label"] = f"trial {trial}, chosen"
             marker = "o" if len(values) == 1 else ""
-            axes.plot(range(1, len(values) + 1), values, marker=marker, ms=4, **style)
-        axes.set_ylim(*_limits(np.array([v for curve in curves.values() for v in curve if v is not None])))
+            axes.plot([epoch for epoch, _ in curve], values, marker=marker, ms=4, **style)
+        axes.set_ylim(*_limits(np.array([v for c in curves.values() for _, v in c if v is not None])))
         label_axes(axes, "epoch", label)
-        if best in curves:
+        if chosen[-1] in curves:
             figure.legend(loc="outside upper right")
         return svg(figure, "learning", f"{label} by epoch, of {len(curves)} trials.")
+
+
+def schedules(turns: Sequence[Row], path: str, chosen: Sequence[int]) -> str:
+    """Draw the value of a key over the epochs of each member, those of the chosen model in another colour."""
+    with canvas() as figure:
+        axes = figure.subplots()
+        for turn in turns:
+            own = turn["trial"] in chosen
+            label = "the chosen model" if turn["trial"] == chosen[-1] else None
+            style: dict[str, Any] = (
+                {"color": SECOND, "lw": 2.4, "zorder": 3} if own else {"color": MAIN, "lw": 1.2, "alpha": 0.5}
+            )
+            axes.plot([turn["first_epoch"] - 1, turn["last_epoch"]], [turn[path]] * 2, label=label, **style)
+        values = [turn[path] for turn in turns]
+        if min(values) > 0 and max(values) > 20 * min(values):
+            axes.set_yscale("log")
+        label_axes(axes, "epochs done", path.rpartition(".")[2])
+        figure.legend(loc="outside upper right")
+        known = [turn[path] for turn in turns if turn["trial"] in chosen]
+        said = ", ".join(f"{value:.3g}" for value in known)
+        return svg(
+            figure,
+            "schedule-" + path.replace(".", "-"),
+            f"{path} of the chosen model, by generation: {said}.",
+        )
 
 
 def parallel(

@@ -28,6 +28,7 @@ from shoal.tuning.config import DimensionConfig
 from shoal.tuning.drop import sentence
 from shoal.tuning.importance import FEW
 from shoal.tuning.objective import MEAN_RANK
+from shoal.tuning.population import POPULATION
 from shoal.tuning.trials import ranked, rows_of, short, shown
 
 _SHOWN = 15
@@ -45,7 +46,9 @@ class Facts:
     rows
         Of `trials.parquet`.
     curves
-        Scores by trial.
+        Epochs and scores by trial.
+    turns
+        Rows of `population.parquet`; empty without a population.
     hidden
         Whether the target is private.
     scale
@@ -55,7 +58,8 @@ class Facts:
     name: str
     found: Mapping[str, Any]
     rows: Sequence[Mapping[str, Any]]
-    curves: Mapping[int, Sequence[float | None]]
+    curves: Mapping[int, Sequence[tuple[int, float | None]]]
+    turns: Sequence[Mapping[str, Any]]
     hidden: bool
     scale: float
     config: Mapping[str, Any]
@@ -107,17 +111,18 @@ def _collect(run: RunFolder, found: Mapping[str, Any], provenance: Mapping[str, 
     metric, scale = _metric(found["tuning"]["metric"]), 1.0
     if hidden and metric.in_units and run.exists("best/data.json"):
         scale = float(run.read_json("best/data.json")["schema"]["target"]["scale"])
-    curves: dict[int, list[float | None]] = {}
+    curves: dict[int, list[tuple[int, float | None]]] = {}
     for row in run.read_table("curves.parquet").to_pylist():
         value = row["score"]
-        curves.setdefault(row["trial"], []).append(None if value is None else value / scale)
+        curves.setdefault(row["trial"], []).append((row["epoch"], None if value is None else value / scale))
     rows = [
         {**row, "score": None if row["score"] is None else row["score"] / scale}
         for row in rows_of(run.read_table("trials.parquet"))
     ]
+    turns = run.read_table(POPULATION).to_pylist() if run.exists(POPULATION) else []
     name = run.uri.rstrip("/").rpartition("/")[2]
     text_ = run.read_bytes(CONFIG).decode() if run.exists(CONFIG) else ""
-    return Facts(name, found, rows, curves, hidden, scale, config, text_, dict(provenance))
+    return Facts(name, found, rows, curves, turns, hidden, scale, config, text_, dict(provenance))
 
 
 def render(facts: Facts) -> str:
@@ -125,6 +130,7 @@ def render(facts: Facts) -> str:
     blocks = (
         _searched(facts),
         _headline(facts),
+        _population(facts),
         _trials(facts),
         _importance(facts),
         _lost(facts),
@@ -220,8 +226,10 @@ def _trials(facts: Facts) -> Html:
         )
     ]
     if any(len(curve) > 1 for curve in facts.curves.values()):
-        svg = figures.learning(facts.curves, best, metric.label)
+        svg = figures.learning(facts.curves, tuning["lineage"] or [best], metric.label)
         says = "A line a trial; those that end early were stopped, diverged, or ran out of patience."
+        if facts.turns:
+            says = "A line for each turn of a member."
         drawn.append(figure(Html(svg), "Learning curves of all trials", says))
     lines = figures.parallel(facts.rows, space, best, metric.label, metric.greater_is_better)
     lines = lines.replace("<svg ", '<svg style="max-width: none" ', 1)
@@ -235,6 +243,34 @@ def _trials(facts: Facts) -> Html:
     return section(
         "trials", "Trials", grid(*drawn), wide, table(f"Trials with a score, {shown_}", headers, rows)
     )
+
+
+def _population(facts: Facts) -> Html:
+    """Draw which values were trained with when, and what became of them."""
+    if not facts.turns:
+        return Html("")
+    lineage = facts.tuning["lineage"]
+    drawn = [
+        figure(
+            Html(figures.schedules(facts.turns, path, lineage)),
+            path.rpartition(".")[2],
+            "A line a member over its epochs; it breaks where the member went on from another one, with other values.",
+        )
+        for path in facts.space
+    ]
+    rows = [
+        [
+            f"epochs {turn['first_epoch']} to {turn['last_epoch']}",
+            f"trial {turn['trial']}",
+            f"member {turn['member']}",
+            *(shown(turn[path]) for path in facts.space),
+        ]
+        for turn in facts.turns
+        if turn["trial"] in lineage
+    ]
+    headers = ["", "trial", "", *(path.rpartition(".")[2] for path in facts.space)]
+    made = table("What the chosen model went through; best.yaml has it as training.changes", headers, rows)
+    return section("population", "Values on the way", grid(*drawn), made)
 
 
 def _importance(facts: Facts) -> Html:
@@ -292,6 +328,9 @@ def _method(facts: Facts) -> Html:
     ended = {
         "asha": "Trials that were not among the best at a rung were stopped there (asynchronous successive halving).",
         "median": "Trials worse than the median of the others so far were stopped.",
+        "pbt": "These are the values of the first generation. After each one, members that were behind went on from one that was "
+        "ahead, with other values (population based training): each trial is what a member did in a generation, and the best one "
+        "of the last was chosen.",
     }.get(scheduler, "Every trial was trained to its end.")
     return section(
         "method",

@@ -17,10 +17,17 @@ MISSING = (
 )
 
 
+class Wait:
+    """There will be more trials, once others have ended."""
+
+
+WAIT = Wait()
+
+
 class Source(Protocol):
     """Gives the values of one trial after the other."""
 
-    def next(self) -> tuple[int, Values] | None:
+    def next(self) -> tuple[int, Values] | Wait | None:
         """Return the number and the values of the next trial; None where there are no more."""
 
     def tell(self, trial: Trial) -> None:

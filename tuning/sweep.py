@@ -18,7 +18,7 @@ from shoal.cluster.errors import DivergedError, ShoalError
 from shoal.cluster.resources import Part
 from shoal.cluster.storage import Storage
 from shoal.tuning.objective import Held, TrialFit
-from shoal.tuning.sources import Source
+from shoal.tuning.sources import Source, Wait
 from shoal.tuning.space import Values
 from shoal.tuning.stopping import Rule, signed
 from shoal.tuning.trials import Running, Trial
@@ -138,9 +138,11 @@ class _Ours:
         """Leave all out where Ray Tune stores its own state, from which nothing is ever read."""
         return {}
 
-    def begin(self, name: str) -> dict[str, Any] | None:
-        """Return the configuration of the next trial; None where there is none."""
+    def begin(self, name: str) -> dict[str, Any] | Wait | None:
+        """Return the configuration of the next trial; None where there are no more."""
         while (found := self.job.source.next()) is not None:
+            if isinstance(found, Wait):
+                return found
             number, values = found
             try:
                 fit = self.job.fit(number - 1, values)
@@ -272,7 +274,7 @@ class _Search(Searcher):
         if len(self.ours.running) >= self.at_once:
             return None
         found = self.ours.begin(trial_id)
-        return Searcher.FINISHED if found is None else found
+        return Searcher.FINISHED if found is None else None if isinstance(found, Wait) else found
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
         """Take the end of a trial."""

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,9 +12,11 @@ from shoal.cluster.errors import StorageError
 from shoal.cluster.storage import Storage
 from shoal.training.early_stopping import NOISE
 
-Status = Literal["finished", "stopped", "diverged", "failed"]
-STATUSES: tuple[Status, ...] = ("finished", "stopped", "diverged", "failed")
+Status = Literal["finished", "stopped", "continued", "diverged", "failed"]
+STATUSES: tuple[Status, ...] = ("finished", "stopped", "continued", "diverged", "failed")
+_WHOLE = ("finished", "stopped")  # whose model is there to be chosen
 FOLDER = "trials"
+WORK = "work"  # folders of fits that need one while they run
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Trial:
     values
         What it set in the experiment.
     status
-        Trained to its end, stopped early by the scheduler, left the numbers, or came to nothing.
+        Trained to its end, stopped early by the scheduler, to be gone on with in the next generation, left the numbers, or came
+        to nothing.
     score
         What it is compared by; None without one.
     curve
@@ -58,7 +61,7 @@ class Trial:
     @property
     def counts(self) -> bool:
         """Whether it may be the best."""
-        return self.status in ("finished", "stopped") and self.score is not None
+        return self.status in _WHOLE and self.score is not None
 
 
 @dataclass
@@ -140,9 +143,9 @@ def table(trials: Sequence[Trial]) -> pa.Table:
     )
 
 
-def curves(trials: Sequence[Trial]) -> pa.Table:
-    """Return `curves.parquet`: a row for each score of each trial, in their order."""
-    rows = [(t.trial, epoch, value) for t in trials for epoch, value in enumerate(t.curve, 1)]
+def curves(trials: Sequence[Trial], first: Callable[[int], int] = lambda _: 1) -> pa.Table:
+    """Return `curves.parquet`: a row for each score of each trial, in their order, from its first epoch on."""
+    rows = [(t.trial, epoch, value) for t in trials for epoch, value in enumerate(t.curve, first(t.trial))]
     columns = zip(*rows, strict=True) if rows else ([], [], [])
     kinds = {"trial": pa.int64(), "epoch": pa.int64(), "score": pa.float64()}
     return pa.table({n: pa.array(list(c), k) for (n, k), c in zip(kinds.items(), columns, strict=True)})
@@ -154,8 +157,8 @@ def rows_of(found: pa.Table) -> list[dict[str, Any]]:
 
 
 def ranked(rows: Sequence[Mapping[str, Any]], greater_is_better: bool) -> list[Mapping[str, Any]]:
-    """Return the rows of trials that have a score, the best first."""
-    known = [row for row in rows if row["score"] is not None]
+    """Return the rows of trials that may be the best, the best first."""
+    known = [row for row in rows if row["score"] is not None and row["status"] in _WHOLE]
     return sorted(known, key=lambda row: (-row["score"] if greater_is_better else row["score"], row["trial"]))
 
 

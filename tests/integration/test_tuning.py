@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +22,16 @@ from support.tabular import rows
 from shoal.cli.main import main
 from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.progress import Silent
+from shoal.cluster.resources import Part
 from shoal.cluster.session import leftovers
+from shoal.cluster.storage import Storage
 from shoal.experiment import load_experiment
 from shoal.tuning.config import ASHAConfig
+from shoal.tuning.objective import Held, Score
+from shoal.tuning.sources import Listed
 from shoal.tuning.stopping import Halving
+from shoal.tuning.sweep import Sweep, sweep
+from shoal.tuning.trials import Trial
 from shoal.verbs.fit import train
 from shoal.verbs.tune import tune
 
@@ -152,28 +162,159 @@ def test_a_stopped_group_gives_its_room_back(ray_cluster: object, tmp_path: Path
     assert ray.available_resources()["CPU"] == 4.0
 
 
+def killed(file: Path, run: Path, trial: str) -> dict[str, bytes]:
+    """Start a search, kill it once a trial's file is there, and return the files of all that are."""
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    command = [*COMMAND, "tune", str(file), "--out", str(run), "--quiet"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (run / "trials" / trial).exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "trials.parquet").exists()
+    return {p.name: p.read_bytes() for p in (run / "trials").glob("*.json")}
+
+
 def test_a_killed_search_goes_on(ray_cluster: object, tmp_path: Path) -> None:
     del ray_cluster
     file = config(tmp_path, "{trials: 5}", epochs=12)
     run = tmp_path / "run"
-    environment = {**os.environ, "RAY_ADDRESS": ""}
-    command = [*COMMAND, "tune", str(file), "--out", str(run), "--quiet"]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    first = run / "trials" / "000002.json"
-    deadline = time.monotonic() + 300
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    there = {p.name: p.read_bytes() for p in (run / "trials").glob("*.json")}
+    there = killed(file, run, "000002.json")
     assert 2 <= len(there) < 5
-    assert not (run / "trials.parquet").exists()
-    subprocess.run(command, env=environment, check=True)
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    subprocess.run([*COMMAND, "tune", str(file), "--out", str(run), "--quiet"], env=environment, check=True)
     kept = {p.name: p.read_bytes() for p in (run / "trials").glob("*.json")}
     assert there == {name: kept[name] for name in there}
     tune(file, str(tmp_path / "whole"))
     assert trials(run) == trials(tmp_path / "whole")
     assert (run / "best.yaml").read_text() == (tmp_path / "whole" / "best.yaml").read_text()
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Work of a few seconds that leaves the number of its process behind."""
+
+    folder: str
+    trial: int
+
+    def scores(self, held: Held) -> Iterator[Score]:
+        del held
+        (Path(self.folder) / f"{self.trial}.txt").write_text(str(os.getpid()))
+        time.sleep(3)  # more than one process takes longer to start than another
+        yield Score(float(self.trial), float(self.trial))
+
+
+def test_actors_start_together_and_are_used_again(ray_cluster: object, tmp_path: Path) -> None:
+    """Trials that are shorter than the start of a process must not keep all others from ever being up."""
+    del ray_cluster
+    ended: list[Trial] = []
+    sweep(
+        Sweep(
+            source=Listed({number: {} for number in range(1, 7)}),
+            fit=lambda trial, values: Slow(str(tmp_path), trial),
+            count=6,
+            at_once=2,
+            part=Part("trials", 2, 1.0, 0.0, 1e8),
+            by_epoch=False,
+            rule=None,
+            greater_is_better=True,
+            max_failures=0,
+            shared=None,
+            over=ended.append,
+        ),
+        Storage.open(str(tmp_path / "run")),
+    )
+    assert sorted(trial.score for trial in ended) == [0, 1, 2, 3, 4, 5]
+    processes = [(tmp_path / f"{trial}.txt").read_text() for trial in range(6)]
+    assert len(set(processes)) == 2
+
+
+def population(folder: Path, epochs: int = 6) -> Path:
+    """A search by a population of four that moves the learning rate, the decay and an L1 penalty."""
+    space = (
+        f"{{{RATE}: {{loguniform: [1e-3, 0.1]}}, training.optimizer.weight_decay: {{uniform: [0, 0.5]}}, "
+        "training.l1.proximal: {loguniform: [1e-5, 1e-2]}}"
+    )
+    file = config(
+        folder,
+        f"{{trials: 4, scheduler: {{pbt: {{interval: 2, quantile: 0.5}}}}, space: {space}}}",
+        epochs=epochs,
+    )
+    file.write_text(
+        file.read_text().replace("batch_size: 64", "batch_size: 64, l1: {proximal: 1e-4}, schedule: cosine")
+    )
+    return file
+
+
+def test_a_population_is_the_same_for_any_number_at_a_time_and_its_schedule_is_a_fit(
+    ray_cluster: object, tmp_path: Path
+) -> None:
+    del ray_cluster
+    file = population(tmp_path)
+    for count in (1, 3):
+        values = load_experiment(file, [f"tuning.max_concurrent_trials={count}"])
+        found = tune(values, str(tmp_path / str(count)), name="small")
+    assert trials(tmp_path / "1") == trials(tmp_path / "3")
+    run = tmp_path / "3"
+    turns = {row["trial"]: row for row in pq.read_table(run / "population.parquet").to_pylist()}
+    assert len(turns) == len(found.trials) == 12
+    assert any(turn["start"] not in (None, turn["trial"] - 4) for turn in turns.values())
+    lineage = [turns[found.best["trial"]]]
+    while lineage[0]["start"] is not None:
+        lineage.insert(0, turns[lineage[0]["start"]])
+    # best.yaml trains that model from its first epoch, with all changes on the way: the same scores, to the bit.
+    curves = pq.read_table(run / "curves.parquet").to_pylist()
+    through = {turn["trial"] for turn in lineage}
+    history = pq.read_table(run / "best" / "history.parquet").to_pylist()
+    again = [row["value"] for row in history if row["split"] == "validation"]
+    assert [row["score"] for row in curves if row["trial"] in through] == again
+    assert [row["epoch"] for row in curves if row["trial"] in through] == [1, 2, 3, 4, 5, 6]
+    best = load_experiment(run / "best.yaml")
+    assert best.training.optimizer.learning_rate == lineage[0][RATE]
+    changes = {change.epoch: change.learning_rate for change in best.training.changes}
+    moved = {b["first_epoch"]: b[RATE] for a, b in pairwise(lineage) if a[RATE] != b[RATE]}
+    assert {epoch: rate for epoch, rate in changes.items() if rate is not None} == moved
+    assert not (run / "work").exists()
+    assert "Values on the way" in (run / "report.html").read_text()
+
+
+def test_a_killed_population_goes_on(ray_cluster: object, tmp_path: Path) -> None:
+    del ray_cluster
+    file = population(tmp_path, epochs=8)
+    run = tmp_path / "run"
+    there = killed(file, run, "000006.json")
+    assert 6 <= len(there) < 16
+    shutil.rmtree(run / "work")  # states that are lost are trained again, from the first epoch
+    environment = {**os.environ, "RAY_ADDRESS": ""}
+    subprocess.run([*COMMAND, "tune", str(file), "--out", str(run), "--quiet"], env=environment, check=True)
+    assert there == {name: (run / "trials" / name).read_bytes() for name in there}
+    tune(file, str(tmp_path / "whole"))
+    assert trials(run) == trials(tmp_path / "whole")
+    assert (run / "best.yaml").read_text() == (tmp_path / "whole" / "best.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "tuning.space={model.dropout: {uniform: [0, 0.5]}}",
+            "model.dropout cannot change while a fit goes on",
+        ),
+        (f"tuning.space={{{RATE}: {{choice: [0.1, 0.2]}}}}", "give it uniform or loguniform"),
+        ("tuning.trials=3", "3 members are too few"),
+        ("tuning.scheduler.pbt.interval=6", "leaves no second one of training.epochs: 6"),
+        ("cluster.num_workers=2", "trains each member in one process"),
+        ("training.changes=[{epoch: 2, l2: 0.1}]", "finds training.changes itself"),
+        ("tuning.search=grid", "use search: random"),
+        ("tuning.objective=cv", "use scheduler: none"),
+    ],
+)
+def test_a_population_that_cannot_be_is_refused(tmp_path: Path, change: str, said: str, capsys) -> None:
+    file = population(tmp_path)
+    assert main(["tune", str(file), "--set", change, "--out", str(tmp_path / "run")]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_folds_and_models_of_scikit_learns(ray_cluster: object, tmp_path: Path) -> None:

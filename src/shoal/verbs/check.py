@@ -105,7 +105,7 @@ def check(
         lines.append(f"before the fit, for sharding: {many} of 1 CPU and {int(part.memory) >> 20} MiB")
     space: tuple[str, ...] = ()
     if experiment.tuning is not None:
-        from shoal.verbs.tune import described
+        from shoal.verbs.tune_search import described
 
         space, needs = described(experiment)
         lines += needs

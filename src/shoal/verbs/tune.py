@@ -1,35 +1,48 @@
 """tune: trials of other values, the best of which is fitted again and judged on rows that none of them saw."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from shoal.cluster.components import load_imported
-from shoal.cluster.errors import ConfigError, RunError, StorageError
+from shoal.cluster.errors import RunError, StorageError
 from shoal.cluster.progress import Reporter, Silent
-from shoal.cluster.resources import FIT_MEMORY, Demand, Part, Shape, Totals, plan
+from shoal.cluster.resources import Demand, Totals
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.names import plural
 from shoal.experiment import Experiment, dump_yaml, given, to_dict
-from shoal.tuning.config import DimensionConfig, NoSchedulerConfig, OptunaConfig, TuningConfig
+from shoal.tuning.config import NoSchedulerConfig, OptunaConfig, PBTConfig
 from shoal.tuning.drop import score_drop, sentence
 from shoal.tuning.importance import importance
-from shoal.tuning.sources import Listed, Parzen, Source, import_optuna
+from shoal.tuning.population import POPULATION, Population
+from shoal.tuning.sources import Listed, Parzen, Source
 from shoal.tuning.space import Values
 from shoal.tuning.stopping import rule_of, signed
-from shoal.tuning.trials import FOLDER, STATUSES, Trial, best_of, curves, read, rows_of, short, table, write
+from shoal.tuning.trials import (
+    FOLDER,
+    STATUSES,
+    WORK,
+    Trial,
+    best_of,
+    curves,
+    read,
+    rows_of,
+    short,
+    table,
+    write,
+)
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import PROVENANCE, claimed, run_uri
 from shoal.verbs.tune_path import PathResult, path_result, require_linear, tune_path
-from shoal.verbs.tune_space import changed, drawn, plain, space_of, trials_of
+from shoal.verbs.tune_population import experiment_of, forget, member_fit
+from shoal.verbs.tune_search import Search, settle_search, trial_part
+from shoal.verbs.tune_space import changed, plain
 from shoal.verbs.writable import require_cache
 
 if TYPE_CHECKING:
     from shoal.evaluation.metrics import Metric
-    from shoal.tuning.objective import Objective
+    from shoal.tuning.objective import Objective, TrialFit
 
 TRIALS, CURVES, BEST, BEST_RUN = "trials.parquet", "curves.parquet", "best.yaml", "best"
 
@@ -77,22 +90,6 @@ class TuneResult:
             "report": self.report,
             "was_complete": self.was_complete,
         }
-
-
-@dataclass(frozen=True)
-class _Search:
-    """A search that is settled: the experiment, its space and the values that are known from the start."""
-
-    experiment: Experiment
-    tuning: TuningConfig
-    space: dict[str, DimensionConfig]
-    values: list[Values]
-    shape: Shape
-    demand: Demand
-
-    @property
-    def count(self) -> int:
-        return len(self.values) or trials_of(self.tuning)
 
 
 def tune(
@@ -145,99 +142,8 @@ def tune(
         return _tune(settled, run, name, heard, command)
 
 
-def settle_search(experiment: Experiment) -> _Search:
-    """Settle the space, the values that are known beforehand and what each trial takes; refuse what cannot be.
-
-    Raises
-    ------
-    RequestError
-        For a space that does not fit, a missing package, or trials for which there is no room.
-    """
-    from shoal.training.allowed import needs_group, refuse
-    from shoal.training.scikit.unused import refuse_estimator
-
-    tuning = experiment.tuning or TuningConfig()
-    if experiment.cluster.placement == "inline":
-        raise ConfigError(
-            "cluster.placement: inline fits in this process, and trials run in others; leave it out for shoal tune"
-        )
-    if isinstance(tuning.search, OptunaConfig):
-        import_optuna()
-    space = space_of(experiment)
-    values = drawn(experiment, space)
-    base = plain(experiment)
-    others = [changed(base, v, f"tuning.space: trial {i}") for i, v in enumerate(values, 1)]
-    group = any(needs_group(other.training) for other in (experiment, *others))
-    shape, demand = plan(experiment.cluster, group)
-    for other in (experiment, *others):
-        load_imported(other, other.training)
-        refuse(other.training, shape)
-        refuse_estimator(other.model, other.training, shape)
-    if shape.is_elastic:
-        raise ConfigError(
-            f"cluster.num_workers: [{shape.num_workers}, {shape.max_workers}] lets a group grow, and trials share the cluster: "
-            f"give one number, such as {shape.num_workers}"
-        )
-    if tuning.objective == "cv" and shape.placement == "group":
-        raise ConfigError(
-            "tuning.objective: cv fits each fold in one process; set cluster.num_workers: 1, or use objective: validation"
-        )
-    if tuning.objective == "target":
-        from shoal.verbs.tune_target import require_target
-
-        require_target(experiment, shape)
-    if shape.placement == "inline":  # that is what auto makes of one worker
-        shape = replace(shape, placement="task")
-    return _Search(experiment, tuning, space, values, shape, demand)
-
-
-def trial_part(shape: Shape, count: int) -> Part:
-    """Return what trials take that run at the same time: an actor's CPUs, or those of a group's workers."""
-    name = "trials" if shape.placement != "group" else "groups of a trial"
-    workers = shape.num_workers if shape.placement == "group" else 1
-    return Part(
-        name,
-        count,
-        workers * shape.cpus_per_worker,
-        workers * shape.gpus_per_worker,
-        0.0 if shape.placement == "group" else float(FIT_MEMORY),
-    )
-
-
-def described(experiment: Experiment) -> tuple[tuple[str, ...], list[str]]:
-    """Return what `shoal check` says of a search: a line a key of its space, and what its trials take.
-
-    Raises
-    ------
-    RequestError
-        As `settle_search`.
-    """
-    if experiment.tuning is not None and (path := experiment.tuning.path) is not None:
-        require_linear(experiment)
-        return (
-            f"{plural(path.strengths, 'strength')} of {path.penalty}, one after the other, in this process",
-        ), []
-    settled = settle_search(experiment)
-    asked = settled.tuning.max_concurrent_trials
-    many = "as many as are free" if asked == "auto" else f"at most {asked}"
-    lines = [f"{path}: {said(dimension)}" for path, dimension in settled.space.items()]
-    return (
-        tuple(lines),
-        [
-            f"{plural(settled.count, 'trial')}, {many} at a time, each:",
-            str(Demand((trial_part(settled.shape, 1),))),
-        ],
-    )
-
-
-def said(dimension: DimensionConfig) -> str:
-    """Return a domain as the experiment file has it, without braces."""
-    given = dimension.model_dump(mode="json", exclude_none=True)
-    return ", ".join(f"{name}: {json.dumps(value)}" for name, value in given.items())
-
-
 def _tune(
-    settled: _Search, run: RunFolder, name: str, reporter: Reporter, command: Sequence[str] | None
+    settled: Search, run: RunFolder, name: str, reporter: Reporter, command: Sequence[str] | None
 ) -> TuneResult:
     from shoal.verbs.fit import train
 
@@ -250,9 +156,24 @@ def _tune(
     done = read(run, numbers)
     if done:
         reporter.notice(f"{plural(len(done), 'trial')} of {settled.count} are there already")
+    population = None
+    if isinstance(tuning.scheduler, PBTConfig):
+        population = Population(
+            tuning.scheduler,
+            settled.space,
+            experiment.seed,
+            settled.values,
+            experiment.training.epochs,
+            objective.greater_is_better,
+            done.values(),
+        )
+        reporter.notice(
+            f"{population.members} members for {plural(population.generations, 'generation')} of "
+            f"{plural(population.interval, 'epoch')}, each a trial; early stopping is off"
+        )
     fits = plural(settled.count, "trial")
     with stages.stage("fit", f"{fits} of {', '.join(settled.space)}"):
-        trials = _trials(settled, objective, base, done, shared, run, reporter)
+        trials = _trials(settled, objective, base, done, shared, run, reporter, population)
     trials = objective.settled(trials)
     best = best_of(trials, objective.greater_is_better)
     if best is None:
@@ -262,8 +183,13 @@ def _tune(
             f"({short(cause.values)}): {cause.error}. Delete {run.uri}/{FOLDER} to try them again"
         )
     run.write_table(TRIALS, table(trials))
-    run.write_table(CURVES, curves(trials))
-    chosen = changed(base, best.values, f"trial {best.trial}")
+    if population is None:
+        run.write_table(CURVES, curves(trials))
+        chosen = changed(base, best.values, f"trial {best.trial}")
+    else:
+        run.write_table(CURVES, curves(trials, population.first_epoch))
+        run.write_table(POPULATION, population.table())
+        chosen = experiment_of(population, base, best.trial)
     run.write_text(BEST, dump_yaml(chosen))
     scores: dict[str, Any] = {}
     task = said = ""
@@ -277,11 +203,13 @@ def _tune(
         with stages.stage("refit", f"fitting trial {best.trial} again"):
             found = train(chosen, f"{run.uri.rstrip('/')}/{BEST_RUN}", name=name, reporter=Quiet(reporter))
         scores, task = found.scores, found.task
-    return _finish(settled, objective, run, trials, best, scores, task, said, stages, reporter, command)
+    return _finish(
+        settled, objective, run, trials, best, population, scores, task, said, stages, reporter, command
+    )
 
 
 def _objective(
-    settled: _Search, run: RunFolder, name: str, reporter: Reporter
+    settled: Search, run: RunFolder, name: str, reporter: Reporter
 ) -> "tuple[Objective, Experiment, Any]":
     """Return what trials are compared by, the experiment that they change, and what their processes share."""
     from shoal.evaluation.metrics import resolve_scoring
@@ -321,13 +249,14 @@ def _objective(
 
 
 def _trials(
-    settled: _Search,
+    settled: Search,
     objective: "Objective",
     base: Mapping[str, Any],
     done: Mapping[int, Trial],
     shared: Any,
     run: RunFolder,
     reporter: Reporter,
+    population: Population | None,
 ) -> list[Trial]:
     """Do the trials that are missing; return all, by number."""
     tuning, found = settled.tuning, dict(done)
@@ -337,7 +266,6 @@ def _trials(
     from shoal.cluster.session import session
     from shoal.cluster.tasks import room
     from shoal.tuning.sweep import Sweep, sweep
-    from shoal.verbs.tune_objective import WORK
 
     rule = rule_of(tuning.scheduler, settled.experiment.training.epochs)
     for trial in (done[number] for number in sorted(done)):  # so that a rule knows them again
@@ -347,7 +275,9 @@ def _trials(
             if rule is not None:
                 rule.ends(trial.trial, epoch, kept)
     source: Source
-    if isinstance(tuning.search, OptunaConfig):
+    if population is not None:
+        source = population
+    elif isinstance(tuning.search, OptunaConfig):
         known = [done[number] for number in sorted(done)]
         seed = settled.experiment.seed
         source = Parzen(tuning.search, settled.space, seed, rest, known, objective.greater_is_better)
@@ -362,9 +292,17 @@ def _trials(
         part = replace(part, count=room(settled.experiment.cluster, part, totals, most))
         return Demand((part,))
 
+    def fit(trial: int, values: Values) -> "TrialFit":
+        if population is not None:
+            return member_fit(population, objective, base, run, trial + 1)
+        return objective.fit(trial, changed(base, values, f"tuning.space: trial {trial + 1}"))
+
     def over(trial: Trial) -> None:
+        trial = trial if population is None else population.marked(trial)
         found[trial.trial] = trial
         write(run, trial)
+        if population is not None:
+            forget(population, run)
         best = best_of(list(found.values()), objective.greater_is_better)
         reporter.notice(_line(trial, objective.name, best))
         reporter.advance(len(found), settled.count, "trials")
@@ -375,9 +313,7 @@ def _trials(
         sweep(
             Sweep(
                 source=source,
-                fit=lambda trial, values: objective.fit(
-                    trial, changed(base, values, f"tuning.space: trial {trial + 1}")
-                ),
+                fit=fit,
                 count=len(rest),
                 at_once=part.count,
                 part=replace(part, cpus=0.0, gpus=0.0) if grouped else part,
@@ -404,11 +340,12 @@ class Quiet(Silent):
 
 
 def _finish(
-    settled: _Search,
+    settled: Search,
     objective: "Objective",
     run: RunFolder,
     trials: Sequence[Trial],
     best: Trial,
+    population: Population | None,
     scores: dict[str, Any],
     task: str,
     said: str,
@@ -440,7 +377,13 @@ def _finish(
             "best": {"trial": best.trial, "values": best.values, "score": best.score},
             "trials": len(trials),
             "statuses": {s: sum(t.status == s for t in trials) for s in STATUSES},
-            "importance": importance(trials, settled.space, objective.greater_is_better),
+            # Later generations are further trained, whatever their values.
+            "importance": importance(
+                trials if population is None else trials[: population.members],
+                settled.space,
+                objective.greater_is_better,
+            ),
+            "lineage": [] if population is None else [turn.trial for turn in population.lineage(best.trial)],
             "epochs": sum(t.epochs for t in trials),
             "drop": drop,
             "sentence": said or sentence(objective.name, best.score, drop, len(trials)),
@@ -491,7 +434,9 @@ def _line(trial: Trial, metric: str, best: Trial | None) -> str:
     epochs = f"  {plural(trial.epochs, 'epoch')}" if trial.epochs else ""
     so_far = "" if best is None else f"  best {best.score:.4f} (trial {best.trial})"
     ended = (
-        "" if trial.status == "finished" else f"  {trial.status}{': ' + trial.error if trial.error else ''}"
+        ""
+        if trial.status in ("finished", "continued")
+        else f"  {trial.status}{': ' + trial.error if trial.error else ''}"
     )
     return (
         f"trial {trial.trial}  {short(trial.values)}  {score}{epochs}  {trial.seconds:.1f} s{ended}{so_far}"

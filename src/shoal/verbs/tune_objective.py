@@ -16,7 +16,7 @@ from shoal.experiment import Experiment, dump_yaml
 from shoal.training.scikit.unused import names_estimator
 from shoal.tuning.groups import GroupFit
 from shoal.tuning.objective import Held, NetworkFit, Score, TrialFit, WholeFit
-from shoal.tuning.trials import Trial
+from shoal.tuning.trials import WORK, Trial
 from shoal.verbs.dataset import ShardResult, shard
 from shoal.verbs.decisions import plan_of_rows, steering_of
 from shoal.verbs.fit import job_of
@@ -24,8 +24,6 @@ from shoal.verbs.fold_fit import FoldFit, fit_fold, in_this_process
 
 if TYPE_CHECKING:
     from shoal.evaluation.metrics import Metric
-
-WORK = "work"  # folders of fits that need one while they run
 
 
 @dataclass

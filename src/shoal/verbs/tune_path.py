@@ -20,6 +20,7 @@ from shoal.cluster.storage import Storage
 from shoal.experiment import Experiment, dump_yaml, from_dict
 from shoal.training.config import LinearConfig
 from shoal.tuning.config import PathConfig
+from shoal.tuning.trials import WORK
 from shoal.verbs.provenance import Stages, provenance
 from shoal.verbs.runs import PROVENANCE
 from shoal.verbs.tune_space import plain
@@ -27,7 +28,7 @@ from shoal.verbs.tune_space import plain
 if TYPE_CHECKING:
     from shoal.tuning.path import Choice, Path
 
-STRENGTHS, WEIGHTS, BEST, BEST_RUN, WORK = "path.parquet", "weights.parquet", "best.yaml", "best", "work"
+STRENGTHS, WEIGHTS, BEST, BEST_RUN = "path.parquet", "weights.parquet", "best.yaml", "best"
 _SHARE = 0.5  # of the machine's memory, for the rows as one matrix of float64
 _HERE = Shape(1, 1.0, 0.0, "inline")
 

@@ -10,7 +10,8 @@ from shoal.cluster.errors import ConfigError
 from shoal.experiment import Experiment, from_dict
 from shoal.training.config import MODELS
 from shoal.training.scikit.unused import names_estimator
-from shoal.tuning.config import TRIALS, DimensionConfig, GridConfig, OptunaConfig, TuningConfig
+from shoal.tuning.config import TRIALS, DimensionConfig, GridConfig, OptunaConfig, PBTConfig, TuningConfig
+from shoal.tuning.population import change_key
 from shoal.tuning.space import Values, default_space, draw, ends, grid, grid_size, ordered
 
 _MOST = 10_000  # combinations of a grid
@@ -115,6 +116,8 @@ def _usual(experiment: Experiment) -> dict[str, DimensionConfig]:
         )
     found = default_space(experiment.training, experiment.model)
     tuning, transfer = experiment.tuning or TuningConfig(), experiment.transfer
+    if isinstance(tuning.scheduler, PBTConfig):
+        found = {path: dimension for path, dimension in found.items() if change_key(path) is not None}
     if tuning.objective == "target" and transfer is not None and hasattr(transfer.adaptation, "weight"):
         found["transfer.adaptation.weight"] = DimensionConfig(loguniform=(0.1, 10.0))
     if not found:

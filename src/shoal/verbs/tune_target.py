@@ -11,13 +11,13 @@ from shoal.cluster.run_folder import RunFolder
 from shoal.experiment import Experiment
 from shoal.transfer.adaptation.selection import mean_ranks
 from shoal.tuning.objective import MEAN_RANK, Held, Score, TrialFit
-from shoal.tuning.trials import Trial
+from shoal.tuning.trials import WORK, Trial
 from shoal.verbs.adapt import named_methods
 from shoal.verbs.adapt_fits import SOURCE_ONLY, Work, fit_adapted, fit_kind, needs_plain
 from shoal.verbs.adapt_judging import scores_without_labels
 from shoal.verbs.dataset import ShardResult, shard_target
 from shoal.verbs.provenance import Stages
-from shoal.verbs.tune_objective import WORK, Datasets
+from shoal.verbs.tune_objective import Datasets
 
 
 def require_target(experiment: Experiment, shape: Shape) -> None:

@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
 from sklearn.datasets import load_breast_cancer, load_diabetes
 from sklearn.linear_model import ElasticNet, LogisticRegression, Ridge, lasso_path
+from torch import nn
 
 from shoal.cluster.errors import DataError
 from shoal.experiment import from_dict
@@ -79,6 +81,27 @@ def test_the_path_begins_where_every_weight_is_zero(rows, classes):
     assert found.nonzero.tolist() == [0, 1]
     with pytest.raises(DataError, match="no column goes with the target"):
         highest(np.ones((5, 1)), np.arange(5.0), 1.0)
+
+
+def test_a_network_at_zero_has_no_slope_and_a_linear_model_has():
+    """Why there is no path of a network: begun where every weight is zero, it would stay there at any strength."""
+    x, y = (torch.from_numpy(part) for part in CANCER)
+    intercept = torch.logit(y.mean())
+    slopes = {}
+    for name, body in {
+        "linear": nn.Linear(30, 1),
+        "network": nn.Sequential(nn.Linear(30, 16), nn.ReLU(), nn.Linear(16, 1)),
+    }.items():
+        body = body.double()
+        weights = [p for n, p in body.named_parameters() if n.endswith("weight")]
+        with torch.no_grad():
+            for weight in weights:
+                weight.zero_()
+            [*body.modules()][-1].bias.copy_(intercept)
+        nn.functional.binary_cross_entropy_with_logits(body(x)[:, 0], y).backward()
+        slopes[name] = max(float(weight.grad.abs().max()) for weight in weights)
+    assert slopes["linear"] == pytest.approx(highest(*CANCER, 1.0), rel=1e-9)
+    assert slopes["network"] < 1e-12
 
 
 def test_columns_that_say_the_same_are_no_trouble():
