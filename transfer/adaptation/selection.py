@@ -174,11 +174,6 @@ def _linear() -> object:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
-def effective_rows(weights: Floats) -> float:
-    """Return how many equally weighted rows are worth as much (Kish 1965): few of many mean that a weighted score is a guess."""
-    return float(weights.sum() ** 2 / (weights**2).sum())
-
-
 def importance_weighted(source_validation_losses: Floats, weights: Floats) -> float:
     """Negative mean of weighted source losses: an estimate of the target's risk under covariate shift.
 

@@ -9,7 +9,6 @@ from shoal.transfer.adaptation.selection import (
     corr_c,
     density_ratio,
     dev,
-    effective_rows,
     ensemble_rank,
     entropy,
     importance_weighted,
@@ -113,8 +112,6 @@ def test_the_density_ratio_is_that_of_two_gaussians() -> None:
 def test_equal_domains_have_a_ratio_of_one_whatever_their_sizes() -> None:
     found = density_ratio(*gaussians(1000, 5000, 0.0, 2))
     assert found.mean() == pytest.approx(1, abs=0.05)
-    assert effective_rows(found) > 950
-    assert effective_rows(np.array([2.0, 0.0, 2.0])) == 2
 
 
 def test_the_density_ratio_of_a_row_stays_with_it() -> None:
