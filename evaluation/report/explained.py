@@ -9,6 +9,7 @@ from shoal.evaluation.explain.outcome import Outcome
 from shoal.evaluation.explain.permutation import Importance
 from shoal.evaluation.explain.shapley import Attributions
 from shoal.evaluation.explain.subject import Floats
+from shoal.evaluation.explain.work import Dependences
 from shoal.evaluation.report import explained_figures as figures
 from shoal.evaluation.report.facts import STANDARD
 from shoal.evaluation.report.markup import (
@@ -40,6 +41,7 @@ TITLES = {
     "deep_lift": "DeepLIFT",
     "saliency": "Saliency",
 }
+_IN_REPORT = 3  # columns whose dependence the run's own report shows
 _LOGITS = ("integrated_gradients", "gradient_shap", "deep_lift", "saliency")
 _TOGETHER = (
     "These columns go together (absolute rank correlation of at least 0.8): the model can read one from another, so each alone "
@@ -80,6 +82,32 @@ def render_explained(found: Outcome) -> str:
     name = found.run.rstrip("/").rpartition("/")[2]
     heading = f"What moves {title(found.schema.target)}"
     return document(heading, paragraph(f"Run {name}", css="soft"), "\n".join(b for b in blocks if b))
+
+
+def render_section(found: Outcome, page: str) -> str:
+    """Write the main figures as a section of the run's own report.
+
+    Parameters
+    ----------
+    page
+        Where the whole page is, from the report.
+    """
+    shown = found.standardised() if hides_units(found) else found
+    drawn: list[Html] = []
+    if shown.importances and shown.metric is not None:
+        drawn.append(_importance_bars(shown, "report-importance"))
+    if shown.attributions:
+        method, one = next(iter(shown.attributions.items()))
+        k = _telling(one.predictions)[-1]
+        drawn.append(_swarm(shown, method, one, k, "report-swarm", TITLES[method]))
+        if method != "saliency":
+            row = int(one.predictions[:, k].argmax())
+            drawn.append(_fall(shown, method, one, k, row, "highest", "report-fall"))
+    drawn += [
+        _depends(shown, one, f"report-dependence-{i}") for i, one in enumerate(shown.dependences[:_IN_REPORT])
+    ]
+    link = Html(f'<a href="{text(page)}">All of them, with tables and how to read them.</a>')
+    return section("explanations", "What moves the answers", _top(shown), grid(*drawn), paragraph(link))
 
 
 def hides_units(found: Outcome) -> bool:
@@ -146,14 +174,7 @@ def _importance(found: Outcome) -> Html:
         return Html("")
     way = "fall" if found.metric.greater_is_better else "rise"
     what = f"{way} of {lower(found.metric)}"
-    drawn = [
-        figure(
-            Html(figures.importance_bars(found.importances, what)),
-            "Without each column",
-            f"{way} when its cells are dealt to other rows; the line is the {100 * found.confidence:g} % interval over "
-            f"{plural(len(found.importances[0].falls), 'permutation')}",
-        )
-    ]
+    drawn = [_importance_bars(found)]
     if found.groups:
         ranked = sorted(found.groups, key=lambda one: -one.mean)
         drawn.append(
@@ -174,6 +195,17 @@ def _importance(found: Outcome) -> Html:
     )
 
 
+def _importance_bars(found: Outcome, name: str = "importance") -> Html:
+    assert found.metric is not None
+    way = "fall" if found.metric.greater_is_better else "rise"
+    return figure(
+        Html(figures.importance_bars(found.importances, f"{way} of {lower(found.metric)}", name)),
+        "Without each column",
+        f"{way} when its cells are dealt to other rows; the line is the {100 * found.confidence:g} % interval over "
+        f"{plural(len(found.importances[0].falls), 'permutation')}",
+    )
+
+
 def _numbers(one: Importance) -> tuple[str, str, str]:
     spread = f"{one.low:.4g} to {one.high:.4g}" if np.isfinite(one.low) else "–"
     return f"{one.mean:.4g}", spread, f"{one.std:.3g}"
@@ -181,21 +213,15 @@ def _numbers(one: Importance) -> tuple[str, str, str]:
 
 def _attributed(found: Outcome, method: str, one: Attributions) -> Html:
     of = _telling(one.predictions)
+    several = len(found.outputs) > 1
     drawn = [
-        figure(
-            Html(
-                figures.beeswarm(
-                    one.values[:, :, k],
-                    found.columns,
-                    found.rows.numbers,
-                    _unit(found, method, k),
-                    f"{method}-swarm-{k}",
-                )
-            ),
-            f"Contributions to {answer(found, k)}" if len(found.outputs) > 1 else "Contributions, row by row",
-            "a dot is a row; right of the line the value raises the answer"
-            if method != "saliency"
-            else "a dot is a row",
+        _swarm(
+            found,
+            method,
+            one,
+            k,
+            f"{method}-swarm-{k}",
+            f"Contributions to {answer(found, k)}" if several else "Contributions, row by row",
         )
         for k in of
     ]
@@ -205,24 +231,10 @@ def _attributed(found: Outcome, method: str, one: Attributions) -> Html:
         order = np.argsort(one.predictions[:, k], kind="stable")
         picks = dict.fromkeys((int(order[-1]), int(order[len(order) // 2]), int(order[0])))
         words = ("highest", "middle", "lowest")
-        for row, word in zip(picks, words, strict=False):
-            texts = [found.rows.texts[i][row] for i in range(len(found.columns))]
-            values = one.values[row, :, k]
-            svg = figures.waterfall(
-                values,
-                float(one.base[row, k]),
-                found.columns,
-                texts,
-                _unit(found, method, k),
-                f"{method}-fall-{row}",
-            )
-            falls.append(
-                figure(
-                    Html(svg),
-                    f"The {word} answer, {one.predictions[row, k]:.4g}",
-                    f"row {found.rows.ids[row]}{_where_it_ends(method, values, one.base[row, k])}",
-                )
-            )
+        falls = [
+            _fall(found, method, one, k, row, word, f"{method}-fall-{row}")
+            for row, word in zip(picks, words, strict=False)
+        ]
     headers = ("column", *(f"mean size, {name}" for name in (found.outputs[k] for k in of)))
     size = np.abs(one.values).mean(axis=0)
     ranked = np.argsort(-size[:, of].sum(axis=1), kind="stable")
@@ -234,6 +246,27 @@ def _attributed(found: Outcome, method: str, one: Attributions) -> Html:
         paragraph(*_errors(found, method, one), css="soft"),
         grid(*drawn, *falls),
         details("All columns", table("Mean size of the contributions", headers, rows)),
+    )
+
+
+def _swarm(found: Outcome, method: str, one: Attributions, k: int, name: str, heading: str) -> Html:
+    svg = figures.beeswarm(
+        one.values[:, :, k], found.columns, found.rows.numbers, _unit(found, method, k), name
+    )
+    says = "a dot is a row" + (
+        "" if method == "saliency" else "; right of the line the value raises the answer"
+    )
+    return figure(Html(svg), heading, says)
+
+
+def _fall(found: Outcome, method: str, one: Attributions, k: int, row: int, word: str, name: str) -> Html:
+    texts = [found.rows.texts[i][row] for i in range(len(found.columns))]
+    values, base = one.values[row, :, k], float(one.base[row, k])
+    svg = figures.waterfall(values, base, found.columns, texts, _unit(found, method, k), name)
+    return figure(
+        Html(svg),
+        f"The {word} answer, {one.predictions[row, k]:.4g}",
+        f"row {found.rows.ids[row]}{_where_it_ends(method, values, base)}",
     )
 
 
@@ -284,19 +317,7 @@ def _telling(predictions: np.ndarray) -> list[int]:
 def _dependence(found: Outcome) -> Html:
     if not found.dependences:
         return Html("")
-    several = len(found.outputs) > 1
-    drawn = []
-    for place, one in enumerate(found.dependences):
-        k = _telling(one.found.mean)
-        what = "probability" if several else answer(found)
-        name = " and ".join(one.columns)
-        if len(one.columns) == 1:
-            rug = found.sample.get(one.columns[0])
-            svg = figures.dependence_line(one, found.outputs, k, rug, what, f"dependence-{place}")
-        else:
-            best = int(one.found.mean.var(axis=0).argmax())
-            svg = figures.dependence_map(one, best, answer(found, best), f"dependence-{place}")
-        drawn.append(figure(Html(svg), f"By {name}"))
+    drawn = [_depends(found, one, f"dependence-{place}") for place, one in enumerate(found.dependences)]
     single = any(len(one.columns) == 1 for one in found.dependences)
     says = (
         "The mean answer over all rows, with one column set to each value in turn and the others as they are."
@@ -308,6 +329,17 @@ def _dependence(found: Outcome) -> Html:
         else ""
     )
     return section("dependence", "How answers follow a column", paragraph(says, lines), grid(*drawn))
+
+
+def _depends(found: Outcome, one: Dependences, name: str) -> Html:
+    what = "probability" if len(found.outputs) > 1 else answer(found)
+    if len(one.columns) == 1:
+        rug = found.sample.get(one.columns[0])
+        svg = figures.dependence_line(one, found.outputs, _telling(one.found.mean), rug, what, name)
+    else:
+        best = int(one.found.mean.var(axis=0).argmax())
+        svg = figures.dependence_map(one, best, answer(found, best), name)
+    return figure(Html(svg), f"By {' and '.join(one.columns)}")
 
 
 def _method(found: Outcome) -> Html:

@@ -13,12 +13,14 @@ from shoal.cluster.sharding.manifest import Manifest, Target
 from shoal.evaluation.deciding.judging import Judging
 from shoal.evaluation.evaluate import Scores, amounts_of, labels_and_scores, part_of
 from shoal.evaluation.metrics import METRICS, Metric
+from shoal.evaluation.report.markup import Html
 from shoal.evaluation.tallies import Array, Floats
 from shoal.training.config import TrainingConfig
 from shoal.training.costs import Amounts
 from shoal.training.early_stopping import EarlyStopping
 
 HISTORY, PREDICTIONS, PROVENANCE = "history.parquet", "predictions.parquet", "provenance.json"
+EXPLANATIONS, SUMMARY, EXPLAINED = "explanations", "explanations.json", "section.html"
 STANDARD = "standard deviations of the target"
 _MACRO = {"average_precision", "roc_auc", "f1", "precision", "recall"}
 
@@ -80,6 +82,8 @@ class ReportFacts:
         The long table of a fit, None where there is none.
     config, config_text
         The resolved experiment, as values and as YAML.
+    explained
+        The section of `shoal explain`; empty where there is none.
     """
 
     name: str
@@ -91,6 +95,7 @@ class ReportFacts:
     config_text: str
     provenance: dict[str, Any]
     judging: Judging = field(default_factory=Judging)
+    explained: Html = field(default_factory=Html)
 
     @property
     def target(self) -> Target:
@@ -205,8 +210,15 @@ def collect(
         config_text=run.read_bytes(CONFIG).decode() if run.exists(CONFIG) else "",
         provenance=dict(provenance),
         judging=judging or Judging(),
+        explained=_explained(run),
     )
     return _standardised(facts) if facts.hides_units else facts
+
+
+def _explained(run: RunFolder) -> Html:
+    """Read the section that `shoal explain` has left for the report; empty until all of it was written."""
+    names = (f"{EXPLANATIONS}/{SUMMARY}", f"{EXPLANATIONS}/{EXPLAINED}")
+    return Html(run.read_bytes(names[1]).decode() if all(map(run.exists, names)) else "")
 
 
 def _standardised(facts: ReportFacts) -> ReportFacts:

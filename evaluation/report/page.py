@@ -35,6 +35,7 @@ def render(facts: ReportFacts) -> str:
             costs.costs(facts),
             judgement.errors(facts),
             judgement.scores(facts),
+            facts.explained,
             judgement.method(facts),
             inputs.provenance(facts),
         )

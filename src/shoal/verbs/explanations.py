@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,19 +30,18 @@ from shoal.evaluation.explain.work import (
     draws,
 )
 from shoal.evaluation.metrics import METRICS, resolve_scoring
-from shoal.evaluation.report.explained import render_explained
+from shoal.evaluation.report.explained import render_explained, render_section
+from shoal.evaluation.report.facts import EXPLAINED, EXPLANATIONS, SUMMARY
+from shoal.evaluation.report.page import REPORT
 from shoal.experiment import Experiment, from_dict
 from shoal.training.artifact import TrainedModel
 from shoal.verbs.decisions import judging_of_run, known_rows
 from shoal.verbs.explained_rows import Drawn, own_rows, rows_of_data
 from shoal.verbs.explaining import explained
-from shoal.verbs.judge import rows_of
+from shoal.verbs.judge import report, rows_of
 from shoal.verbs.runs import finished_run, with_overrides
 
-if TYPE_CHECKING:
-    pass
-
-FOLDER, SUMMARY, PAGE = "explanations", "explanations.json", "explanations.html"
+PAGE = "explanations.html"
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def explain(
         found = rows_of_data(
             trained, data, experiment, judging.rule.columns if judged else (), reporter, labels=judged
         )
-    target = Storage.open(out, experiment.cluster.storage) if out else folder.child(FOLDER)
+    target = Storage.open(out, experiment.cluster.storage) if out else folder.child(EXPLANATIONS)
     metric = resolve_scoring(
         experiment.evaluation.scoring, trained.task, costs=experiment.evaluation.costs is not None
     )[0]
@@ -157,7 +156,12 @@ def explain(
         target.write_table(f"{name}.parquet", table)
     target.write_text(PAGE, render_explained(outcome))
     summary = outcome.summary()
+    own = target.uri == folder.child(EXPLANATIONS).uri
+    if own:
+        target.write_text(EXPLAINED, render_section(outcome, f"{EXPLANATIONS}/{PAGE}"))
     target.write_json(SUMMARY, {"key": key, **summary})  # last: it says that all is there
+    if own and folder.exists(REPORT):
+        report(run, cluster=cluster, reporter=reporter)
     return ExplainResult(target.uri, summary)
 
 
@@ -270,7 +274,7 @@ def _earlier(target: Storage, key: str) -> dict[str, Any] | None:
         return None
     there = target.list()
     if SUMMARY not in there:
-        ours = (".parquet", PAGE)
+        ours = (".parquet", PAGE, EXPLAINED)
         if strange := [name for name in there if not name.endswith(ours) and not name.startswith(".")]:
             raise StorageError(
                 f"{target.uri} holds {strange[0]}, which is no explanation; choose another --out"

@@ -1,6 +1,8 @@
 """shoal explain: importances, attributions and dependence of a run, what is refused, and what is kept private."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -71,8 +73,31 @@ def test_the_defaults_rank_columns_on_test_rows(default):
     assert group["value"] > result.found["importance"][0]["value"]
     assert sorted(path.name for path in folder.iterdir()) == [
         "explanations.html", "explanations.json", "ice.parquet", "partial_dependence.parquet",
-        "permutation.parquet", "shap.parquet",
+        "permutation.parquet", "section.html", "shap.parquet",
     ]  # fmt: skip
+
+
+def test_the_runs_report_has_the_main_figures_as_long_as_they_are_there(shoal, place, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(place / "line", run)
+    assert shoal("report", run).code == 0  # of the copy's name
+    before = (run / "report.html").read_bytes()
+    assert b"What moves the answers" not in before
+    assert shoal("explain", run, "--rows", 6, "--out", tmp_path / "elsewhere").code == 0
+    assert (run / "report.html").read_bytes() == before
+    assert shoal("explain", run, "--rows", 6).code == 0
+    page = (run / "report.html").read_text()
+    assert page.count("What moves the answers") == 1
+    for heading in ("Without each column", "Shapley values", "The highest answer", "By x"):
+        assert f"<h3>{heading}" in page
+    assert 'href="explanations/explanations.html"' in page
+    names = re.findall(r' id="([^"]+)"', page)
+    assert len(names) == len(set(names))
+    assert shoal("report", run).code == 0
+    assert (run / "report.html").read_text() == page
+    shutil.rmtree(run / "explanations")
+    assert shoal("report", run).code == 0
+    assert (run / "report.html").read_bytes() == before
 
 
 def test_importances_are_those_of_permuted_raw_rows(default, place):
@@ -351,15 +376,14 @@ def test_a_private_number_is_shown_in_standard_deviations(shoal, tmp_path):
     fit(tmp_path, "run", more=", private: [y]")
     done = shoal("explain", tmp_path / "run", "--rows", 4)
     assert done.code == 0, done.err
-    page = (tmp_path / "run" / "explanations" / "explanations.html").read_text()
-    assert "standard deviations" in page
-    assert "70000" not in page.replace(",", "")
-    assert "7e+06" not in page
+    for name in ("explanations/explanations.html", "report.html"):
+        page = (tmp_path / "run" / name).read_text()
+        assert "standard deviations" in page
+        assert "70000" not in page.replace(",", "")
+        assert "7e+06" not in page
 
 
 def test_rows_that_are_gone_are_named(shoal, place):
-    import shutil
-
     moved = place / "moved"
     shutil.copytree(place / "line", moved)
     facts = json.loads((moved / "provenance.json").read_text())
