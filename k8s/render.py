@@ -32,9 +32,9 @@ class Work:
     name
         Of its objects; what Kubernetes does not allow in one is replaced.
     command
-        The command line, which finds the experiment as `file` in ``/etc/shoal``.
-    file, config
-        The experiment file's name and text.
+        The command line, which finds `files` in ``/etc/shoal``.
+    files
+        Their texts by name.
     image
         With its version.
     workers, most
@@ -51,8 +51,7 @@ class Work:
 
     name: str
     command: Sequence[str]
-    file: str
-    config: str
+    files: Mapping[str, str]
     image: str
     workers: int
     most: int
@@ -108,7 +107,7 @@ def objects(work: Work) -> list[dict[str, Any]]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, "labels": dict(labels)},
-        "data": {work.file: LiteralScalarString(work.config)},
+        "data": {file: LiteralScalarString(text) for file, text in work.files.items()},
     }
     return [config, job]
 

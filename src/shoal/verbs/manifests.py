@@ -13,7 +13,7 @@ from shoal.cluster.resources import Demand, Part, Shape, Totals, asked_tasks, fo
 from shoal.experiment import Experiment, given, run_name
 from shoal.k8s.render import CONFIG, SHARED, Work, memory_bytes, objects, to_yaml
 from shoal.training.allowed import refuse
-from shoal.verbs.elsewhere import destination, modules_of, paths_of, refuse_local, resolved, words_of
+from shoal.verbs.elsewhere import NONE, Errand, Options, modules_of, paths_of
 
 DAY = timedelta(days=1)
 
@@ -43,6 +43,7 @@ def render(
     out: str | None = None,
     *,
     name: str | None = None,
+    options: Options = NONE,
     image: str | None = None,
     worker_memory: str = "4Gi",
     deadline: timedelta = DAY,
@@ -61,6 +62,8 @@ def render(
         Run folder; one under `cluster.storage_path` by default.
     name
         What the run's folder begins with; by default the experiment file's stem.
+    options
+        What the verb is told beside the experiment.
     image
         Built from k8s/Dockerfile, with a version.
     worker_memory
@@ -76,22 +79,18 @@ def render(
     experiment, name = given(experiment, name)
     inside = experiment.cluster.model_copy(update={"shared_paths": (SHARED,), "address": None})
     experiment = experiment.model_copy(update={"cluster": inside})
-    refuse_local(
-        experiment, out, f"; in pods, data and runs are in object storage (s3://, gs://) or under {SHARED}"
-    )
+    errand = Errand(verb, experiment, name, out, options)
+    errand.refuse(f"; in pods, data and runs are in object storage (s3://, gs://) or under {SHARED}")
     shape = _shape(experiment)
     refuse(experiment.training, shape)
     each = (shape.cpus_per_worker, shape.gpus_per_worker, memory_bytes(worker_memory))
     demand = Demand((Part("workers", shape.num_workers, *each, most=shape.max_workers),))
     _refuse_little(experiment, worker_memory)
-    run = destination(experiment, verb, name, out)
-    file = f"{name}.yaml"
     pairs = shape.num_workers if not shape.is_elastic else (shape.num_workers, shape.max_workers)
     work = Work(
         name=run_name(name, verb, experiment),
-        command=words_of(verb, f"{CONFIG}/{file}", out if verb == "shard" else run),
-        file=file,
-        config=resolved(experiment, num_workers=pairs, gpus_per_worker=shape.gpus_per_worker),
+        command=errand.words(f"{CONFIG}/"),
+        files=errand.files(num_workers=pairs, gpus_per_worker=shape.gpus_per_worker),
         image=image or _image(shape.gpus_per_worker > 0),
         workers=shape.num_workers,
         most=max(shape.num_workers, shape.max_workers),
@@ -102,14 +101,14 @@ def render(
         needs_claim=any(path.startswith(SHARED) for _, path in paths_of(experiment, out)),
     )
     notices = []
-    if modules := modules_of(experiment):
+    if modules := modules_of(*errand.experiments.values()):
         notices.append(f"the image has to hold the module {', '.join(modules)}")
     if shape.is_elastic:
         notices.append(
             f"it starts with {shape.num_workers} workers, and grows up to {shape.max_workers} where "
             "spec.workerGroupSpecs[0].replicas of its RayCluster is raised"
         )
-    return RenderResult(objects(work), demand, run, tuple(notices))
+    return RenderResult(objects(work), demand, errand.run, tuple(notices))
 
 
 def _shape(experiment: Experiment) -> Shape:

@@ -4,11 +4,16 @@ import http.server
 import socket
 import threading
 import time
+from datetime import timedelta
 
 import pytest
+from typer.main import get_command
 
+from shoal.cli.app import app
 from shoal.experiment import from_dict, load_experiment
-from shoal.verbs.elsewhere import modules_of, refuse_local, resolved
+from shoal.verbs.axis import alternatives
+from shoal.verbs.elsewhere import Errand, Options, modules_of, refuse_local, resolved
+from shoal.verbs.jobs import _command
 from shoal.verbs.runs import run_uri
 
 REMOTE = {
@@ -19,6 +24,11 @@ REMOTE = {
 
 def experiment(**sections):
     return from_dict({**REMOTE, **sections})
+
+
+def errand(verb="train", out=None, compare=None, find_learning_rate=False, list_layers=False, **more):
+    options = Options(compare, find_learning_rate, list_layers)
+    return Errand(verb, experiment(**more), "small", out, options)
 
 
 def submit(shoal, folder, *words, address="http://127.0.0.1:1", verb="train"):
@@ -94,7 +104,60 @@ def test_what_is_sent_is_the_same_run(tmp_path):
 
 def test_credentials_are_not_sent():
     with pytest.raises(Exception, match=r"data\.path: s3://\*\*\*@lake/rows\.parquet carries credentials"):
-        resolved(experiment(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}))
+        errand(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}).refuse()
+    with pytest.raises(Exception, match=r"--out: s3://\*\*\*@b/run carries credentials"):
+        errand(out="s3://me:hidden@b/run").refuse()
+
+
+def test_alternatives_go_with_it_and_are_looked_at_too(tmp_path):
+    (tmp_path / "others.yaml").write_text(
+        "wide: {model.mlp.hidden: [64]}\nown: {model: {import: 'json:loads'}}\n"
+    )
+    sent = errand("crossval", compare=tmp_path / "others.yaml")
+    sent.refuse()
+    assert sent.run == errand("crossval").run + "-compare"
+    for name, text in sent.files().items():
+        (tmp_path / name).write_text(text)
+    words = sent.words(f"{tmp_path}/")
+    assert words[words.index("--out") + 1] == sent.run
+    there = alternatives(load_experiment(words[4]), words[words.index("--compare") + 1])
+    assert there == alternatives(sent.experiment, tmp_path / "others.yaml")
+    assert modules_of(*sent.experiments.values()) == ["json"]
+    (tmp_path / "others.yaml").write_text("other: {model: {pretrained: {path: /models/bert}}}\n")
+    with pytest.raises(Exception, match="model.pretrained.path: /models/bert is a path of this machine"):
+        sent.refuse()
+
+
+def test_what_a_verb_is_told_makes_another_job(tmp_path):
+    (tmp_path / "others.yaml").write_text("wide: {model.mlp.hidden: [64]}\n")
+    sent = [
+        errand("crossval"),
+        errand("crossval", compare=tmp_path / "others.yaml"),
+        errand("crossval", compare={"wide": {"model.mlp.hidden": [32]}}),
+        errand(),
+        errand(find_learning_rate=True),
+        errand("features"),
+        errand("features", list_layers=True),
+    ]
+    assert len({_command(one, None).key for one in sent}) == len(sent)
+    limited = _command(errand(), timedelta(hours=6))
+    assert limited.key == _command(errand(), None).key
+    assert limited.words == [*errand().words(), "--time-limit", "6h"]
+    with pytest.raises(Exception, match="--compare is of shoal crossval, not of shoal train"):
+        errand(compare={"wide": {"model.mlp.hidden": [32]}}).refuse()
+
+
+def test_every_option_of_a_verb_that_runs_an_experiment_is_sent_or_left_out_on_purpose():
+    commands = get_command(app).commands
+
+    def flags(command):
+        return {flag for option in command.params for flag in option.opts if flag.startswith("--")}
+
+    own = set().union(
+        *(flags(commands[name]) for name in ("adapt", "crossval", "features", "shard", "train", "tune"))
+    )
+    for command in (commands["submit"], commands["k8s"].commands["render"]):
+        assert own - flags(command) == {"--settle"}  # asks a finished run, with a file of this machine
 
 
 def test_modules_of_ones_own_are_found_wherever_they_are():
