@@ -1,5 +1,7 @@
 """What of an experiment has to be reached from another machine, and what is sent there."""
 
+import hashlib
+import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -8,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from shoal.cluster.components import Imported
+from shoal.cluster.config import identity
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.filesystems import redact
-from shoal.experiment import Experiment, dump_yaml
+from shoal.experiment import Experiment, dump_yaml, to_dict
 from shoal.training.config import PretrainedConfig
 from shoal.verbs.axis import alternatives, written
 from shoal.verbs.runs import run_uri
@@ -78,6 +81,15 @@ class Errand:
         return run_uri(self.experiment, verb, self.name, self.out) + ("-compare" if compared else "")
 
     @property
+    def key(self) -> str:
+        """What it is known by: what its result depends on, and where that goes."""
+        experiments = [identity(to_dict(one)) for one in self.experiments.values()]
+        content = [self.name, self.words(), self.run, *experiments]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "-", self.name).strip("-") or "experiment"
+        return f"{stem}-{self.verb}-{digest}"
+
+    @property
     def experiments(self) -> dict[str, Experiment]:
         """The experiment, or its alternatives by name."""
         return alternatives(self.experiment, self.options.compare)
@@ -126,6 +138,12 @@ class Errand:
                         f"{key}: {redact(path)} carries credentials, which are not sent; give them to the cluster itself, "
                         "by its environment or a role"
                     )
+        cluster = self.experiment.cluster
+        if cluster.cache_path is None and self.verb != "shard" and _is_remote(cluster.storage_path):
+            raise ConfigError(
+                f"cluster.storage_path: {cluster.storage_path} is in object storage: give cluster.cache_path, a folder of every "
+                "node's own, such as /tmp/shoal, for copies of the shards"
+            )
 
     @property
     def _files(self) -> tuple[str, str]:
@@ -200,11 +218,14 @@ def modules_of(*experiments: Experiment) -> list[str]:
 
 
 def _is_local(path: str, shared: tuple[str, ...]) -> bool:
-    plain = path.removeprefix("file://")
-    if "://" in plain:
+    if _is_remote(path):
         return False
-    normal = posixpath.normpath(plain)
+    normal = posixpath.normpath(path.removeprefix("file://"))
     return not any(normal == folder or normal.startswith(folder) for folder in map(_folder, shared))
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path.removeprefix("file://")
 
 
 def _folder(path: str) -> str:

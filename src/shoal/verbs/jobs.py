@@ -1,8 +1,6 @@
 """submit: a verb as a job on a cluster elsewhere; the same command again finds the job that it made."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import re
 from collections.abc import Callable
@@ -12,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import shoal
-from shoal.cluster.config import format_duration, identity
+from shoal.cluster.config import format_duration
 from shoal.cluster.errors import ConfigError, RunError
 from shoal.cluster.jobs import Command, Found, Job, Jobs
 from shoal.cluster.progress import Reporter, Silent
-from shoal.experiment import Experiment, given, to_dict
+from shoal.experiment import Experiment, given
 from shoal.verbs.elsewhere import NONE, Errand, Options, modules_of
 
 _EXACT = ("ray", "torch", "shoal")
@@ -122,14 +120,10 @@ def submit(
 
 
 def _command(errand: Errand, time_limit: timedelta | None) -> Command:
-    experiments = [identity(to_dict(one)) for one in errand.experiments.values()]
-    content = [errand.name, errand.words(), errand.run, *experiments]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", errand.name).strip("-") or "experiment"
     limit = () if time_limit is None else ("--time-limit", format_duration(time_limit))
     shape = errand.experiment.cluster
     return Command(
-        key=f"{stem}-{errand.verb}-{digest}",
+        key=errand.key,
         words=[*errand.words(), *limit],
         files=errand.files(),
         package=Path(shoal.__file__).parent,

@@ -18,7 +18,7 @@ from shoal.verbs.runs import run_uri
 
 REMOTE = {
     "data": {"path": "s3://lake/rows.parquet", "target": "y"},
-    "cluster": {"storage_path": "s3://bucket/runs"},
+    "cluster": {"storage_path": "s3://bucket/runs", "cache_path": "/tmp/shards"},
 }
 
 
@@ -107,6 +107,13 @@ def test_credentials_are_not_sent():
         errand(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}).refuse()
     with pytest.raises(Exception, match=r"--out: s3://\*\*\*@b/run carries credentials"):
         errand(out="s3://me:hidden@b/run").refuse()
+
+
+def test_shards_in_object_storage_need_a_place_for_copies():
+    there = {"storage_path": "s3://bucket/runs"}
+    with pytest.raises(Exception, match="give cluster.cache_path"):
+        errand(cluster=there).refuse()
+    errand("shard", cluster=there).refuse()  # reads none
 
 
 def test_alternatives_go_with_it_and_are_looked_at_too(tmp_path):
