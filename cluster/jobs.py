@@ -5,6 +5,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 import time
@@ -30,6 +31,7 @@ _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
+_ID = re.compile(r"^\w[\w.-]*$", re.ASCII)
 _NOT_FOUND = "status code 404"
 _TAKEN = "already exists"
 _PROBE = """
@@ -286,6 +288,8 @@ class Jobs:
         return self.wait(name)
 
     def _find(self, name: str) -> Job | None:
+        if _ID.match(name) is None:  # anything else would be another path of the dashboard's
+            return None
         with self._told():
             try:
                 return _job(self._client.get_job_info(name))
@@ -329,11 +333,20 @@ def _require_client() -> None:
 
 
 def _token() -> str:
-    """Return the token where Ray looks for it; empty where there is none."""
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
-        return given
+    """Return the token where Ray looks for it; empty where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be one.
+    """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else ""
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(errors="replace") if path.is_file() else "")
+    if not re.fullmatch(r"[!-~]*", token := token.strip()):
+        raise ConfigError(
+            "the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token) is none: it is one word of ASCII characters"
+        )
+    return token
 
 
 def _attempt(key: str, number: int) -> str:

@@ -107,7 +107,7 @@ def render(
         gpus=int(shape.gpus_per_worker),
         memory=worker_memory,
         deadline=math.ceil(deadline.total_seconds()),
-        needs_claim=any(path.startswith(SHARED) for _, path in paths_of(experiment, out)),
+        needs_claim=any(path.removeprefix("file://").startswith(SHARED) for path in _paths(errand, cache)),
     )
     notices = []
     if modules := modules_of(*errand.experiments.values()):
@@ -118,6 +118,11 @@ def render(
             "spec.workerGroupSpecs[0].replicas of its RayCluster is raised"
         )
     return RenderResult(objects(work), demand, errand.run, tuple(notices))
+
+
+def _paths(errand: Errand, cache: str) -> list[str]:
+    """Return the places that pods read from or write to."""
+    return [cache] + [path for one in errand.experiments.values() for _, path in paths_of(one, errand.out)]
 
 
 def _shape(experiment: Experiment) -> Shape:

@@ -10,6 +10,7 @@ import pytest
 from typer.main import get_command
 
 from shoal.cli.app import app
+from shoal.cluster.errors import ConfigError
 from shoal.experiment import from_dict, load_experiment
 from shoal.verbs.axis import alternatives
 from shoal.verbs.elsewhere import Errand, Options, modules_of, refuse_local, resolved
@@ -219,7 +220,16 @@ def test_an_address_that_does_not_answer_is_told_in_a_line(shoal, folder, silent
         assert len(done.err.splitlines()) == 1
     assert time.monotonic() - began < 30
     server.shutdown()
-    for address in ("ray://127.0.0.1:10001", "http://127.0.0.1:1/api", "http://me:pw@127.0.0.1:1"):
+    for address in (
+        "ray://127.0.0.1:10001",
+        "http://127.0.0.1:1/api",
+        "http://me:pw@127.0.0.1:1",
+        "me:pw@127.0.0.1:1",
+        "http://[::1",
+        "http://127.0.0.1:1?x",
+        " ",
+        "",
+    ):
         done = submit(shoal, folder, *shared, address=address)
         assert done.code == 2
         assert "http://host:8265" in done.err
@@ -235,6 +245,21 @@ def test_a_client_that_is_not_installed_is_named_with_the_command(shoal, folder,
     assert done.code == 2
     assert "pip install 'shoal[jobs]'" in done.err
     assert "aiohttp" in done.err
+
+
+@pytest.mark.parametrize(
+    ("token", "is_one"), [("ab12\n", True), ("ab\ncd", False), ("süß", False), ("", True)]
+)
+def test_what_cannot_be_a_token_is_not_sent(monkeypatch, token, is_one):
+    from shoal.cluster import jobs
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+    if is_one:
+        assert jobs._token() == token.strip()
+    else:
+        with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN"):
+            jobs._token()
 
 
 def test_jobs_needs_a_verb_of_its_own(shoal):

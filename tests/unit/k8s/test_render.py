@@ -152,6 +152,14 @@ def test_the_claim_is_there_where_it_is_needed():
         return [[v["name"] for v in t["spec"]["volumes"]] for _, t in pod_templates(read_all(result.yaml))]
 
     assert [("shoal" in names) for names in mounts(rendered())] == [False, False, False]
+    data = {"path": "file:///shoal/rows.parquet", "target": "y"}
+    compared = Options(compare={"own": {"model": {"pretrained": {"path": "/shoal/bert"}}}})
+    for other in (
+        rendered(sections={"data": data}.items()),
+        rendered({"cache_path": "/shoal/cache"}),
+        rendered(verb="crossval", options=compared),
+    ):
+        assert [("shoal" in names) for names in mounts(other)] == [False, True, True]
     here = rendered({"storage_path": "/shoal/runs"})
     assert [("shoal" in names) for names in mounts(here)] == [False, True, True]
     assert "--out /shoal/runs/fraud-train-" in job_of(here)["spec"]["entrypoint"]
