@@ -11,7 +11,7 @@ from typing import Any
 
 import shoal
 from shoal.cluster.config import format_duration
-from shoal.cluster.errors import ConfigError, RunError
+from shoal.cluster.errors import ConfigError, RequestError, RunError
 from shoal.cluster.jobs import Command, Found, Job, Jobs
 from shoal.cluster.progress import Reporter, Silent
 from shoal.experiment import Experiment, given
@@ -88,7 +88,7 @@ def submit(
     ResourceError
         If the cluster cannot be reached.
     RunError
-        When waited for: the job failed.
+        When waited for: the job failed, or the cluster does not answer any more.
     """
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
@@ -114,7 +114,10 @@ def submit(
     if not wait and follow is None:
         return result
     reporter.stage(f"waiting for job {result.job.id}")
-    job = jobs.wait(result.job.id) if follow is None else jobs.follow(result.job.id, follow)
+    try:
+        job = jobs.wait(result.job.id) if follow is None else jobs.follow(result.job.id, follow)
+    except RequestError as lost:  # the request was right
+        raise RunError(f"job {result.job.id} was lost sight of, and may go on: {lost}") from lost
     _refuse_failed(job, jobs, told=follow is not None)
     return SubmitResult(job, jobs.address, result.started)
 

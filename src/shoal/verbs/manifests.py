@@ -11,6 +11,7 @@ from typing import Any
 
 from shoal.cluster.errors import ConfigError
 from shoal.cluster.resources import Demand, Part, Shape, Totals, format_size, resolve_workers
+from shoal.cluster.sharding.names import plural
 from shoal.experiment import Experiment, given
 from shoal.k8s.render import CONFIG, SHARED, WRITABLE, Work, memory_bytes, objects, to_yaml
 from shoal.training.allowed import refuse
@@ -114,7 +115,7 @@ def render(
         notices.append(f"the image has to hold the module {', '.join(modules)}")
     if shape.is_elastic:
         notices.append(
-            f"it starts with {shape.num_workers} workers, and grows up to {shape.max_workers} where "
+            f"it starts with {plural(shape.num_workers, 'worker')}, and grows up to {shape.max_workers} where "
             "spec.workerGroupSpecs[0].replicas of its RayCluster is raised"
         )
     return RenderResult(objects(work), demand, errand.run, tuple(notices))
