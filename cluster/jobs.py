@@ -207,7 +207,8 @@ class Jobs:
             with self._told():
                 try:
                     self._client.submit_job(
-                        entrypoint=shlex.join(command.words),
+                        # Where the head dies, Ray ends the process that it started: with exec, the command is that.
+                        entrypoint=f"exec {shlex.join(command.words)}",
                         submission_id=name,
                         entrypoint_num_cpus=command.cpus or None,
                         runtime_env={
