@@ -6,12 +6,12 @@ import re
 import socket
 from http.client import HTTPException
 from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from shoal.cluster.errors import ResourceError
 
 _ADDRESS = re.compile(r"^(?P<host>\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]]+):(?P<port>\d{1,5})$")
+_DASHBOARD = re.compile(r"^https?://(\[[0-9a-fA-F:.]+\]|[^\s:/@\[\]?#]+)(:\d{1,5})?$")
 _HOW = "write host:6379, or auto for the cluster on this machine"
 # Ray speaks gRPC, and so HTTP/2: the client's greeting with an empty SETTINGS frame is answered by one.
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -73,10 +73,10 @@ def checked_dashboard(address: str, seconds: float = 5.0) -> tuple[str, bool]:
         If it is no such address, or no dashboard of Ray's answers.
     """
     url = (address if "://" in address else f"http://{address}").rstrip("/")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path or parts.username:
+    if _DASHBOARD.match(url) is None:
+        shown = url if "@" in url else address  # a URL's password is masked
         raise ResourceError(
-            f"--address {address}: jobs go to the dashboard of a cluster's head, such as http://host:8265; https:// is possible"
+            f"--address {shown}: jobs go to the dashboard of a cluster's head, such as http://host:8265; https:// is possible"
         )
     try:
         with urlopen(f"{url}/api/version", timeout=seconds) as answer:

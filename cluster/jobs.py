@@ -5,6 +5,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 import time
@@ -23,6 +24,7 @@ EXTRA = "pip install 'shoal[jobs]'"
 _MARK = "shoal"  # the key of the metadata by which our jobs are known
 _SECONDS = 30.0  # for one request
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 60.0  # with a way to the cluster that is broken, such as a port-forward that starts again
 _PROBE_SECONDS = 120.0  # for the first process on a node that has just started
 # Each sets a level of its own when it is imported, and tells of every upload.
 _CHATTY = (
@@ -30,6 +32,7 @@ _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray._private.runtime_env.packaging",
 )
+_ID = re.compile(r"^\w[\w.-]*$", re.ASCII)
 _NOT_FOUND = "status code 404"
 _TAKEN = "already exists"
 _PROBE = """
@@ -204,7 +207,8 @@ class Jobs:
             with self._told():
                 try:
                     self._client.submit_job(
-                        entrypoint=shlex.join(command.words),
+                        # Where the head dies, Ray ends the process that it started: with exec, the command is that.
+                        entrypoint=f"exec {shlex.join(command.words)}",
                         submission_id=name,
                         entrypoint_num_cpus=command.cpus or None,
                         runtime_env={
@@ -249,16 +253,37 @@ class Jobs:
             return str(self._client.get_job_logs(name))
 
     def follow(self, name: str, write: Callable[[str], object]) -> Job:
-        """Hand on what a job prints, from its beginning, until it ends."""
+        """Hand on what a job prints, from its beginning, until it ends.
+
+        Raises
+        ------
+        ResourceError
+            If the cluster does not answer for a minute; shorter breaks are bridged.
+        """
+        written = 0
 
         async def read() -> None:
+            nonlocal written
+            at = 0  # each reading is from the beginning
             async for lines in self._client.tail_job_logs(name):
-                write(lines)
+                new = lines[max(0, written - at) :]
+                at += len(lines)
+                if new:
+                    write(new)
+                    written = at
 
-        self.job(name)
-        with self._told():
-            asyncio.run(read())
-        return self.wait(name)
+        ended = self.job(name).has_ended
+        while True:
+            try:
+                with self._told():
+                    asyncio.run(read())
+                return self.wait(name)
+            except ResourceError:
+                job = self._patiently(name)
+                if ended and job.has_ended:
+                    return job
+                ended = job.has_ended  # once more, for its last words
+                time.sleep(_POLL_SECONDS)
 
     def wait(self, name: str, seconds: float | None = None) -> Job:
         """Return a job once it has ended.
@@ -266,10 +291,10 @@ class Jobs:
         Raises
         ------
         ResourceError
-            If that takes longer than ``seconds``.
+            If that takes longer than ``seconds``, or the cluster does not answer for a minute.
         """
         until = None if seconds is None else time.monotonic() + seconds
-        while not (job := self.job(name)).has_ended:
+        while not (job := self._patiently(name)).has_ended:
             if until is not None and time.monotonic() > until:
                 raise ResourceError(
                     f"job {name} on the cluster at {self.address} has not ended after {seconds:g} s "
@@ -285,7 +310,20 @@ class Jobs:
                 self._client.stop_job(name)
         return self.wait(name)
 
+    def _patiently(self, name: str) -> Job:
+        """Return a job, also where the way to its cluster is broken for less than a minute."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                return self.job(name)
+            except ResourceError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_POLL_SECONDS)
+
     def _find(self, name: str) -> Job | None:
+        if _ID.match(name) is None:  # anything else would be another path of the dashboard's
+            return None
         with self._told():
             try:
                 return _job(self._client.get_job_info(name))
@@ -297,6 +335,7 @@ class Jobs:
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Turn what Ray's client raises into a line."""
+        from aiohttp import ClientError
         from ray.exceptions import AuthenticationError
         from requests.exceptions import RequestException
 
@@ -309,7 +348,7 @@ class Jobs:
                 f"the cluster at {self.address} turns this token away, or none was given; set RAY_AUTH_TOKEN to the "
                 "cluster's, or keep that in ~/.ray/auth_token"
             ) from error
-        except (ConnectionError, RequestException) as error:
+        except (ConnectionError, ClientError, RequestException) as error:
             raise ResourceError(
                 f"the cluster at {self.address} does not answer any more ({type(error).__name__}); look whether its head runs"
             ) from error
@@ -329,11 +368,20 @@ def _require_client() -> None:
 
 
 def _token() -> str:
-    """Return the token where Ray looks for it; empty where there is none."""
-    if given := os.environ.get("RAY_AUTH_TOKEN"):
-        return given
+    """Return the token where Ray looks for it; empty where there is none.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be one.
+    """
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    return path.read_text().strip() if path.is_file() else ""
+    token = os.environ.get("RAY_AUTH_TOKEN") or (path.read_text(errors="replace") if path.is_file() else "")
+    if not re.fullmatch(r"[!-~]*", token := token.strip()):
+        raise ConfigError(
+            "the token (RAY_AUTH_TOKEN, or ~/.ray/auth_token) is none: it is one word of ASCII characters"
+        )
+    return token
 
 
 def _attempt(key: str, number: int) -> str:

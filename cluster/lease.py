@@ -2,8 +2,9 @@
 
 A file in the folder names the driver: host, process, when that process began, and when it was last
 seen alive. On this host a lease ends with its process; another host's lease ends when it has not been
-renewed for two minutes. Local disks decide under a lock of the folder; object stores have none, so
-there the writer looks again after a moment whether the lease is still its own.
+renewed for two minutes, for which the next driver waits: one that is alive shows it within seconds.
+Local disks decide under a lock of the folder; object stores have none, so there the writer looks again
+after a moment whether the lease is still its own.
 """
 
 import os
@@ -27,6 +28,7 @@ STALE_SECONDS = 120.0
 RENEW_SECONDS = 20.0
 SETTLE_SECONDS = 0.5
 _LOOK_SECONDS = 0.2  # between two looks whether a folder was released: no file system tells of it
+_LOOK_ELSEWHERE_SECONDS = 1.0
 _SILENT = Silent()
 
 
@@ -72,7 +74,8 @@ def held(
     renew
         Seconds between two signs of life.
     wait
-        Seconds to wait for a live driver that holds it.
+        Seconds to wait for a live driver that holds it. One on another host that shows no sign of life is waited for until
+        its lease ends.
 
     Raises
     ------
@@ -112,12 +115,20 @@ def held(
 
 def _wait_for_release(storage: Storage, reporter: Reporter, wait: float) -> None:
     """Return when no live driver holds the folder, or when the time is over: taking it then says who does."""
-    deadline, said = time.monotonic() + wait, False
-    while time.monotonic() < deadline and (found := read(storage)) is not None and _is_live(found):
+    began, first, said = time.monotonic(), None, False
+    while (found := read(storage)) is not None and _is_live(found):
+        first = first or found
+        is_silent = _is_elsewhere(found) and found == first
+        limit = max(wait, STALE_SECONDS) if is_silent else wait
+        if time.monotonic() >= began + limit:
+            return
         if not said:
-            reporter.notice(f"waiting up to {wait:g} s for {describe(found)}, which uses {storage.uri}")
+            either = ", or did when its machine was lost" if is_silent else ""
+            reporter.notice(
+                f"waiting up to {limit:g} s for {describe(found)}, which uses {storage.uri}{either}"
+            )
         said = True
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_LOOK_ELSEWHERE_SECONDS if is_silent else _LOOK_SECONDS)
 
 
 def read(storage: Storage) -> dict[str, Any] | None:
@@ -133,11 +144,15 @@ def read(storage: Storage) -> dict[str, Any] | None:
 
 def _is_live(found: dict[str, Any]) -> bool:
     """Whether the lease's driver is, or may be, alive."""
-    if found.get("host") == socket.gethostname():
+    if not _is_elsewhere(found):
         pid = found.get("pid")
         return isinstance(pid, int) and process_start(pid) == found.get("process_start") is not None
     seen = found.get("seen")
     return isinstance(seen, int | float) and time.time() - seen < STALE_SECONDS
+
+
+def _is_elsewhere(found: dict[str, Any]) -> bool:
+    return found.get("host") != socket.gethostname()
 
 
 def describe(found: dict[str, Any]) -> str:
@@ -169,10 +184,9 @@ def process_start(pid: int) -> str | None:
 
 
 def _held_message(found: dict[str, Any], storage: Storage) -> str:
-    elsewhere = found.get("host") != socket.gethostname()
     return f"{storage.uri} is in use by {describe(found)}; wait for it, stop it, or choose another --out" + (
         f"; should that machine be gone, its lease ends {STALE_SECONDS:.0f} s after its last sign of life"
-        if elsewhere
+        if _is_elsewhere(found)
         else ""
     )
 

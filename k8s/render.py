@@ -14,13 +14,19 @@ from ruamel.yaml.scalarstring import LiteralScalarString
 from shoal.cluster.errors import ConfigError
 
 SHARED = "/shoal"  # where every pod has the claim for data and runs
+WRITABLE = ("/tmp", "/home/shoal")  # of each pod's own; all else is read-only
 CONFIG = "/etc/shoal"
 GPU = "nvidia.com/gpu"
-_LONGEST_NAME = 47  # KubeRay makes names of pods and services from it
+_LONGEST_NAME = 47  # KubeRay makes names of pods and services from it, which begin with a letter
+_LATEST = 2**31 - 1
 _BASE = Path(__file__).parent / "base" / "ray_job.yaml"
 _MEMORY = re.compile(r"^([1-9]\d*)(Mi|Gi)$")
 _BYTES = {"Mi": 2**20, "Gi": 2**30}
-_PINNED = re.compile(r"^[^\s:@]+(:\d+/[^\s:@]+)?(:(?P<tag>[\w.-]+)|@sha256:[0-9a-f]{64})$")
+_PINNED = re.compile(
+    r"^((?=[^/]*[.:])[A-Za-z0-9.-]+(:\d+)?/)?[a-z0-9._-]+(/[a-z0-9._-]+)*"  # registry, repository
+    r"(:(?P<tag>\w[\w.-]{0,127}))?(?P<digest>@sha256:[0-9a-f]{64})?$",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -32,9 +38,9 @@ class Work:
     name
         Of its objects; what Kubernetes does not allow in one is replaced.
     command
-        The command line, which finds the experiment as `file` in ``/etc/shoal``.
-    file, config
-        The experiment file's name and text.
+        The command line, which finds `files` in ``/etc/shoal``.
+    files
+        Their texts by name.
     image
         With its version.
     workers, most
@@ -51,8 +57,7 @@ class Work:
 
     name: str
     command: Sequence[str]
-    file: str
-    config: str
+    files: Mapping[str, str]
     image: str
     workers: int
     most: int
@@ -71,10 +76,15 @@ def objects(work: Work) -> list[dict[str, Any]]:
     ConfigError
         If the image has no version, or the amount of memory cannot be read.
     """
-    if (match := _PINNED.match(work.image)) is None or match["tag"] == "latest":
+    match = _PINNED.match(work.image)
+    if match is None or (match["digest"] is None and match["tag"] in (None, "latest")):
         raise ConfigError(
             f"--image {work.image}: name a version, such as registry/shoal:0.1.0-cpu or …@sha256:…, so that a job that is tried "
             "again runs the same code"
+        )
+    if work.deadline > _LATEST:
+        raise ConfigError(
+            f"--time-limit: Kubernetes counts at most {_LATEST} s, which is 24855d; ask for less"
         )
     memory_bytes(work.memory)
     name = object_name(work.name)
@@ -108,7 +118,7 @@ def objects(work: Work) -> list[dict[str, Any]]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, "labels": dict(labels)},
-        "data": {work.file: LiteralScalarString(work.config)},
+        "data": {file: LiteralScalarString(text) for file, text in work.files.items()},
     }
     return [config, job]
 
@@ -127,8 +137,8 @@ def to_yaml(documents: Sequence[Mapping[str, Any]]) -> str:
 
 def object_name(name: str) -> str:
     """Return a name as Kubernetes wants one: its end, which tells runs apart, is kept."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())
-    return plain[-_LONGEST_NAME:].strip("-")
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())[-_LONGEST_NAME:].strip("-")
+    return plain if plain[:1].isalpha() else f"r-{plain[2 - _LONGEST_NAME :].lstrip('-')}"
 
 
 def memory_bytes(amount: str) -> int:

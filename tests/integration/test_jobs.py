@@ -189,10 +189,20 @@ def test_a_module_that_the_cluster_lacks_is_named(shoal, address, folder, monkey
     assert "has no module my_own_model" in err
 
 
-def test_an_unknown_job_is_answered_with_the_known_ones(shoal, address, folder):
-    code, _, err = shoal("jobs", "status", "small-train-0", "--address", address)
+@pytest.mark.parametrize("name", ["small-train-0", "", "../version", "a/b c?x=ü"])
+def test_an_unknown_job_is_answered_with_the_known_ones(shoal, address, folder, name):
+    code, _, err = shoal("jobs", "status", name, "--address", address)
     assert code == 2
-    assert "small-train-" in err.split("jobs there:")[1]
+    assert "small-" in err.split("jobs there:")[1]
+
+
+def test_alternatives_are_sent(shoal, address, folder):
+    (folder / "others.yaml").write_text("wide: {model: {mlp: {hidden: [4]}}}\n")
+    words = ("--compare", folder / "others.yaml", "--set", "evaluation.cv={stratified: {n_splits: 2}}")
+    code, out, err = submit(shoal, address, folder, *words, "--wait", verb="crossval")
+    assert code == 0, err
+    metrics = json.loads((Path(json.loads(out)["run"]) / "metrics.json").read_text())
+    assert list(metrics["alternatives"]) == ["as it is", "wide"]
 
 
 def test_without_a_token_it_is_turned_away(address, folder, tmp_path):

@@ -8,7 +8,7 @@ import typer
 from shoal.cli import show_results
 from shoal.cli.jobs import add_submit, jobs
 from shoal.cli.kubernetes import add_kubernetes
-from shoal.cli.options import Common, verb
+from shoal.cli.options import Common, Compare, FindLearningRate, ListLayers, verb
 from shoal.cli.output import Output, state
 
 if TYPE_CHECKING:
@@ -117,10 +117,7 @@ def shard(common: Common, config: Config) -> Output:
 def train(
     common: Common,
     config: Config,
-    find_learning_rate: Annotated[
-        bool,
-        typer.Option("--find-learning-rate", help="Only try rising rates for an epoch, and suggest one."),
-    ] = False,
+    find_learning_rate: FindLearningRate = False,
 ) -> Output:
     """Fit a model, judge it on rows it never saw, and write the report."""
     experiment = common.load(config)
@@ -149,10 +146,7 @@ def _find_learning_rate(common: Common, experiment: "Experiment", name: str) -> 
 def crossval(
     common: Common,
     config: Config,
-    compare: Annotated[
-        Path | None,
-        typer.Option("--compare", metavar="FILE", help="YAML with alternatives, judged on the same folds."),
-    ] = None,
+    compare: Compare = None,
 ) -> Output:
     """Fit and judge every fold; the test rows stay untouched."""
     experiment = common.load(config)
@@ -210,9 +204,7 @@ def adapt(
 def features(
     common: Common,
     config: Config,
-    list_layers: Annotated[
-        bool, typer.Option("--list", help="Only list the model's layers, with their shapes.")
-    ] = False,
+    list_layers: ListLayers = False,
 ) -> Output:
     """Write what layers of a model give for every row, and rank them by linear probes."""
     experiment = common.load(config)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shoal.cli.options import Common, verb
+from shoal.cli.options import Common, Compare, FindLearningRate, ListLayers, verb
 from shoal.cli.output import Output, state
 from shoal.cluster.errors import ConfigError
 
@@ -34,7 +34,7 @@ def add_submit(app: typer.Typer) -> None:
     """Add ``submit`` to a command line, for those of its verbs that take an experiment."""
 
     @app.command()
-    @verb()
+    @verb(time_limit=("TIME", "The job's own: it ends after 90s, 10m, 6h, 1d."))
     def submit(
         common: Common,
         name: Annotated[str, typer.Argument(metavar="VERB", help="train, crossval …", show_default=False)],
@@ -47,10 +47,14 @@ def add_submit(app: typer.Typer) -> None:
         again: Annotated[
             bool, typer.Option("--again", help="Start a job even where one has finished.")
         ] = False,
+        compare: Compare = None,
+        find_learning_rate: FindLearningRate = False,
+        list_layers: ListLayers = False,
     ) -> Output:
         """Run a verb as a job on a cluster, or find the job that does it already."""
         refuse_verb(app, name)
         experiment = common.load(config)
+        from shoal.verbs.elsewhere import Options
         from shoal.verbs.jobs import submit as run
 
         def told(job: "Job") -> None:
@@ -62,6 +66,8 @@ def add_submit(app: typer.Typer) -> None:
             address,
             common.out,
             name=Path(config).stem,
+            options=Options(compare, find_learning_rate, list_layers),
+            time_limit=common.time_limit,
             again=again,
             wait=wait,
             follow=_to(sys.stderr) if follow else None,

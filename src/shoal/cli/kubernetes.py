@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from shoal.cli.jobs import refuse_verb
-from shoal.cli.options import Common, verb
+from shoal.cli.options import Common, Compare, FindLearningRate, ListLayers, verb
 from shoal.cli.output import Output
 
 
@@ -34,10 +34,14 @@ def add_kubernetes(app: typer.Typer) -> None:
         worker_memory: Annotated[
             str, typer.Option("--worker-memory", metavar="AMOUNT", help="Memory of each worker's pod.")
         ] = "4Gi",
+        compare: Compare = None,
+        find_learning_rate: FindLearningRate = False,
+        list_layers: ListLayers = False,
     ) -> Output:
         """Print the Kubernetes objects of a job, for kubectl apply."""
         refuse_verb(app, name)
         experiment = common.load(config)
+        from shoal.verbs.elsewhere import Options
         from shoal.verbs.manifests import DAY
         from shoal.verbs.manifests import render as run
 
@@ -46,6 +50,7 @@ def add_kubernetes(app: typer.Typer) -> None:
             experiment,
             common.out,
             name=Path(config).stem,
+            options=Options(compare, find_learning_rate, list_layers),
             image=image,
             worker_memory=worker_memory,
             deadline=common.time_limit or DAY,

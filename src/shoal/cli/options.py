@@ -19,6 +19,18 @@ if TYPE_CHECKING:
     from shoal.experiment import Experiment
 
 
+# Of one verb each, and of those that send that verb elsewhere.
+Compare = Annotated[
+    Path | None,
+    typer.Option("--compare", metavar="FILE", help="YAML with alternatives, judged on the same folds."),
+]
+FindLearningRate = Annotated[
+    bool,
+    typer.Option("--find-learning-rate", help="Only try rising rates for an epoch, and suggest one."),
+]
+ListLayers = Annotated[bool, typer.Option("--list", help="Only list the model's layers, with their shapes.")]
+
+
 @dataclass(frozen=True)
 class Common:
     """What every verb was given."""
@@ -77,7 +89,7 @@ def verb(
     without
         Options that change nothing for this verb: its help leaves them out, and giving one is an error.
     here
-        Metavar and help that an option has for this verb.
+        Metavar and help that an option has for this verb. A `time_limit` with a meaning of its own does not end the verb.
     """
 
     def decorate(function: Callable[..., Output]) -> Callable[..., None]:
@@ -101,7 +113,7 @@ def verb(
             from shoal.cli.deadline import deadline
 
             try:
-                with deadline(common.time_limit, state.remains):
+                with deadline(None if "time_limit" in here else common.time_limit, state.remains):
                     result = function(common, **given)
             except KeyboardInterrupt as interrupt:
                 raise Interrupted from interrupt

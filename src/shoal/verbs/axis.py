@@ -53,10 +53,7 @@ def alternatives(
     """
     if given is None:
         return {BASE: experiment}
-    if isinstance(given, Mapping):
-        path, found = "compare", dict(given)
-    else:
-        path, found = str(given), load(Path(given), f"it holds alternatives by name, {_FORM}").data
+    path, found = "compare" if isinstance(given, Mapping) else str(given), written(given)
     if not found:
         raise ConfigError(f"{path}: there is no alternative; write one a line, {_FORM}")
     made: dict[str, Experiment] = {}
@@ -74,6 +71,13 @@ def alternatives(
     if len(made) < 2:
         raise ConfigError(f"{path}: there is nothing to compare with; write another alternative, {_FORM}")
     return made
+
+
+def written(given: str | Path | Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return alternatives as they were given, or as their file has them."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    return load(Path(given), f"it holds alternatives by name, {_FORM}").data
 
 
 def _changed(experiment: Experiment, changes: Mapping[str, Any], where: str) -> Experiment:

@@ -1,22 +1,21 @@
 """submit: a verb as a job on a cluster elsewhere; the same command again finds the job that it made."""
 
-import hashlib
 import importlib.metadata
-import json
 import platform
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import shoal
-from shoal.cluster.config import identity
-from shoal.cluster.errors import ConfigError, RunError
+from shoal.cluster.config import format_duration
+from shoal.cluster.errors import ConfigError, RequestError, RunError
 from shoal.cluster.jobs import Command, Found, Job, Jobs
 from shoal.cluster.progress import Reporter, Silent
-from shoal.experiment import Experiment, given, to_dict
-from shoal.verbs.elsewhere import destination, modules_of, refuse_local, resolved, words_of
+from shoal.experiment import Experiment, given
+from shoal.verbs.elsewhere import NONE, Errand, Options, modules_of
 
 _EXACT = ("ray", "torch", "shoal")
 _WRONG_REQUEST = 2
@@ -43,6 +42,8 @@ def submit(
     out: str | None = None,
     *,
     name: str | None = None,
+    options: Options = NONE,
+    time_limit: timedelta | None = None,
     again: bool = False,
     wait: bool = False,
     follow: Callable[[str], object] | None = None,
@@ -67,6 +68,10 @@ def submit(
         Run folder; one under `cluster.storage_path` by default.
     name
         What the run's folder begins with; by default the experiment file's stem.
+    options
+        What the verb is told beside the experiment.
+    time_limit
+        After which the job ends itself.
     again
         Start a job even where one has finished.
     wait, follow
@@ -83,12 +88,13 @@ def submit(
     ResourceError
         If the cluster cannot be reached.
     RunError
-        When waited for: the job failed.
+        When waited for: the job failed, or the cluster does not answer any more.
     """
     reporter = reporter or Silent()
     experiment, name = given(experiment, name)
-    refuse_local(experiment, out)
-    command = _command(verb, experiment, name, out)
+    errand = Errand(verb, experiment, name, out, options)
+    errand.refuse()
+    command = _command(errand, time_limit)
     jobs = Jobs(address)
     before = jobs.attempts(command.key)
     if before and not again and before[-1].status not in ("FAILED", "STOPPED"):
@@ -99,7 +105,7 @@ def submit(
         )
     else:
         reporter.stage("comparing versions")
-        modules = modules_of(experiment)
+        modules = modules_of(*errand.experiments.values())
         _refuse_other(jobs.versions((*_EXACT, *_requirements()), modules), jobs.address)
         reporter.stage("sending the job")
         result = SubmitResult(jobs.submit(command, len(before) + 1), jobs.address, True)
@@ -108,25 +114,24 @@ def submit(
     if not wait and follow is None:
         return result
     reporter.stage(f"waiting for job {result.job.id}")
-    job = jobs.wait(result.job.id) if follow is None else jobs.follow(result.job.id, follow)
+    try:
+        job = jobs.wait(result.job.id) if follow is None else jobs.follow(result.job.id, follow)
+    except RequestError as lost:  # the request was right
+        raise RunError(f"job {result.job.id} was lost sight of, and may go on: {lost}") from lost
     _refuse_failed(job, jobs, told=follow is not None)
     return SubmitResult(job, jobs.address, result.started)
 
 
-def _command(verb: str, experiment: Experiment, name: str, out: str | None) -> Command:
-    run = destination(experiment, verb, name, out)
-    content = [verb, name, run, identity(to_dict(experiment))]
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "experiment"
-    file = f"{name}.yaml"
-    shape = experiment.cluster
+def _command(errand: Errand, time_limit: timedelta | None) -> Command:
+    limit = () if time_limit is None else ("--time-limit", format_duration(time_limit))
+    shape = errand.experiment.cluster
     return Command(
-        key=f"{stem}-{verb}-{digest}",
-        words=words_of(verb, file, out),
-        files={file: resolved(experiment)},
+        key=errand.key,
+        words=[*errand.words(), *limit],
+        files=errand.files(),
         package=Path(shoal.__file__).parent,
-        verb=verb,
-        run=run,
+        verb=errand.verb,
+        run=errand.run,
         cpus=shape.cpus_per_worker if shape.placement == "inline" else 0.0,
     )
 

@@ -1,6 +1,7 @@
 """k8s render: the Kubernetes objects of a verb, with the resources of its admission sum."""
 
 import math
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from shoal.cluster.errors import ConfigError
-from shoal.cluster.resources import Demand, Part, Shape, Totals, asked_tasks, format_size, resolve_workers
-from shoal.experiment import Experiment, given, run_name
-from shoal.k8s.render import CONFIG, SHARED, Work, memory_bytes, objects, to_yaml
+from shoal.cluster.resources import Demand, Part, Shape, Totals, format_size, resolve_workers
+from shoal.cluster.sharding.names import plural
+from shoal.experiment import Experiment, given
+from shoal.k8s.render import CONFIG, SHARED, WRITABLE, Work, memory_bytes, objects, to_yaml
 from shoal.training.allowed import refuse
-from shoal.verbs.elsewhere import destination, modules_of, paths_of, refuse_local, resolved, words_of
+from shoal.verbs.elsewhere import NONE, Errand, Options, modules_of, paths_of
 
 DAY = timedelta(days=1)
+CACHE = "/tmp/shoal"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def render(
     out: str | None = None,
     *,
     name: str | None = None,
+    options: Options = NONE,
     image: str | None = None,
     worker_memory: str = "4Gi",
     deadline: timedelta = DAY,
@@ -61,6 +65,8 @@ def render(
         Run folder; one under `cluster.storage_path` by default.
     name
         What the run's folder begins with; by default the experiment file's stem.
+    options
+        What the verb is told beside the experiment.
     image
         Built from k8s/Dockerfile, with a version.
     worker_memory
@@ -74,42 +80,50 @@ def render(
         If something is of this machine alone, or a worker is no whole number of CPUs and GPUs.
     """
     experiment, name = given(experiment, name)
-    inside = experiment.cluster.model_copy(update={"shared_paths": (SHARED,), "address": None})
-    experiment = experiment.model_copy(update={"cluster": inside})
-    refuse_local(
-        experiment, out, f"; in pods, data and runs are in object storage (s3://, gs://) or under {SHARED}"
+    cache = experiment.cluster.cache_path or CACHE
+    inside = experiment.cluster.model_copy(
+        update={"shared_paths": (SHARED,), "address": None, "cache_path": cache}
     )
+    experiment = experiment.model_copy(update={"cluster": inside})
+    errand = Errand(verb, experiment, name, out, options)
+    errand.refuse(f"; in pods, data and runs are in object storage (s3://, gs://) or under {SHARED}")
     shape = _shape(experiment)
     refuse(experiment.training, shape)
     each = (shape.cpus_per_worker, shape.gpus_per_worker, memory_bytes(worker_memory))
     demand = Demand((Part("workers", shape.num_workers, *each, most=shape.max_workers),))
-    _refuse_little(experiment, worker_memory)
-    run = destination(experiment, verb, name, out)
-    file = f"{name}.yaml"
+    _refuse_little(int(shape.cpus_per_worker), worker_memory)
+    if not any(posixpath.normpath(cache).startswith(f"{folder}/") for folder in (*WRITABLE, SHARED)):
+        raise ConfigError(
+            f"cluster.cache_path: {cache}; pods write below {', '.join(WRITABLE)} and {SHARED} alone: leave it out for {CACHE}"
+        )
     pairs = shape.num_workers if not shape.is_elastic else (shape.num_workers, shape.max_workers)
     work = Work(
-        name=run_name(name, verb, experiment),
-        command=words_of(verb, f"{CONFIG}/{file}", out if verb == "shard" else run),
-        file=file,
-        config=resolved(experiment, num_workers=pairs, gpus_per_worker=shape.gpus_per_worker),
-        image=image or _image(shape.gpus_per_worker > 0),
+        name=errand.key,
+        command=errand.words(f"{CONFIG}/"),
+        files=errand.files(num_workers=pairs, gpus_per_worker=shape.gpus_per_worker),
+        image=_image(shape.gpus_per_worker > 0) if image is None else image,
         workers=shape.num_workers,
         most=max(shape.num_workers, shape.max_workers),
         cpus=int(shape.cpus_per_worker),
         gpus=int(shape.gpus_per_worker),
         memory=worker_memory,
         deadline=math.ceil(deadline.total_seconds()),
-        needs_claim=any(path.startswith(SHARED) for _, path in paths_of(experiment, out)),
+        needs_claim=any(path.removeprefix("file://").startswith(SHARED) for path in _paths(errand, cache)),
     )
     notices = []
-    if modules := modules_of(experiment):
+    if modules := modules_of(*errand.experiments.values()):
         notices.append(f"the image has to hold the module {', '.join(modules)}")
     if shape.is_elastic:
         notices.append(
-            f"it starts with {shape.num_workers} workers, and grows up to {shape.max_workers} where "
+            f"it starts with {plural(shape.num_workers, 'worker')}, and grows up to {shape.max_workers} where "
             "spec.workerGroupSpecs[0].replicas of its RayCluster is raised"
         )
-    return RenderResult(objects(work), demand, run, tuple(notices))
+    return RenderResult(objects(work), demand, errand.run, tuple(notices))
+
+
+def _paths(errand: Errand, cache: str) -> list[str]:
+    """Return the places that pods read from or write to."""
+    return [cache] + [path for one in errand.experiments.values() for _, path in paths_of(one, errand.out)]
 
 
 def _shape(experiment: Experiment) -> Shape:
@@ -134,12 +148,12 @@ def _shape(experiment: Experiment) -> Shape:
     return shape
 
 
-def _refuse_little(experiment: Experiment, memory: str) -> None:
+def _refuse_little(cpus: int, memory: str) -> None:
     """Refuse pods in which Ray would not place the sharding tasks, of which there is one a CPU."""
     from shoal.cluster.sharding.service import BUDGET
 
-    each = int(experiment.cluster.cpus_per_worker) * BUDGET
-    if asked_tasks(experiment.cluster) is not None and memory_bytes(memory) < each:
+    each = cpus * BUDGET
+    if memory_bytes(memory) < each:
         raise ConfigError(
             f"--worker-memory {memory}: sharding takes {format_size(BUDGET)} a CPU, {format_size(each)} a worker; give more"
         )

@@ -4,21 +4,32 @@ import http.server
 import socket
 import threading
 import time
+from datetime import timedelta
 
 import pytest
+from typer.main import get_command
 
+from shoal.cli.app import app
+from shoal.cluster.errors import ConfigError
 from shoal.experiment import from_dict, load_experiment
-from shoal.verbs.elsewhere import modules_of, refuse_local, resolved
+from shoal.verbs.axis import alternatives
+from shoal.verbs.elsewhere import Errand, Options, modules_of, refuse_local, resolved
+from shoal.verbs.jobs import _command
 from shoal.verbs.runs import run_uri
 
 REMOTE = {
     "data": {"path": "s3://lake/rows.parquet", "target": "y"},
-    "cluster": {"storage_path": "s3://bucket/runs"},
+    "cluster": {"storage_path": "s3://bucket/runs", "cache_path": "/tmp/shards"},
 }
 
 
 def experiment(**sections):
     return from_dict({**REMOTE, **sections})
+
+
+def errand(verb="train", out=None, compare=None, find_learning_rate=False, list_layers=False, **more):
+    options = Options(compare, find_learning_rate, list_layers)
+    return Errand(verb, experiment(**more), "small", out, options)
 
 
 def submit(shoal, folder, *words, address="http://127.0.0.1:1", verb="train"):
@@ -94,7 +105,67 @@ def test_what_is_sent_is_the_same_run(tmp_path):
 
 def test_credentials_are_not_sent():
     with pytest.raises(Exception, match=r"data\.path: s3://\*\*\*@lake/rows\.parquet carries credentials"):
-        resolved(experiment(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}))
+        errand(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}).refuse()
+    with pytest.raises(Exception, match=r"--out: s3://\*\*\*@b/run carries credentials"):
+        errand(out="s3://me:hidden@b/run").refuse()
+
+
+def test_shards_in_object_storage_need_a_place_for_copies():
+    there = {"storage_path": "s3://bucket/runs"}
+    with pytest.raises(Exception, match="give cluster.cache_path"):
+        errand(cluster=there).refuse()
+    errand("shard", cluster=there).refuse()  # reads none
+
+
+def test_alternatives_go_with_it_and_are_looked_at_too(tmp_path):
+    (tmp_path / "others.yaml").write_text(
+        "wide: {model.mlp.hidden: [64]}\nown: {model: {import: 'json:loads'}}\n"
+    )
+    sent = errand("crossval", compare=tmp_path / "others.yaml")
+    sent.refuse()
+    assert sent.run == errand("crossval").run + "-compare"
+    for name, text in sent.files().items():
+        (tmp_path / name).write_text(text)
+    words = sent.words(f"{tmp_path}/")
+    assert words[words.index("--out") + 1] == sent.run
+    there = alternatives(load_experiment(words[4]), words[words.index("--compare") + 1])
+    assert there == alternatives(sent.experiment, tmp_path / "others.yaml")
+    assert modules_of(*sent.experiments.values()) == ["json"]
+    (tmp_path / "others.yaml").write_text("other: {model: {pretrained: {path: /models/bert}}}\n")
+    with pytest.raises(Exception, match="model.pretrained.path: /models/bert is a path of this machine"):
+        sent.refuse()
+
+
+def test_what_a_verb_is_told_makes_another_job(tmp_path):
+    (tmp_path / "others.yaml").write_text("wide: {model.mlp.hidden: [64]}\n")
+    sent = [
+        errand("crossval"),
+        errand("crossval", compare=tmp_path / "others.yaml"),
+        errand("crossval", compare={"wide": {"model.mlp.hidden": [32]}}),
+        errand(),
+        errand(find_learning_rate=True),
+        errand("features"),
+        errand("features", list_layers=True),
+    ]
+    assert len({_command(one, None).key for one in sent}) == len(sent)
+    limited = _command(errand(), timedelta(hours=6))
+    assert limited.key == _command(errand(), None).key
+    assert limited.words == [*errand().words(), "--time-limit", "6h"]
+    with pytest.raises(Exception, match="--compare is of shoal crossval, not of shoal train"):
+        errand(compare={"wide": {"model.mlp.hidden": [32]}}).refuse()
+
+
+def test_every_option_of_a_verb_that_runs_an_experiment_is_sent_or_left_out_on_purpose():
+    commands = get_command(app).commands
+
+    def flags(command):
+        return {flag for option in command.params for flag in option.opts if flag.startswith("--")}
+
+    own = set().union(
+        *(flags(commands[name]) for name in ("adapt", "crossval", "features", "shard", "train", "tune"))
+    )
+    for command in (commands["submit"], commands["k8s"].commands["render"]):
+        assert own - flags(command) == {"--settle"}  # asks a finished run, with a file of this machine
 
 
 def test_modules_of_ones_own_are_found_wherever_they_are():
@@ -149,7 +220,16 @@ def test_an_address_that_does_not_answer_is_told_in_a_line(shoal, folder, silent
         assert len(done.err.splitlines()) == 1
     assert time.monotonic() - began < 30
     server.shutdown()
-    for address in ("ray://127.0.0.1:10001", "http://127.0.0.1:1/api", "http://me:pw@127.0.0.1:1"):
+    for address in (
+        "ray://127.0.0.1:10001",
+        "http://127.0.0.1:1/api",
+        "http://me:pw@127.0.0.1:1",
+        "me:pw@127.0.0.1:1",
+        "http://[::1",
+        "http://127.0.0.1:1?x",
+        " ",
+        "",
+    ):
         done = submit(shoal, folder, *shared, address=address)
         assert done.code == 2
         assert "http://host:8265" in done.err
@@ -165,6 +245,21 @@ def test_a_client_that_is_not_installed_is_named_with_the_command(shoal, folder,
     assert done.code == 2
     assert "pip install 'shoal[jobs]'" in done.err
     assert "aiohttp" in done.err
+
+
+@pytest.mark.parametrize(
+    ("token", "is_one"), [("ab12\n", True), ("ab\ncd", False), ("süß", False), ("", True)]
+)
+def test_what_cannot_be_a_token_is_not_sent(monkeypatch, token, is_one):
+    from shoal.cluster import jobs
+
+    monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere")
+    if is_one:
+        assert jobs._token() == token.strip()
+    else:
+        with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN"):
+            jobs._token()
 
 
 def test_jobs_needs_a_verb_of_its_own(shoal):

@@ -259,21 +259,33 @@ def test_a_process_that_is_gone_has_no_start(tmp_path: Path) -> None:
     assert process_start(done.pid) is None
 
 
-@pytest.mark.parametrize(("age", "alive"), [(100.0, True), (130.0, False)])
-def test_another_hosts_lease_lives_for_two_minutes_after_its_last_sign(
-    run: RunFolder, age: float, alive: bool
-) -> None:
+def _elsewhere(age: float) -> dict[str, Any]:
     seen = time.time() - age
-    run.write_json(LEASE, {"host": "elsewhere", "pid": 1, "since": seen, "seen": seen, "token": "x"})
-    if alive:
-        with (
-            pytest.raises(StorageError, match="in use by process 1 on elsewhere .*120 s"),
-            run.claim(EXPERIMENT),
-        ):
-            pytest.fail("the block must not run")
-    else:
-        with run.claim(EXPERIMENT):
-            pass
+    return {"host": "elsewhere", "pid": 1, "since": 0.0, "seen": seen, "token": "x"}
+
+
+@pytest.mark.parametrize(("age", "seconds"), [(130.0, 0.0), (118.0, 2.0)])
+def test_another_hosts_lease_ends_two_minutes_after_its_last_sign_and_is_waited_for(
+    run: RunFolder, age: float, seconds: float
+) -> None:
+    run.write_json(LEASE, _elsewhere(age))
+    began = time.monotonic()
+    with run.claim(EXPERIMENT):
+        assert seconds - 0.2 <= time.monotonic() - began < seconds + 3
+
+
+def test_another_hosts_driver_that_shows_a_sign_of_life_is_not_waited_for(run: RunFolder) -> None:
+    run.write_json(LEASE, _elsewhere(100.0))
+    sign = threading.Timer(0.5, lambda: run.write_json(LEASE, _elsewhere(0.0)))
+    sign.start()
+    began = time.monotonic()
+    with (
+        pytest.raises(StorageError, match="in use by process 1 on elsewhere .*120 s"),
+        run.claim(EXPERIMENT),
+    ):
+        pytest.fail("the block must not run")
+    assert 0.4 < time.monotonic() - began < 10
+    sign.join()
 
 
 def test_a_lease_is_renewed(run: RunFolder) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,9 @@ def test_the_image_is_pinned_and_has_no_root():
     assert re.search(r"^ARG PYTHON=3\.\d+\.\d+$", text, re.MULTILINE)
     assert re.search(r"^USER 10001", text, re.MULTILINE)
     assert text.count("pip install") == text.count("pip install -c constraints.txt")
+
+
+def test_the_image_runs_every_verb():
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    installed = re.findall(r"'\.\[([\w,]+)\]'", (K8S / "Dockerfile").read_text())
+    assert [set(names.split(",")) for names in installed] == [set(extras) - {"test"}] * 2  # cpu and cuda

@@ -2,19 +2,23 @@
 
 import json
 import os
+import re
 import shlex
+from datetime import timedelta
 
 import pytest
 from support.kubernetes import complaints, pod_templates, ray_schemas, read_all, requested
 
 from shoal.cli.main import main
 from shoal.cluster.errors import ConfigError
-from shoal.cluster.resources import Totals, check
+from shoal.cluster.resources import Shape, Totals, check
 from shoal.cluster.sharding.service import BUDGET
 from shoal.experiment import from_dict, load_experiment
 from shoal.k8s.render import object_name
+from shoal.verbs.elsewhere import Options
 from shoal.verbs.manifests import render
 from shoal.verbs.runs import run_uri
+from shoal.verbs.writable import require_cache
 
 CRDS = os.environ.get("SHOAL_KUBERAY_CRDS")
 CLUSTERS = {
@@ -24,6 +28,15 @@ CLUSTERS = {
     "pair": {"num_workers": [2, 8], "cpus_per_worker": 3},
     "task": {"placement": "task", "cpus_per_worker": 4},
 }
+COMPARED = Options(compare={"wide": {"model.mlp.hidden": [64]}})
+DIFFERENT = [
+    ("train", None, {}),
+    ("train", "s3://b/other", {}),
+    ("train", None, {"options": Options(find_learning_rate=True)}),
+    ("crossval", None, {}),
+    ("crossval", None, {"options": COMPARED}),
+    ("crossval", None, {"options": Options(compare={"wide": {"model.mlp.hidden": [32]}})}),
+]
 
 
 def experiment(cluster=None, **sections):
@@ -139,6 +152,14 @@ def test_the_claim_is_there_where_it_is_needed():
         return [[v["name"] for v in t["spec"]["volumes"]] for _, t in pod_templates(read_all(result.yaml))]
 
     assert [("shoal" in names) for names in mounts(rendered())] == [False, False, False]
+    data = {"path": "file:///shoal/rows.parquet", "target": "y"}
+    compared = Options(compare={"own": {"model": {"pretrained": {"path": "/shoal/bert"}}}})
+    for other in (
+        rendered(sections={"data": data}.items()),
+        rendered({"cache_path": "/shoal/cache"}),
+        rendered(verb="crossval", options=compared),
+    ):
+        assert [("shoal" in names) for names in mounts(other)] == [False, True, True]
     here = rendered({"storage_path": "/shoal/runs"})
     assert [("shoal" in names) for names in mounts(here)] == [False, True, True]
     assert "--out /shoal/runs/fraud-train-" in job_of(here)["spec"]["entrypoint"]
@@ -166,6 +187,12 @@ def test_kuberay_takes_the_objects():
         ({"storage_path": "/mnt/x", "shared_paths": ["/mnt"]}, {}, "under /shoal"),
         ({}, {"image": "shoal"}, "--image shoal: name a version"),
         ({}, {"image": "registry:5000/shoal:latest"}, "name a version"),
+        ({}, {"image": "Mine/Shoal:1"}, "--image Mine/Shoal:1"),
+        ({}, {"image": ""}, "name a version"),
+        ({}, {"worker_memory": "100Mi"}, "--worker-memory 100Mi: sharding takes"),
+        ({}, {"deadline": timedelta(days=36500)}, "24855d"),
+        ({"cache_path": "/root/cache"}, {}, "cluster.cache_path: /root/cache; pods write below /tmp"),
+        ({"cache_path": "/tmp/../var"}, {}, "cluster.cache_path"),
         ({}, {"worker_memory": "4GB"}, "--worker-memory 4GB"),
         ({"num_workers": 2, "cpus_per_worker": 16}, {}, "--worker-memory 4Gi: sharding takes"),
         ({"num_workers": 2, "placement": "task"}, {}, "cluster.num_workers: 2"),
@@ -177,8 +204,34 @@ def test_what_cannot_be_is_refused(cluster, options, words):
     assert words in str(refused.value)
 
 
-def test_an_image_by_its_digest_is_taken():
-    assert "@sha256:" in rendered(image=f"r:5000/shoal@sha256:{'0' * 64}").yaml
+@pytest.mark.parametrize("image", ["r:5000/a/shoal", "r.example/shoal:1", "shoal:latest"])
+def test_an_image_by_its_digest_is_taken(image):
+    assert "@sha256:" in rendered(image=f"{image}@sha256:{'0' * 64}").yaml
+
+
+def test_copies_of_shards_go_where_a_pod_can_write(tmp_path):
+    assert config_of(rendered(), tmp_path).cluster.cache_path == "/tmp/shoal"
+    require_cache(
+        config_of(rendered(), tmp_path).cluster, Shape(1, 1.0, 0.0, "task")
+    )  # as the command there does
+    assert config_of(rendered({"cache_path": "/shoal/cache"}), tmp_path).cluster.cache_path == "/shoal/cache"
+
+
+@pytest.mark.parametrize("name", ["überwachung", "日本語", "a b", "quo'te", "$HOME;x", "-dash", "x" * 200])
+def test_odd_names_are_keys_of_a_config_map_and_one_word_of_the_command(name):
+    result = render("train", experiment(), name=name, image="r/shoal:1")
+    config, job = read_all(result.yaml)
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert re.fullmatch(r"[-._a-zA-Z0-9]{1,253}", words[4].removeprefix("/etc/shoal/"))
+    assert [words[4]] == [f"/etc/shoal/{key}" for key in config["data"]]
+    assert words[5:] == ["--out", run_uri(experiment(), "train", name)]
+
+
+def test_other_work_has_another_name():
+    names = {job_of(rendered(verb=verb, out=out, **o))["metadata"]["name"] for verb, out, o in DIFFERENT}
+    assert len(names) == len(DIFFERENT)
+    job = job_of(rendered(verb="crossval", options=COMPARED))
+    assert job["spec"]["entrypoint"].endswith("-compare --compare /etc/shoal/fraud-compare.yaml")
 
 
 @pytest.mark.parametrize(
@@ -187,6 +240,9 @@ def test_an_image_by_its_digest_is_taken():
         ("My_Fraud (2)-train-1a2b3c4d", "my-fraud-2-train-1a2b3c4d"),
         ("x" * 60 + "-train-1a2b3c4d", "x" * 32 + "-train-1a2b3c4d"),
         ("__a-train-1a2b3c4d", "a-train-1a2b3c4d"),
+        ("2026-train-1a2b3c4d", "r-2026-train-1a2b3c4d"),  # services have names that begin with a letter
+        ("2" * 60 + "-train-1a2b3c4d", "r-" + "2" * 30 + "-train-1a2b3c4d"),
+        ("日本-train-1a2b3c4d", "train-1a2b3c4d"),
     ],
 )
 def test_names_are_ones_that_kubernetes_takes(name, made):
