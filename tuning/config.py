@@ -115,8 +115,17 @@ class PBTConfig(Config):
         0.25, description="probability that a value is drawn anew, not multiplied by one of the factors"
     )
     factors: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
-        (0.8, 1.2), description="by one of which a value is multiplied"
+        (0.8, 1.2), description="by one of which a value is multiplied: below 1, and above it"
     )
+
+    @model_validator(mode="after")
+    def _moves_both_ways(self) -> "PBTConfig":
+        low, high = self.factors
+        if not low < 1 < high:
+            raise ValueError(
+                f"factors: give one below 1 and one above, such as [0.8, 1.2], not [{low:g}, {high:g}]"
+            )
+        return self
 
 
 SCHEDULERS: dict[str, type[Config]] = {

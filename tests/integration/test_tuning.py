@@ -303,6 +303,11 @@ def test_a_killed_population_goes_on(ray_cluster: object, tmp_path: Path) -> Non
         ),
         (f"tuning.space={{{RATE}: {{choice: [0.1, 0.2]}}}}", "give it uniform or loguniform"),
         ("tuning.trials=3", "3 members are too few"),
+        ("tuning.scheduler.pbt.factors=[1, 1]", "give one below 1 and one above"),
+        (
+            f"tuning.space={{{RATE}: {{uniform: [0.1, 1]}}, training.optimizer.sgd.learning_rate: {{uniform: [0.1, 1]}}}}",
+            "they are of one fit",
+        ),
         ("tuning.scheduler.pbt.interval=6", "leaves no second one of training.epochs: 6"),
         ("cluster.num_workers=2", "trains each member in one process"),
         ("training.changes=[{epoch: 2, l2: 0.1}]", "finds training.changes itself"),

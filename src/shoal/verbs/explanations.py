@@ -32,7 +32,6 @@ from shoal.evaluation.explain.work import (
 from shoal.evaluation.metrics import METRICS, resolve_scoring
 from shoal.evaluation.report.explained import render_explained, render_section
 from shoal.evaluation.report.facts import EXPLAINED, EXPLANATIONS, SUMMARY
-from shoal.evaluation.report.page import REPORT
 from shoal.experiment import Experiment, from_dict
 from shoal.training.artifact import TrainedModel
 from shoal.verbs.decisions import judging_of_run, known_rows
@@ -160,8 +159,11 @@ def explain(
     if own:
         target.write_text(EXPLAINED, render_section(outcome, f"{EXPLANATIONS}/{PAGE}"))
     target.write_json(SUMMARY, {"key": key, **summary})  # last: it says that all is there
-    if own and folder.exists(REPORT):
-        report(run, cluster=cluster, reporter=reporter)
+    if own:
+        try:
+            report(run, cluster=cluster, reporter=reporter)
+        except (StorageError, DataError) as error:  # of the run's other files; what was asked for is there
+            reporter.notice(f"report.html does not show these explanations: {error}")
     return ExplainResult(target.uri, summary)
 
 

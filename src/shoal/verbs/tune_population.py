@@ -50,6 +50,7 @@ def require_population(
         )
     if training.changes:
         raise ConfigError(f"{where} finds training.changes itself; leave them out")
+    paths: dict[str, str] = {}
     for path, dimension in space.items():
         if change_key(path) is None:
             raise ConfigError(
@@ -59,6 +60,10 @@ def require_population(
         if dimension.domain not in ("uniform", "loguniform") or dimension.when:
             raise ConfigError(
                 f"tuning.space: {path}: {where} moves values by factors: give it uniform or loguniform, without when"
+            )
+        if (other := paths.setdefault(str(change_key(path)), path)) != path:
+            raise ConfigError(
+                f"tuning.space: {other} and {path} cannot both be: they are of one fit; leave one of them out"
             )
     if members < 4:
         raise ConfigError(

@@ -98,6 +98,10 @@ def test_the_runs_report_has_the_main_figures_as_long_as_they_are_there(shoal, p
     shutil.rmtree(run / "explanations")
     assert shoal("report", run).code == 0
     assert (run / "report.html").read_bytes() == before
+    (run / "history.parquet").unlink()
+    told = shoal("explain", run, "--rows", 6)
+    assert told.code == 0
+    assert "report.html does not show these explanations" in told.err
 
 
 def test_importances_are_those_of_permuted_raw_rows(default, place):
