@@ -86,7 +86,7 @@ class ASHAConfig(Config):
 
     grace: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="epochs of the first rung; auto: training.epochs / reduction^2, which makes two rungs on the way",
+        description="epochs of the first rung; auto: 2/3 of training.epochs / reduction^2, so that the third one leaves a third",
     )
     reduction: Annotated[int, Field(ge=2)] = Field(
         3, description="a rung is this many times the epochs of the one before; the best 1 / reduction go on"

@@ -74,9 +74,15 @@ def sentence(metric: str, chosen_by: float | None, drop: Mapping[str, Any] | Non
             f"the best of {plural(trials, 'trial')} has {metric} {chosen_by:.4f} by the rows that chose it, which flatter it: "
             "judge it on rows that no trial saw"
         )
-    worse = "worse" if drop["value"] >= 0 else "better"
+    is_worse, spread = drop["value"] >= 0, (drop["low"], drop["high"])
+    low, high = spread if is_worse else (-spread[1], -spread[0])
+    moral = (
+        "the best of several looks better than it is"
+        if is_worse
+        else "by chance, for the best of several looks better than it is, as a rule"
+    )
     return (
-        f"{metric} {drop['test']:.4f} on the test rows, which no trial saw, is {abs(drop['value']):.4f} {worse} than the "
-        f"{drop['chosen_by']:.4f} by which it was chosen among {plural(trials, 'trial')} (difference {drop['low']:+.4f} to "
-        f"{drop['high']:+.4f}): the best of several looks better than it is"
+        f"{metric} {drop['test']:.4f} on the test rows, which no trial saw, is {abs(drop['value']):.4f} "
+        f"{'worse' if is_worse else 'better'} than the {drop['chosen_by']:.4f} by which it was chosen among "
+        f"{plural(trials, 'trial')} ({100 * drop['confidence']:g} % interval {low:+.4f} to {high:+.4f}): {moral}"
     )

@@ -53,7 +53,7 @@ class Halving:
     def grace(self) -> int:
         """Epochs of the first rung."""
         given = self.config.grace
-        return max(1, self.epochs // self.config.reduction**2) if given == "auto" else given
+        return max(1, 2 * self.epochs // (3 * self.config.reduction**2)) if given == "auto" else given
 
     def ends(self, trial: int, epoch: int, score: float) -> bool:
         """Note the score where the epoch is a rung, and compare it with those that came before."""

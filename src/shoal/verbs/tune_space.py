@@ -43,12 +43,51 @@ def space_of(experiment: Experiment) -> dict[str, DimensionConfig]:
     for path in space:
         _require_free(path, tuning.objective == "target")
     base = plain(experiment)
+    written: dict[str, str] = {}
     for path, dimension in space.items():
-        for value in ends(dimension):
-            # Where a component is chosen by another key, each of them that this one is varied for must take the value.
-            for parents in _parents(space, path):
-                changed(base, {**parents, path: value}, f"tuning.space: {path}: {_shown(value)}")
+        # Where a component is chosen by another key, each of them that this one is varied for must take the value.
+        for parents in _parents(space, path):
+            before = plain(changed(base, parents, f"tuning.space: {path}"))
+            made = [
+                plain(changed(base, {**parents, path: value}, f"tuning.space: {path}: {_shown(value)}"))
+                for value in ends(dimension)
+            ]
+            _require_kept(path, parents, before, made[0])
+            place = _where_they_differ(made[0], made[-1])
+            if (other := written.setdefault(place, path)) != path:
+                raise ConfigError(
+                    f"tuning.space: {other} and {path} are the same key, {place}; leave one of them out"
+                )
     return space
+
+
+def _require_kept(path: str, parents: Values, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Refuse a key that names one component and is varied where another key has chosen another one."""
+    for other in parents:
+        if not path.startswith(f"{other}."):
+            continue
+        kept, now = (_component(made, other) for made in (before, after))
+        if kept != now:
+            raise ConfigError(
+                f"tuning.space: {path} is of {now}, and {other} may be {kept}: vary it only with when: {{{other}: {now}}}"
+            )
+
+
+def _component(made: Any, path: str) -> str:
+    """Return the name of the component that a section chooses."""
+    for key in path.split("."):
+        made = made[key]
+    return str(next(iter(made)))
+
+
+def _where_they_differ(one: Any, other: Any, place: str = "") -> str:
+    """Return the deepest key in which all differences of two experiments lie."""
+    if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+        differing = [key for key in one if one[key] != other[key]]
+        if len(differing) == 1:
+            key = differing[0]
+            return _where_they_differ(one[key], other[key], f"{place}.{key}".lstrip("."))
+    return place
 
 
 def drawn(experiment: Experiment, space: Mapping[str, DimensionConfig]) -> list[Values]:

@@ -125,6 +125,17 @@ def test_a_key_leaves_the_names_of_components_out():
             },
             "training.optimizer.lbfgs.weight_decay is not a key",
         ),
+        (
+            {
+                "training.optimizer": {"choice": ["adamw", "sgd"]},
+                "training.optimizer.sgd.momentum": {"uniform": [0, 0.9]},
+            },
+            "momentum is of sgd, and training.optimizer may be adamw: vary it only with when: {training.optimizer: sgd}",
+        ),
+        (
+            {RATE: {"uniform": [0.1, 1]}, "training.optimizer.adamw.learning_rate": {"uniform": [0.1, 1]}},
+            "are the same key, training.optimizer.adamw.learning_rate; leave one of them out",
+        ),
         ({"data.drop": {"choice": [["x"]]}}, "data.drop cannot be varied: it decides which rows there are"),
         ({"evaluation.scoring": {"choice": ["f1"]}}, "evaluation.scoring cannot be varied"),
         ({"seed": {"integer": [0, 3]}}, "seed cannot be varied"),
