@@ -138,11 +138,16 @@ SearchChoice = Annotated[Config, Choice(SEARCHES, importable=False)]
 SchedulerChoice = Annotated[Config, Choice(SCHEDULERS, importable=False)]
 
 
+_L1_RATIO = 0.5
+
+
 class PathConfig(Config):
     """The regularisation path of `model: linear`, chosen on by the folds of `evaluation.cv`."""
 
     penalty: Literal["l1", "l2", "elastic_net"] = "l1"
-    l1_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="share of L1 of an elastic_net")
+    l1_ratio: Annotated[float, Field(gt=0, lt=1)] = Field(
+        _L1_RATIO, description="share of L1 of an elastic_net"
+    )
     strengths: Annotated[int, Field(ge=2, le=1000)] = Field(
         100, description="how many, from the lowest one that zeroes every weight downward"
     )
@@ -151,6 +156,18 @@ class PathConfig(Config):
         "best",
         description="lowest mean loss over folds, or the highest strength within a standard error of it",
     )
+
+    @model_validator(mode="after")
+    def _share_is_of_both(self) -> "PathConfig":
+        if (
+            "l1_ratio" in self.model_fields_set
+            and self.penalty != "elastic_net"
+            and self.l1_ratio != _L1_RATIO
+        ):
+            raise ValueError(
+                f"l1_ratio is of penalty: elastic_net, and changes nothing of {self.penalty}; leave one of them out"
+            )
+        return self
 
     @property
     def l1(self) -> float:

@@ -20,7 +20,7 @@ from shoal.cluster.errors import DataError
 
 Floats = NDArray[np.float64]
 _LEAST_RATIO = 1e-3  # in the place of 0, for the strength at which a path of L2 alone begins (as glmnet)
-_STEPS, _TOLERANCE = 50, 1e-9
+_STEPS, _TOLERANCE, _GAIN = 50, 1e-9, 1e-12
 _ROUNDING = 1e-10
 
 
@@ -206,8 +206,10 @@ def _newton(
             step /= 2
             to = loss(own + step * (new - own), b + step * (free - b))
         moved = max(float(np.abs(step * (new - own)).max(initial=0.0)), abs(step * (free - b)))
+        gained = now - to
         own, b, now = own + step * (new - own), b + step * (free - b), to
-        if moved < _TOLERANCE:
+        # Of columns that say the same, weights wander without an end.
+        if moved < _TOLERANCE or gained < _GAIN * now:
             break
     found = np.zeros_like(w)
     found[active] = own

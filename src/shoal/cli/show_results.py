@@ -293,6 +293,10 @@ def explain(result: "ExplainResult") -> list[Any]:
         shown.append(table)
         if rest := len(found["importance"]) - len(entries):
             shown.append(f"and {plural(rest, 'column')} of less importance")
+    for entry in found.get("groups", ()):
+        shown.append(
+            f"{entry['name']}, permuted together: worse by {_number(entry['value'])} ({_interval(entry)})"
+        )
     for group in found["correlated"]:
         shown.append(f"together: {', '.join(group)}; judge them as a group")
     for method, sizes in found["mean_absolute"].items():

@@ -132,7 +132,9 @@ class Errand:
                 raise ConfigError(f"{flag} is of shoal {verb}, not of shoal {self.verb}; leave it out")
         for experiment in self.experiments.values():
             refuse_local(experiment, self.out, fix)
-            for key, path in paths_of(experiment, self.out):
+            endpoint = experiment.cluster.storage.endpoint
+            places = [*paths_of(experiment, self.out), ("cluster.storage.endpoint", endpoint or "")]
+            for key, path in places:
                 if redact(path) != path:
                     raise ConfigError(
                         f"{key}: {redact(path)} carries credentials, which are not sent; give them to the cluster itself, "

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from shoal.cluster.progress import Reporter
-from shoal.cluster.resources import Part, plan
+from shoal.cluster.resources import Part, Shape, plan
 from shoal.cluster.run_folder import RunFolder
 from shoal.cluster.sharding.manifest import Schema
 from shoal.evaluation.explain.config import ExplainConfig
@@ -33,6 +34,7 @@ from shoal.evaluation.explain.work import (
 from shoal.evaluation.metrics import METRICS
 from shoal.experiment import Experiment
 from shoal.training.artifact import TrainedModel
+from shoal.training.device import own_threads
 from shoal.verbs.explained_rows import Drawn
 
 if TYPE_CHECKING:
@@ -45,20 +47,30 @@ _MOST = 6  # columns of partial dependence, where none are named
 
 
 @contextmanager
-def _spread(experiment: Experiment, most: int, reporter: Reporter) -> "Iterator[tuple[Spread, float | None]]":
-    """Work in this process, or in tasks: as many as there are workers asked for, or CPUs free; with a task's CPUs."""
+def _on_threads(cpus: float) -> Iterator[None]:
+    """Compute with as many threads as a task has, here too: their number moves the last digits."""
+    before = torch.get_num_threads()
+    own_threads(cpus)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _spread(experiment: Experiment, shape: Shape, most: int, reporter: Reporter) -> "Iterator[Spread]":
+    """Work in this process, or in tasks: as many as there are workers asked for, or CPUs free."""
     from shoal.cluster.sharding.spread import Here
 
-    shape, _ = plan(experiment.cluster)
     if shape.placement == "inline":
-        yield Here(), None
+        yield Here()
         return
     from shoal.cluster.tasks import tasks
 
     part = Part("explanations", 1, shape.cpus_per_worker, 0.0, float(_TASK_MEMORY))
     asked = most if experiment.cluster.num_workers == "auto" else min(most, shape.num_workers)
     with tasks(experiment.cluster, part, reporter, most=asked) as several:
-        yield several, shape.cpus_per_worker
+        yield several
 
 
 def explained(
@@ -85,6 +97,20 @@ def explained(
     ShoalError
         That of the first piece that has one; `ResourceError` where there is no room for the tasks.
     """
+    shape, _ = plan(experiment.cluster)
+    with _on_threads(shape.cpus_per_worker):
+        return _explained(explaining, trained, found, experiment, shape, folder, reporter)
+
+
+def _explained(
+    explaining: Explain,
+    trained: TrainedModel,
+    found: Drawn,
+    experiment: Experiment,
+    shape: Shape,
+    folder: RunFolder,
+    reporter: Reporter,
+) -> Outcome:
     settings, schema, sample = explaining.settings, trained.schema, explaining.sample
     subject = of_trained(trained)
     names = [column.name for column in schema.columns]
@@ -103,8 +129,8 @@ def explained(
         sample=_values(schema, subject.columns, sample),
     )
     by_rows = [(s, min(s + _ROWS, len(sample.explained))) for s in range(0, len(sample.explained), _ROWS)]
-    with _spread(experiment, max(len(names), len(by_rows)), reporter) as (spread, cpus):
-        work = replace(explaining, cpus=cpus)
+    with _spread(experiment, shape, max(len(names), len(by_rows)), reporter) as spread:
+        work = replace(explaining, cpus=shape.cpus_per_worker)
 
         def done(method: str, title: str, items: Sequence[tuple[Any, ...]], what: str) -> list[Any]:
             reporter.stage(title)

@@ -108,6 +108,9 @@ def test_credentials_are_not_sent():
         errand(data={"path": "s3://me:hidden@lake/rows.parquet", "target": "y"}).refuse()
     with pytest.raises(Exception, match=r"--out: s3://\*\*\*@b/run carries credentials"):
         errand(out="s3://me:hidden@b/run").refuse()
+    storage = {"storage_path": "s3://b/runs", "storage": {"endpoint": "http://me:hidden@minio:9000"}}
+    with pytest.raises(Exception, match=r"endpoint: http://\*\*\*@minio:9000 carries credentials"):
+        errand(cluster=storage).refuse()
 
 
 def test_shards_in_object_storage_need_a_place_for_copies():

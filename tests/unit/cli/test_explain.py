@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sklearn.metrics import average_precision_score
 from support.media import image_table
 from support.tabular import rows
@@ -20,6 +21,7 @@ from shoal.evaluation.explain.permutation import orders
 from shoal.evaluation.explain.trained import grid, of_trained, packed
 from shoal.evaluation.explain.work import PERMUTATIONS, draws
 from shoal.training.artifact import TrainedModel
+from shoal.verbs import explaining
 
 BASE = """\
 data: {{path: {folder}/{rows}.parquet, target: y, id: key{more}}}
@@ -102,6 +104,24 @@ def test_the_runs_report_has_the_main_figures_as_long_as_they_are_there(shoal, p
     told = shoal("explain", run, "--rows", 6)
     assert told.code == 0
     assert "report.html does not show these explanations" in told.err
+
+
+def test_threads_are_those_of_a_task_here_too(place, tmp_path, monkeypatch):
+    """Their number moves the last digits of a sum, and tasks have one each."""
+    seen, own = [], explaining.answers_of
+
+    def answers_of(*given):
+        seen.append(torch.get_num_threads())
+        return own(*given)
+
+    monkeypatch.setattr(explaining, "answers_of", answers_of)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        package.explain(str(place / "line"), rows=4, methods=["shap"], out=str(tmp_path / "out"))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_importances_are_those_of_permuted_raw_rows(default, place):

@@ -83,6 +83,21 @@ def test_the_path_begins_where_every_weight_is_zero(rows, classes):
         highest(np.ones((5, 1)), np.arange(5.0), 1.0)
 
 
+@pytest.mark.parametrize("ratio", [1.0, 0.5])
+def test_a_path_of_classes_that_columns_part_ends_at_optima(ratio):
+    """More columns than rows, some of them the same: weights are not unique, and grow without an end."""
+    x, y = CANCER[0][:80], CANCER[1][:80]
+    bins = np.concatenate(
+        [np.eye(4)[np.digitize(c, np.quantile(c, [0.25, 0.5, 0.75]))] for c in x.T[:20]], axis=1
+    )
+    wide = np.concatenate([x, x, bins], axis=1)
+    found = fit(wide, y, strengths(highest(wide, y, ratio), 40, 1e-3), ratio, True)
+    for w, b, strength in zip(found.weights, found.intercepts, found.strengths, strict=True):
+        slope = wide.T @ (y - expit(wide @ w + b)) / len(y) - strength * (1 - ratio) * w
+        assert np.abs(slope[w != 0] - strength * ratio * np.sign(w[w != 0])).max(initial=0) < 1e-5 * strength
+        assert np.abs(slope).max() < strength * ratio * (1 + 1e-5)
+
+
 def test_a_network_at_zero_has_no_slope_and_a_linear_model_has():
     """Why there is no path of a network: begun where every weight is zero, it would stay there at any strength."""
     x, y = (torch.from_numpy(part) for part in CANCER)
