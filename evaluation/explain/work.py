@@ -155,6 +155,11 @@ class Explain:
             _LOADED[:] = [(self.source, self.sha256, trained)]
         return _LOADED[0][2]
 
+    @property
+    def random_state(self) -> int:
+        """With which scikit-learn draws the same permutations."""
+        return int(draws(self.seed, PERMUTATIONS).generate_state(1)[0])
+
     def score(self, predictions: Floats) -> float:
         """Score answers ``[n, K]`` of the sample; greater is better."""
         metric, sample = METRICS[self.metric], self.sample
@@ -165,8 +170,7 @@ class Explain:
 
     def permuted(self, subject: Subject, columns: Sequence[str]) -> Floats:
         """Return the scores ``[R]`` with columns permuted together."""
-        state = np.random.RandomState(draws(self.seed, PERMUTATIONS).generate_state(1)[0])
-        order = orders(len(self.sample.cells), self.settings.repeats, state)
+        order = orders(len(self.sample.cells), self.settings.repeats, self.random_state)
         return permuted_scores(
             subject.predict, self.sample.cells, subject.positions(columns), order, self.score
         )

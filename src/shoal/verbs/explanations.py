@@ -155,6 +155,8 @@ def explain(
         target.write_table(f"{name}.parquet", table)
     target.write_text(PAGE, render_explained(outcome))
     summary = outcome.summary()
+    if judged:
+        summary["random_state"] = explaining.random_state
     own = target.uri == folder.child(EXPLANATIONS).uri
     if own:
         target.write_text(EXPLAINED, render_section(outcome, f"{EXPLANATIONS}/{PAGE}"))
@@ -183,8 +185,12 @@ def _with(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
 
 def _pair(name: str | Sequence[str], names: Sequence[str]) -> Any:
     """Read ``a,b`` as both columns together."""
-    if not isinstance(name, str) or name in names or name.count(",") != 1:
+    if not isinstance(name, str) or name in names or "," not in name:
         return name
+    if name.count(",") > 1:
+        raise ConfigError(
+            f"--columns {name}: partial dependence is of one column, or of two together, such as a,b; give --columns again"
+        )
     return [part.strip() for part in name.split(",")]
 
 

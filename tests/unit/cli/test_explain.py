@@ -124,6 +124,12 @@ def test_threads_are_those_of_a_task_here_too(place, tmp_path, monkeypatch):
         torch.set_num_threads(before)
 
 
+def test_three_columns_together_are_refused(shoal, place, tmp_path):
+    done = shoal("explain", place / "line", "--columns", "x,z,kind", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "is of one column, or of two together, such as a,b" in done.err
+
+
 def test_importances_are_those_of_permuted_raw_rows(default, place):
     """The same permutations of the raw column, predicted anew from the raw table."""
     result, folder = default
@@ -134,7 +140,8 @@ def test_importances_are_those_of_permuted_raw_rows(default, place):
     y = (test["label"] == "yes").to_numpy()
     baseline = average_precision_score(y, trained.scores(raw))
     assert result.found["baseline"] == pytest.approx(baseline, abs=1e-12)
-    order = orders(len(raw), 5, np.random.RandomState(draws(0, PERMUTATIONS).generate_state(1)[0]))
+    assert result.found["random_state"] == draws(0, PERMUTATIONS).generate_state(1)[0]
+    order = orders(len(raw), 5, result.found["random_state"])
     found = table_of(folder, "permutation")
     for column in ("x", "z", "kind"):
         falls = []
