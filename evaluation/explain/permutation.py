@@ -19,7 +19,7 @@ from sklearn.utils import check_random_state
 
 from shoal.evaluation.explain.subject import Cells, Floats, Predict, Subject
 
-BLOCK = 8192  # rows of a call: some thousands stay in the processor's cache
+BLOCK = 4096  # rows of a call: some thousands stay in the processor's cache
 Score = Callable[[Floats], float]
 
 
