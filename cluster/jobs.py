@@ -23,7 +23,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 EXTRA = "pip install 'shoal[jobs]'"
 _MARK = "shoal"  # the key of the metadata by which our jobs are known
 _SECONDS = 30.0  # for one request
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5  # between two looks at a job: Ray's job service tells of nothing by itself
 _PATIENCE_SECONDS = 60.0  # with a way to the cluster that is broken, such as a port-forward that starts again
 _PROBE_SECONDS = 120.0  # for the first process on a node that has just started
 # Each sets a level of its own when it is imported, and tells of every upload.

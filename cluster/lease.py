@@ -28,7 +28,9 @@ STALE_SECONDS = 120.0
 RENEW_SECONDS = 20.0
 SETTLE_SECONDS = 0.5
 _LOOK_SECONDS = 0.2  # between two looks whether a folder was released: no file system tells of it
-_LOOK_ELSEWHERE_SECONDS = 1.0
+_LOOK_ELSEWHERE_SECONDS = (
+    1.0  # the same of a folder that another host's driver holds, maybe in object storage
+)
 _SILENT = Silent()
 
 

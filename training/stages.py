@@ -148,6 +148,7 @@ def _changed(config: TrainingConfig, change: ChangeConfig) -> TrainingConfig:
     if own:
         update["optimizer"] = config.optimizer.model_copy(update=own)
     if "learning_rate" in values:
+        # `TrainingConfig` lets only an optimiser change it that has one.
         times = values["learning_rate"] / float(config.optimizer.learning_rate)  # type: ignore[attr-defined]
         update["parameter_groups"] = tuple(
             group
